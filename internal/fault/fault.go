@@ -1,0 +1,58 @@
+package fault
+
+import (
+	"errors"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// Class says who can mend a failure.
+type Class uint8
+
+const (
+	// Internal is a bug of ours, and the class of every unclassified error: retried, counted, logged.
+	Internal Class = iota
+	// Transient mends itself, perhaps: retried with backoff.
+	Transient
+	// User means that the spec, or what it names, is wrong: told in a condition and an Event.
+	User
+)
+
+// Error is an error with its class and its reason.
+type Error struct {
+	Class  Class
+	Reason v1alpha1.Reason
+	Err    error
+}
+
+// Error returns the message of the error inside.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the error inside.
+func (e *Error) Unwrap() error { return e.Err }
+
+// ByUser marks err as something that the user can mend.
+func ByUser(reason v1alpha1.Reason, err error) error {
+	return &Error{Class: User, Reason: reason, Err: err}
+}
+
+// ByTime marks err as something that may mend itself.
+func ByTime(reason v1alpha1.Reason, err error) error {
+	return &Error{Class: Transient, Reason: reason, Err: err}
+}
+
+// ClassOf returns the class of the outermost Error in err's tree, Internal if there is none.
+func ClassOf(err error) Class {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Class
+	}
+	return Internal
+}
+
+// ReasonOf returns the reason of the outermost Error in err's tree, InternalError if there is none.
+func ReasonOf(err error) v1alpha1.Reason {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	return v1alpha1.ReasonInternalError
+}
