@@ -1,0 +1,353 @@
+package v1alpha1
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// VirtualMachine is a KVM guest. It runs in a berth: a pod of the same name, in
+// whose container's cgroup and network its QEMU lives.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=vm;bvm,categories=all;berth
+// +kubebuilder:selectablefield:JSONPath=`.status.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.nodeName`
+// +kubebuilder:printcolumn:name="IP",type=string,JSONPath=`.status.addresses[0]`
+// +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.status.image`
+// +kubebuilder:printcolumn:name="CPU",type=integer,JSONPath=`.spec.cpu.cores`
+// +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.spec.memory.size`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 63 characters (lower case letters, digits, '-'): it is the guest's host name"
+type VirtualMachine struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata is the object's metadata.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	// spec is what the user wants. Berth never writes it.
+	// +required
+	Spec VirtualMachineSpec `json:"spec"`
+	// status is what Berth sees.
+	// +optional
+	Status VirtualMachineStatus `json:"status,omitempty"`
+}
+
+// VirtualMachineList is a list of VirtualMachines.
+//
+// +kubebuilder:object:root=true
+type VirtualMachineList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []VirtualMachine `json:"items"`
+}
+
+// State is what a VirtualMachine should be doing.
+//
+// +kubebuilder:validation:Enum=Running;Stopped;Paused
+type State string
+
+// The states that a user can ask for.
+const (
+	StateRunning State = "Running"
+	StateStopped State = "Stopped"
+	StatePaused  State = "Paused"
+)
+
+// RestartPolicy says what follows when the guest stops by itself.
+//
+// +kubebuilder:validation:Enum=Always;OnFailure;Never
+type RestartPolicy string
+
+// The restart policies, with a pod's meaning.
+const (
+	RestartAlways    RestartPolicy = "Always"
+	RestartOnFailure RestartPolicy = "OnFailure"
+	RestartNever     RestartPolicy = "Never"
+)
+
+// VirtualMachineSpec is what the user wants of a guest.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.kernel) || size(self.disks) > 0",message="the guest has nothing to boot from: give disks or kernel"
+// +kubebuilder:validation:XValidation:rule="!(self.state == 'Paused' && has(self.livenessProbe))",message="a paused guest cannot answer its livenessProbe and would be restarted: remove the probe, or use state Stopped"
+// +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, e.name == d.name))",message="disks need different names"
+type VirtualMachineSpec struct {
+	// state is what the guest should be doing: Running, Stopped (no guest, no berth, node-local disks kept) or
+	// Paused (vCPUs halted, memory kept).
+	// +optional
+	// +kubebuilder:default=Running
+	State State `json:"state,omitempty"`
+	// restartPolicy is what follows when the guest stops by itself, as a pod's: Always, OnFailure (it panicked or
+	// QEMU failed) or Never. kubelet restarts it in place, with a growing delay.
+	// +optional
+	// +kubebuilder:default=Always
+	RestartPolicy RestartPolicy `json:"restartPolicy,omitempty"`
+	// restartedAt restarts the guest once, gracefully, whenever it changes. Any text does; a time stamp is usual.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	RestartedAt string `json:"restartedAt,omitempty"`
+	// terminationGracePeriodSeconds is how long the guest may take to power off before it is ended, in seconds.
+	// +optional
+	// +kubebuilder:default=60
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=86400
+	TerminationGracePeriodSeconds *int64 `json:"terminationGracePeriodSeconds,omitempty"`
+	// cpu is the guest's virtual processors.
+	// +optional
+	// +kubebuilder:default={}
+	CPU CPU `json:"cpu,omitempty"`
+	// memory is the guest's memory.
+	// +required
+	Memory Memory `json:"memory"`
+	// kernel boots a kernel directly, without a boot loader.
+	// +optional
+	Kernel *Kernel `json:"kernel,omitempty"`
+	// disks are the guest's disks, in boot order.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=16
+	Disks []Disk `json:"disks,omitempty"`
+	// networks are the guest's network interfaces. An empty list means none.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:default={{name: "default", pod: {}}}
+	// +kubebuilder:validation:MaxItems=1
+	Networks []Network `json:"networks"`
+	// cloudInit configures the guest at its first boot (NoCloud).
+	// +optional
+	CloudInit *CloudInit `json:"cloudInit,omitempty"`
+	// sshAuthorizedKeys are public keys that cloud-init lets into the guest's default user.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=8192
+	// +kubebuilder:validation:items:Pattern=`^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$`
+	SSHAuthorizedKeys []string `json:"sshAuthorizedKeys,omitempty"`
+	// berth adds metadata to the guest's pod.
+	// +optional
+	Berth *BerthTemplate `json:"berth,omitempty"`
+
+	// nodeSelector limits the nodes by their labels, as a pod's.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=32
+	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
+	// affinity attracts to and repels from nodes and pods, as a pod's.
+	// +optional
+	Affinity *corev1.Affinity `json:"affinity,omitempty"`
+	// tolerations let the guest onto tainted nodes, as a pod's.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=32
+	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
+	// topologySpreadConstraints spread guests over the cluster, as a pod's. Their label selectors see berth.labels.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	TopologySpreadConstraints []corev1.TopologySpreadConstraint `json:"topologySpreadConstraints,omitempty"`
+	// priorityClassName is the guest's priority in scheduling and preemption, as a pod's.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	PriorityClassName string `json:"priorityClassName,omitempty"`
+	// schedulerName is the scheduler to use, as a pod's.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	SchedulerName string `json:"schedulerName,omitempty"`
+	// imagePullSecrets are Secrets of type kubernetes.io/dockerconfigjson in the same namespace, used for the
+	// images of disks and kernel.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=8
+	ImagePullSecrets []LocalReference `json:"imagePullSecrets,omitempty"`
+
+	// readinessProbe decides whether Services send traffic to the guest, as a pod's. It counts while the guest runs.
+	// +optional
+	ReadinessProbe *Probe `json:"readinessProbe,omitempty"`
+	// livenessProbe restarts the guest when it fails, as a pod's. It counts while the guest runs.
+	// +optional
+	LivenessProbe *Probe `json:"livenessProbe,omitempty"`
+	// startupProbe holds the other probes back until it passes once, and restarts the guest when it does not pass in
+	// initialDelaySeconds + periodSeconds x failureThreshold of running, as a pod's.
+	// +optional
+	StartupProbe *Probe `json:"startupProbe,omitempty"`
+}
+
+// CPU describes the guest's virtual processors.
+//
+// +kubebuilder:validation:XValidation:rule="self.cores * self.sockets * self.threads <= 512",message="cores x sockets x threads must be at most 512"
+type CPU struct {
+	// cores is the number of cores of each socket.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=512
+	Cores int32 `json:"cores,omitempty"`
+	// sockets is the number of sockets.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=64
+	Sockets int32 `json:"sockets,omitempty"`
+	// threads is the number of threads of each core.
+	// +optional
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=8
+	Threads int32 `json:"threads,omitempty"`
+	// model is the processor the guest sees: host-model (the host's, as libvirt knows it), host-passthrough, or a
+	// model of libvirt's by name, such as Skylake-Server. On hosts that emulate, the first two mean all that can be emulated.
+	// +optional
+	// +kubebuilder:default=host-model
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9][A-Za-z0-9_.+-]*$`
+	Model string `json:"model,omitempty"`
+}
+
+// Memory describes the guest's memory.
+type Memory struct {
+	// size is what the guest sees, such as 2Gi. The berth requests it with the overhead of QEMU.
+	// +required
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('16Mi')) >= 0 && quantity(string(self)).compareTo(quantity('16Ti')) <= 0",message="memory.size must be a quantity from 16Mi to 16Ti, such as 2Gi"
+	Size resource.Quantity `json:"size"`
+}
+
+// Kernel boots a kernel directly.
+type Kernel struct {
+	// image is an OCI image that holds the kernel, and the initrd if there is one.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Image string `json:"image"`
+	// kernelPath is the kernel's path in the image, such as /boot/vmlinuz.
+	// +optional
+	// +kubebuilder:default=/boot/vmlinuz
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^/([^/\x00-\x1f]+/)*[^/\x00-\x1f]+$`
+	// +kubebuilder:validation:XValidation:rule="!self.split('/').exists(p, p == '..' || p == '.')",message="kernelPath must not contain . or .. : write the path as it is in the image"
+	KernelPath string `json:"kernelPath,omitempty"`
+	// initrdPath is the initial RAM disk's path in the image, such as /boot/initrd.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^/([^/\x00-\x1f]+/)*[^/\x00-\x1f]+$`
+	// +kubebuilder:validation:XValidation:rule="!self.split('/').exists(p, p == '..' || p == '.')",message="initrdPath must not contain . or .. : write the path as it is in the image"
+	InitrdPath string `json:"initrdPath,omitempty"`
+	// commandLine is handed to the kernel, such as console=ttyS0.
+	// +optional
+	// +kubebuilder:default="console=ttyS0"
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f]*$`
+	CommandLine string `json:"commandLine,omitempty"`
+}
+
+// Disk is a disk of the guest.
+//
+// +kubebuilder:validation:XValidation:rule="(has(self.ephemeral) && self.ephemeral) == (has(oldSelf.ephemeral) && oldSelf.ephemeral)",message="a disk stays ephemeral or kept: add a disk with another name instead"
+// +kubebuilder:validation:XValidation:rule="self.image == oldSelf.image || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps the image it was made from: add a disk with another name, or make a new VirtualMachine"
+// +kubebuilder:validation:XValidation:rule="has(self.size) == has(oldSelf.size) && (!has(self.size) || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) == 0) || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps its size: add a disk with another name"
+type Disk struct {
+	// name tells the disk from the others; the guest sees it as the disk's serial number.
+	// +required
+	// +kubebuilder:validation:MaxLength=20
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+	// image is an OCI image that holds a raw or qcow2 disk, as a containerDisk (/disk/*) or an artifact. The disk is a
+	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Image string `json:"image"`
+	// size is what the guest sees, such as 20Gi; the image's own size by default. It cannot be less than the image's.
+	// +optional
+	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && quantity(string(self)).compareTo(quantity('64Ti')) <= 0",message="size must be a quantity from 1Mi to 64Ti, such as 20Gi"
+	Size *resource.Quantity `json:"size,omitempty"`
+	// ephemeral makes the disk fresh at every start of the guest.
+	// +optional
+	Ephemeral bool `json:"ephemeral,omitempty"`
+}
+
+// Network is a network interface of the guest.
+type Network struct {
+	// name tells the interface from the others.
+	// +required
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	Name string `json:"name"`
+	// pod connects the guest to the cluster's pod network: it has a private address of its own, and the berth's
+	// address, all ports of it, leads to the guest.
+	// +required
+	Pod *PodNetwork `json:"pod"`
+}
+
+// PodNetwork is the cluster's pod network.
+type PodNetwork struct{}
+
+// CloudInit is the guest's first-boot configuration, handed over as a NoCloud seed.
+//
+// +kubebuilder:validation:XValidation:rule="!(has(self.userData) && has(self.userDataSecretRef))",message="give userData or userDataSecretRef, not both"
+// +kubebuilder:validation:XValidation:rule="has(self.userData) || has(self.userDataSecretRef) || has(self.networkData)",message="cloudInit is empty: give userData, userDataSecretRef or networkData, or leave cloudInit out"
+type CloudInit struct {
+	// userData is cloud-init's user data. Everybody who may read the VirtualMachine can read it: keep passwords and
+	// keys in a Secret and name it in userDataSecretRef.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=262144
+	UserData *string `json:"userData,omitempty"`
+	// userDataSecretRef names a Secret in the same namespace whose key holds the user data.
+	// +optional
+	UserDataSecretRef *SecretKeyReference `json:"userDataSecretRef,omitempty"`
+	// networkData is cloud-init's network configuration (version 1 or 2); DHCP by default.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=65536
+	NetworkData *string `json:"networkData,omitempty"`
+}
+
+// SecretKeyReference names a key of a Secret.
+type SecretKeyReference struct {
+	// name is the Secret's name.
+	// +required
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Name string `json:"name"`
+	// key is the key in the Secret.
+	// +optional
+	// +kubebuilder:default=userdata
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
+	Key string `json:"key,omitempty"`
+}
+
+// LocalReference names an object in the same namespace.
+type LocalReference struct {
+	// name is the object's name.
+	// +required
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	Name string `json:"name"`
+}
+
+// BerthTemplate adds metadata to a guest's pod.
+type BerthTemplate struct {
+	// labels are put on the pod, for Services, NetworkPolicies and spreading.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=64
+	// +kubebuilder:validation:XValidation:rule="self.all(k, !(k.startsWith('berth.dev/') || k.contains('.berth.dev/')))",message="labels of berth.dev are Berth's own: use another prefix"
+	Labels map[string]string `json:"labels,omitempty"`
+	// annotations are put on the pod if the administrator's allow-list has them.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=64
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// Probe is a pod's probe that the guest answers.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.exec)",message="exec probes do not reach into a guest: use httpGet, tcpSocket or grpc"
+// +kubebuilder:validation:XValidation:rule="!has(self.httpGet) || type(self.httpGet.port) == int",message="httpGet.port must be a number: a guest has no named ports"
+// +kubebuilder:validation:XValidation:rule="!has(self.tcpSocket) || type(self.tcpSocket.port) == int",message="tcpSocket.port must be a number: a guest has no named ports"
+type Probe struct {
+	corev1.Probe `json:",inline"`
+}

@@ -1,0 +1,155 @@
+package v1alpha1
+
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// Condition types of a VirtualMachine. The operator writes Scheduled, Ready and
+// UpToDate; the node's agent writes DisksReady, Running and AgentConnected.
+const (
+	// ConditionScheduled: the berth has a node.
+	ConditionScheduled = "Scheduled"
+	// ConditionDisksReady: the guest's disks exist on the node.
+	ConditionDisksReady = "DisksReady"
+	// ConditionRunning: the guest's vCPUs run.
+	ConditionRunning = "Running"
+	// ConditionAgentConnected: the guest agent in the guest answers.
+	ConditionAgentConnected = "AgentConnected"
+	// ConditionReady: the guest runs and its probes pass. Absent while the spec wants no guest and there is none.
+	ConditionReady = "Ready"
+	// ConditionUpToDate: the guest was started from the spec as it is.
+	ConditionUpToDate = "UpToDate"
+)
+
+// Phase sums a VirtualMachine up in one word, for eyes only: nothing decides by it.
+type Phase string
+
+// The phases.
+const (
+	PhasePending   Phase = "Pending"
+	PhaseStarting  Phase = "Starting"
+	PhaseRunning   Phase = "Running"
+	PhasePaused    Phase = "Paused"
+	PhaseStopping  Phase = "Stopping"
+	PhaseStopped   Phase = "Stopped"
+	PhaseBackOff   Phase = "BackOff"
+	PhaseSucceeded Phase = "Succeeded"
+	PhaseFailed    Phase = "Failed"
+	PhaseUnknown   Phase = "Unknown"
+)
+
+// VirtualMachineStatus is what Berth sees of a guest.
+type VirtualMachineStatus struct {
+	// observedGeneration is the generation of the spec that this status answers to.
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// phase sums the conditions up in one word.
+	// +optional
+	Phase Phase `json:"phase,omitempty"`
+	// conditions are the facts: Scheduled, DisksReady, Running, AgentConnected, Ready, UpToDate.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	// +kubebuilder:validation:MaxItems=16
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+	// nodeName is the node of the present berth, or of the last one: node-local disks stay there.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	NodeName string `json:"nodeName,omitempty"`
+	// berth is the pod in which the guest may run. Only there does an agent start it.
+	// +optional
+	Berth *BerthReference `json:"berth,omitempty"`
+	// addresses are the berth's addresses, which lead to the guest.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=16
+	Addresses []string `json:"addresses,omitempty"`
+	// image is the image that the guest boots from, as in the spec.
+	// +optional
+	Image string `json:"image,omitempty"`
+	// restarts counts the guest's restarts in its present berth.
+	// +optional
+	Restarts int32 `json:"restarts,omitempty"`
+	// pendingChanges are the fields of the spec that changed since the berth was made. They take effect at the next restart.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=64
+	PendingChanges []string `json:"pendingChanges,omitempty"`
+
+	// guest is what the guest agent tells.
+	// +optional
+	Guest *GuestInfo `json:"guest,omitempty"`
+	// disks are the guest's disks on the node.
+	// +optional
+	// +listType=map
+	// +listMapKey=name
+	// +kubebuilder:validation:MaxItems=16
+	Disks []DiskStatus `json:"disks,omitempty"`
+	// lastExit is how the guest last ended.
+	// +optional
+	LastExit *LastExit `json:"lastExit,omitempty"`
+	// releasedBerth is the UID of the last berth of which the node's agent has proven that no process of the guest is left.
+	// +optional
+	ReleasedBerth types.UID `json:"releasedBerth,omitempty"`
+}
+
+// BerthReference names a berth.
+type BerthReference struct {
+	// podName is the pod's name.
+	// +required
+	PodName string `json:"podName"`
+	// podUID is the pod's UID.
+	// +required
+	PodUID types.UID `json:"podUID"`
+}
+
+// GuestInfo is what the guest agent tells. It is the guest's own word, shortened.
+type GuestInfo struct {
+	// hostname is the guest's host name.
+	// +optional
+	Hostname string `json:"hostname,omitempty"`
+	// os is the guest's operating system, such as "Debian GNU/Linux 12 (bookworm)".
+	// +optional
+	OS string `json:"os,omitempty"`
+	// kernel is the guest's kernel release.
+	// +optional
+	Kernel string `json:"kernel,omitempty"`
+	// agentVersion is the guest agent's version.
+	// +optional
+	AgentVersion string `json:"agentVersion,omitempty"`
+}
+
+// DiskStatus is a node-local disk of a guest.
+type DiskStatus struct {
+	// name is the disk's name in the spec.
+	// +required
+	Name string `json:"name"`
+	// imageDigest is the digest of the image that the disk was made from.
+	// +optional
+	ImageDigest string `json:"imageDigest,omitempty"`
+	// size is what the guest sees.
+	// +optional
+	Size *resource.Quantity `json:"size,omitempty"`
+	// ephemeral is true for a disk that is fresh at every start. Every other disk binds its guest to the node.
+	// +optional
+	Ephemeral bool `json:"ephemeral,omitempty"`
+}
+
+// LastExit is how a guest ended.
+type LastExit struct {
+	// reason is why, in one word.
+	// +required
+	Reason Reason `json:"reason"`
+	// exitCode is the berth's exit code: 0 after a power-off, 134 after a panic, 137 after a kill, 1 after a failure of QEMU.
+	// +required
+	ExitCode int32 `json:"exitCode"`
+	// time is when the agent saw it.
+	// +required
+	Time metav1.Time `json:"time"`
+	// message tells more.
+	// +optional
+	// +kubebuilder:validation:MaxLength=2048
+	Message string `json:"message,omitempty"`
+}

@@ -1,0 +1,141 @@
+package virtualmachine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+func (r *Reconciler) act(ctx context.Context, seen snapshot, actions []action) error {
+	for _, a := range actions {
+		if err := r.do(ctx, seen, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
+	switch a := a.(type) {
+	case keepVM:
+		return r.setFinalizers(ctx, seen.vm, append(seen.vm.Finalizers, berth.DiskFinalizer))
+	case releaseVM:
+		return r.setFinalizers(ctx, seen.vm, without(seen.vm.Finalizers, berth.DiskFinalizer))
+	case releaseBerth:
+		return r.setFinalizers(ctx, a.pod, without(a.pod.Finalizers, berth.PodFinalizer))
+	case createBerth:
+		return r.createBerth(ctx, seen.vm, a.node)
+	case deleteBerth:
+		return r.deleteBerth(ctx, seen, a)
+	}
+	return fmt.Errorf("unknown action %T", a)
+}
+
+// createBerth makes the pod. That it exists already is success if it is ours.
+//
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create
+func (r *Reconciler) createBerth(ctx context.Context, vm *v1alpha1.VirtualMachine, node string) error {
+	pod, err := berth.PodFor(vm, node, r.Options)
+	if err != nil {
+		return err
+	}
+	err = r.Client.Create(ctx, pod)
+	switch {
+	case err == nil:
+		ctrl.LoggerFrom(ctx).V(1).Info("Created berth", "berth", pod.UID)
+		return nil
+	case apierrors.IsAlreadyExists(err):
+		return r.whoseBerth(ctx, vm)
+	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
+		return fault.ByUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses the berth: %w", err))
+	default:
+		return fmt.Errorf("creating berth: %w", err)
+	}
+}
+
+// whoseBerth finds out what pod has the VirtualMachine's name.
+func (r *Reconciler) whoseBerth(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
+	var pod corev1.Pod
+	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(vm), &pod); err != nil {
+		return fmt.Errorf("reading the pod that has the berth's name: %w", err)
+	}
+	owner, ours := berth.OwnerUID(&pod)
+	if ours && owner == vm.UID && pod.Labels[berth.LabelVM] != "" {
+		return nil // the cache was behind
+	}
+	if ours {
+		return fault.ByTime(v1alpha1.ReasonPodNameTaken, fmt.Errorf("the berth of a former VirtualMachine of this name is still ending"))
+	}
+	return fault.ByUser(v1alpha1.ReasonPodNameTaken, fmt.Errorf(
+		"a pod that is not Berth's has the name %s: delete that pod, or give the VirtualMachine another name", vm.Name))
+}
+
+// +kubebuilder:rbac:groups="",resources=pods,verbs=delete
+func (r *Reconciler) deleteBerth(ctx context.Context, seen snapshot, a deleteBerth) error {
+	pod := seen.berth
+	if pod == nil {
+		pod = seen.orphan
+	}
+	err := r.Client.Delete(ctx, pod, client.GracePeriodSeconds(a.grace), client.Preconditions{UID: &a.uid})
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("deleting berth: %w", err)
+	}
+	ctrl.LoggerFrom(ctx).V(1).Info("Deleted berth", "berth", a.uid)
+	return nil
+}
+
+// finalizerPatch replaces the finalizers of exactly the object that was seen.
+type finalizerPatch struct {
+	Metadata struct {
+		UID             types.UID `json:"uid"`
+		ResourceVersion string    `json:"resourceVersion"`
+		Finalizers      []string  `json:"finalizers"`
+	} `json:"metadata"`
+}
+
+// +kubebuilder:rbac:groups="",resources=pods,verbs=patch
+// +kubebuilder:rbac:groups="",resources=pods/finalizers,verbs=update
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/finalizers,verbs=update
+func (r *Reconciler) setFinalizers(ctx context.Context, o client.Object, finalizers []string) error {
+	var p finalizerPatch
+	p.Metadata.UID, p.Metadata.ResourceVersion, p.Metadata.Finalizers = o.GetUID(), o.GetResourceVersion(), finalizers
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return fmt.Errorf("encoding finalizers: %w", err)
+	}
+	target := &metav1.PartialObjectMetadata{}
+	switch o.(type) {
+	case *corev1.Pod:
+		target.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
+	case *v1alpha1.VirtualMachine:
+		target.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachine"))
+	}
+	target.SetNamespace(o.GetNamespace())
+	target.SetName(o.GetName())
+	err = r.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, raw))
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("setting finalizers of %s: %w", o.GetName(), err)
+	}
+	return nil
+}
+
+func without(list []string, item string) []string {
+	rest := []string{}
+	for _, s := range list {
+		if s != item {
+			rest = append(rest, s)
+		}
+	}
+	return rest
+}

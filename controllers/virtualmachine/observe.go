@@ -1,0 +1,154 @@
+package virtualmachine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
+)
+
+// snapshot is all that a decision may depend on.
+type snapshot struct {
+	vm    *v1alpha1.VirtualMachine // nil: there is none
+	berth *corev1.Pod              // the VM's own; nil: there is none
+	// orphan is a berth of this name whose VirtualMachine is gone: deleted, or made anew.
+	orphan *corev1.Pod
+	// node is the node of berth or orphan, or of the disks if there are neither; nil: it has none, or the node is gone.
+	node *corev1.Node
+	// host is what the agent of that node says; nil: nothing.
+	host *v1alpha1.VirtualMachineHost
+	// hosts are all of them, read only while there is no such node.
+	hosts []v1alpha1.VirtualMachineHost
+	// drift are the fields of the spec that the berth was not made from.
+	drift []string
+	now   time.Time
+}
+
+func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (seen snapshot, err error) {
+	seen.now = r.Now()
+	var vm v1alpha1.VirtualMachine
+	if err = r.Client.Get(ctx, name, &vm); err == nil {
+		seen.vm = &vm
+	} else if client.IgnoreNotFound(err) != nil {
+		return seen, fmt.Errorf("reading VirtualMachine: %w", err)
+	}
+	var pod corev1.Pod
+	err = r.Client.Get(ctx, name, &pod)
+	switch {
+	case client.IgnoreNotFound(err) != nil:
+		return seen, fmt.Errorf("reading berth: %w", err)
+	case err != nil:
+		return seen, r.observeHome(ctx, &seen, "")
+	}
+	owner, ours := berth.OwnerUID(&pod)
+	switch {
+	case !ours: // creating the berth will tell
+	case seen.vm != nil && owner == seen.vm.UID:
+		seen.berth = &pod
+		if seen.drift, err = berth.Drift(seen.vm, &pod); err != nil {
+			return seen, err
+		}
+	default:
+		seen.orphan = &pod
+	}
+	return seen, r.observeHome(ctx, &seen, pod.Spec.NodeName)
+}
+
+// observeHome reads the node and the host of the berth, or those of the VirtualMachine's disks; all hosts if there are neither.
+func (r *Reconciler) observeHome(ctx context.Context, seen *snapshot, node string) error {
+	if node == "" && seen.berth == nil && seen.orphan == nil && seen.vm != nil {
+		node = seen.vm.Status.NodeName
+	}
+	if node == "" {
+		var hosts v1alpha1.VirtualMachineHostList
+		if err := r.Client.List(ctx, &hosts); err != nil {
+			return fmt.Errorf("listing hosts: %w", err)
+		}
+		seen.hosts = hosts.Items
+		return nil
+	}
+	key := types.NamespacedName{Name: node}
+	var n corev1.Node
+	if err := r.Client.Get(ctx, key, &n); err == nil {
+		seen.node = &n
+	} else if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading node: %w", err)
+	}
+	var host v1alpha1.VirtualMachineHost
+	if err := r.Client.Get(ctx, key, &host); err == nil {
+		seen.host = &host
+	} else if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading host: %w", err)
+	}
+	return nil
+}
+
+// wantsGuest: the spec asks for a guest, running or paused.
+func (s *snapshot) wantsGuest() bool {
+	return s.vm != nil && s.vm.DeletionTimestamp.IsZero() && s.vm.Spec.State != v1alpha1.StateStopped
+}
+
+func ending(pod *corev1.Pod) bool { return !pod.DeletionTimestamp.IsZero() }
+
+// provenGone: no process of the berth's guest can be alive. A dead container, or a pod that failed, proves nothing.
+func (s *snapshot) provenGone(pod *corev1.Pod) bool {
+	switch {
+	case pod.Spec.NodeName == "": // no agent ever saw it
+		return true
+	case s.node == nil: // removed by somebody who vouches for it
+		return true
+	case slices.ContainsFunc(s.node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService }):
+		return true
+	case s.vm != nil && s.vm.Status.ReleasedBerth == pod.UID:
+		return true
+	case s.host != nil && slices.Contains(s.host.Status.ReleasedBerths, pod.UID):
+		return true
+	}
+	return false
+}
+
+// nodeLost: the berth's node does not answer, so nobody knows of the guest.
+func (s *snapshot) nodeLost() bool {
+	if s.berth == nil || s.berth.Spec.NodeName == "" {
+		return false
+	}
+	if s.node == nil {
+		return true
+	}
+	return !slices.ContainsFunc(s.node.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// guestIdle: the agent says of this berth that no guest runs in it, or it has no node yet.
+func (s *snapshot) guestIdle() bool {
+	return s.berth.Spec.NodeName == "" || s.named() && condition.Is(s.vm.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionFalse) &&
+		condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning) != v1alpha1.ReasonPaused
+}
+
+// named: the status names the present berth, so what the agent wrote is about it.
+func (s *snapshot) named() bool {
+	return s.vm.Status.Berth != nil && s.vm.Status.Berth.PodUID == s.berth.UID
+}
+
+// finished: the berth's container has ended for good.
+func finished(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+// disksGone: nothing of the VirtualMachine is left on any node.
+func (s *snapshot) disksGone() bool {
+	if s.vm.Status.NodeName == "" || s.node == nil {
+		return true
+	}
+	return condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionDisksReady) == v1alpha1.ReasonDisksRemoved
+}

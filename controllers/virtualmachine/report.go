@@ -1,0 +1,245 @@
+package virtualmachine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+// ownConditions are those that the operator writes.
+var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady, v1alpha1.ConditionUpToDate}
+
+// report writes what Kubernetes knows of the guest, if it differs from what
+// stands there. failure is what act came back with.
+//
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
+func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) error {
+	if seen.vm == nil {
+		return nil
+	}
+	want, have := statusOf(seen, failure), owned(&seen.vm.Status)
+	if equality.Semantic.DeepEqual(want, have) {
+		return nil
+	}
+	if err := kube.ApplyStatus(ctx, r.Client, seen.vm, want, kube.OperatorManager); err != nil {
+		return err
+	}
+	r.tell(seen.vm, have.Conditions, want.Conditions)
+	return nil
+}
+
+// tell raises an Event for what went wrong newly, with the condition's own words.
+func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
+	for _, c := range has {
+		old := meta.FindStatusCondition(had, c.Type)
+		if isTrouble(v1alpha1.Reason(c.Reason)) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
+			r.Events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
+		}
+	}
+}
+
+func isTrouble(reason v1alpha1.Reason) bool {
+	switch reason {
+	case v1alpha1.ReasonUnschedulable, v1alpha1.ReasonNoHost, v1alpha1.ReasonBerthRefused,
+		v1alpha1.ReasonPodNameTaken, v1alpha1.ReasonNodeLost:
+		return true
+	}
+	return false
+}
+
+// owned is the operator's part of a status.
+func owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
+	part := &v1alpha1.VirtualMachineStatus{
+		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, NodeName: s.NodeName, Berth: s.Berth,
+		Addresses: s.Addresses, Image: s.Image, Restarts: s.Restarts, PendingChanges: s.PendingChanges,
+	}
+	for _, c := range s.Conditions {
+		if slices.Contains(ownConditions, c.Type) {
+			part.Conditions = append(part.Conditions, c)
+		}
+	}
+	slices.SortFunc(part.Conditions, byType)
+	return part
+}
+
+func byType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
+
+// statusOf builds the operator's part of the status, whole.
+func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
+	vm, pod := seen.vm, seen.berth
+	s := &v1alpha1.VirtualMachineStatus{
+		ObservedGeneration: vm.Generation,
+		NodeName:           vm.Status.NodeName, // the disks' home, until a new berth has one
+		Image:              bootImage(vm),
+		PendingChanges:     seen.drift,
+	}
+	if pod != nil && pod.Spec.NodeName != "" {
+		s.NodeName = pod.Spec.NodeName
+		s.Berth = &v1alpha1.BerthReference{PodName: pod.Name, PodUID: pod.UID}
+		for _, ip := range pod.Status.PodIPs {
+			s.Addresses = append(s.Addresses, ip.IP)
+		}
+		if c := guestStatus(pod); c != nil {
+			s.Restarts = c.RestartCount
+		}
+	}
+	conditions := []metav1.Condition{scheduled(seen, failure), upToDate(seen)}
+	if c := ready(seen); c != nil {
+		conditions = append(conditions, *c)
+	}
+	slices.SortFunc(conditions, byType)
+	s.Conditions = condition.Carry(conditions, vm.Status.Conditions, vm.Generation, seen.now)
+	s.Phase = phaseOf(seen)
+	return s
+}
+
+func bootImage(vm *v1alpha1.VirtualMachine) string {
+	if len(vm.Spec.Disks) > 0 {
+		return vm.Spec.Disks[0].Image
+	}
+	return vm.Spec.Kernel.Image
+}
+
+func guestStatus(pod *corev1.Pod) *corev1.ContainerStatus {
+	if len(pod.Status.ContainerStatuses) == 0 {
+		return nil
+	}
+	return &pod.Status.ContainerStatuses[0]
+}
+
+func scheduled(seen snapshot, failure error) metav1.Condition {
+	no := func(reason v1alpha1.Reason, message string) metav1.Condition {
+		return condition.New(v1alpha1.ConditionScheduled, false, reason, message)
+	}
+	if reason := fault.ReasonOf(failure); failure != nil && isTrouble(reason) {
+		return no(reason, failure.Error())
+	}
+	switch {
+	case seen.berth == nil && !seen.wantsGuest():
+		return no(v1alpha1.ReasonNotWanted, "")
+	case seen.berth == nil && seen.boundTo() != "" && seen.node == nil:
+		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which is gone: bring it back, or make the VirtualMachine anew", seen.boundTo()))
+	case seen.berth == nil:
+		return no(v1alpha1.ReasonPending, "")
+	case seen.berth.Spec.NodeName == "":
+		return waiting(seen, no)
+	case seen.nodeLost():
+		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost,
+			fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.berth.Spec.NodeName))
+	default:
+		return condition.New(v1alpha1.ConditionScheduled, true, v1alpha1.ReasonScheduled, "")
+	}
+}
+
+// waiting says why the berth has no node.
+func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) metav1.Condition {
+	var problems []string
+	for i := range seen.hosts {
+		if c := meta.FindStatusCondition(seen.hosts[i].Status.Conditions, v1alpha1.ConditionHostReady); c != nil && c.Status != metav1.ConditionTrue {
+			problems = append(problems, fmt.Sprintf("%s: %s", seen.hosts[i].Name, c.Message))
+		}
+	}
+	for _, c := range seen.berth.Status.Conditions {
+		if c.Type != corev1.PodScheduled || c.Status != corev1.ConditionFalse {
+			continue
+		}
+		if len(problems) == len(seen.hosts) {
+			if len(problems) == 0 {
+				return no(v1alpha1.ReasonNoHost, "no node runs Berth's agent: label or untaint nodes so that its DaemonSet runs there")
+			}
+			return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
+		}
+		return no(v1alpha1.ReasonUnschedulable, strings.Join(append([]string{c.Message}, problems...), "; "))
+	}
+	return no(v1alpha1.ReasonPending, "")
+}
+
+func upToDate(seen snapshot) metav1.Condition {
+	if len(seen.drift) > 0 {
+		return condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending,
+			strings.Join(seen.drift, ", ")+" take effect at the next restart: change spec.restartedAt to restart now")
+	}
+	return condition.New(v1alpha1.ConditionUpToDate, true, v1alpha1.ReasonUpToDate, "")
+}
+
+// ready is nil when no guest is wanted and none is there: then all is as it should be.
+func ready(seen snapshot) *metav1.Condition {
+	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	var c metav1.Condition
+	switch {
+	case seen.berth == nil && !seen.wantsGuest():
+		return nil
+	case seen.nodeLost():
+		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, "")
+	case seen.berth == nil || running == nil || !seen.named():
+		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonPending, "")
+	case running.Status == metav1.ConditionUnknown:
+		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
+	case running.Status == metav1.ConditionFalse:
+		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.Reason(running.Reason), running.Message)
+	case ending(seen.berth):
+		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonStopping, "")
+	case podReady(seen.berth):
+		c = condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, "")
+	default:
+		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
+	}
+	return &c
+}
+
+func podReady(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+func phaseOf(seen snapshot) v1alpha1.Phase {
+	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	switch {
+	case seen.berth == nil && seen.wantsGuest():
+		return v1alpha1.PhasePending
+	case seen.berth == nil && !seen.vm.DeletionTimestamp.IsZero():
+		return v1alpha1.PhaseStopping
+	case seen.berth == nil:
+		return v1alpha1.PhaseStopped
+	case seen.nodeLost():
+		return v1alpha1.PhaseUnknown
+	case ending(seen.berth):
+		return v1alpha1.PhaseStopping
+	case seen.berth.Status.Phase == corev1.PodSucceeded:
+		return v1alpha1.PhaseSucceeded
+	case seen.berth.Status.Phase == corev1.PodFailed:
+		return v1alpha1.PhaseFailed
+	case seen.berth.Spec.NodeName == "":
+		return v1alpha1.PhasePending
+	case running == nil || !seen.named():
+		return v1alpha1.PhaseStarting
+	case running.Status == metav1.ConditionUnknown:
+		return v1alpha1.PhaseUnknown
+	case running.Status == metav1.ConditionTrue:
+		return v1alpha1.PhaseRunning
+	case v1alpha1.Reason(running.Reason) == v1alpha1.ReasonPaused:
+		return v1alpha1.PhasePaused
+	case backingOff(seen.berth):
+		return v1alpha1.PhaseBackOff
+	default:
+		return v1alpha1.PhaseStarting
+	}
+}
+
+func backingOff(pod *corev1.Pod) bool {
+	c := guestStatus(pod)
+	return c != nil && c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff"
+}

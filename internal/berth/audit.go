@@ -1,0 +1,55 @@
+package berth
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// OwnerUID returns the UID of the VirtualMachine whose berth the pod claims to
+// be. Only together with that VirtualMachine's status is the claim a proof.
+func OwnerUID(pod metav1.Object) (types.UID, bool) {
+	ref := metav1.GetControllerOf(pod)
+	if ref == nil || ref.Kind != "VirtualMachine" || ref.APIVersion != v1alpha1.GroupVersion.String() {
+		return "", false
+	}
+	return ref.UID, true
+}
+
+// Altered says how admission changed a berth so that its promises no longer
+// hold, or "" when they do. Such a berth gets no guest.
+func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
+	spec := &pod.Spec
+	for _, c := range spec.InitContainers {
+		return fmt.Sprintf("container %q was added", c.Name)
+	}
+	for _, c := range spec.Containers {
+		if c.Name != Container {
+			return fmt.Sprintf("container %q was added", c.Name)
+		}
+	}
+	if len(spec.Containers) != 1 {
+		return "its container guest is missing"
+	}
+	guest := spec.Containers[0]
+	sc := guest.SecurityContext
+	switch {
+	case spec.HostNetwork, spec.HostPID, spec.HostIPC:
+		return "it shares a namespace of the host"
+	case spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace:
+		return "its containers share their processes"
+	case sc == nil || sc.Privileged != nil && *sc.Privileged || sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation:
+		return "its container is privileged"
+	case sc.Capabilities == nil || len(sc.Capabilities.Add) > 0:
+		return "its container has capabilities"
+	case !guest.Stdin || !guest.TTY || len(guest.Command) > 0 || len(guest.Args) > 0:
+		return "its container runs something else than the shim"
+	case guest.Resources.Limits.Memory().Value() < vm.Spec.Memory.Size.Value()+shimMemory+qemuMemory:
+		return fmt.Sprintf("its memory limit is %s, less than the guest needs", guest.Resources.Limits.Memory())
+	}
+	return ""
+}

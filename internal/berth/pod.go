@@ -1,0 +1,245 @@
+package berth
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"path"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// GraceMargin is how much longer than its guest a berth may take to end, in seconds.
+const GraceMargin = 10
+
+// shimUser is the uid and gid of the shim: any will do, but root.
+const shimUser = 65532
+
+// Options are the administrator's part in a berth.
+type Options struct {
+	// ShimImage is the image of the shim.
+	ShimImage string
+	// PullPolicy is how kubelet pulls it.
+	PullPolicy corev1.PullPolicy
+	// PullSecrets are the names of Secrets for it, in the guest's namespace.
+	PullSecrets []string
+	// CPURequest is what a berth requests for each vCPU.
+	CPURequest resource.Quantity
+	// Emulation adds the memory that emulating hosts need.
+	Emulation bool
+	// AllowedAnnotations are the annotations that a VirtualMachine may put on its berth; a trailing * matches any rest.
+	AllowedAnnotations []string
+}
+
+// GraceSeconds is the termination grace period of the VirtualMachine's berth, in seconds.
+func GraceSeconds(vm *v1alpha1.VirtualMachine) int64 {
+	grace := int64(60)
+	if vm.Spec.TerminationGracePeriodSeconds != nil {
+		grace = *vm.Spec.TerminationGracePeriodSeconds
+	}
+	return grace + GraceMargin
+}
+
+// PodFor makes the berth of a VirtualMachine: an unprivileged pod of the same
+// name whose one container runs the shim. node pins it there if not empty.
+// A User fault says that the spec asks for what the administrator does not allow.
+func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, error) {
+	prints, err := fingerprint(&vm.Spec)
+	if err != nil {
+		return nil, err
+	}
+	record, err := json.Marshal(prints)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the berth's record: %w", err)
+	}
+	labels := map[string]string{}
+	annotations := map[string]string{}
+	if t := vm.Spec.Berth; t != nil {
+		for _, key := range slices.Sorted(maps.Keys(t.Annotations)) {
+			if !allowed(key, o.AllowedAnnotations) {
+				return nil, fault.ByUser(v1alpha1.ReasonBerthRefused, fmt.Errorf(
+					"annotation %q is not on the administrator's list: remove it from spec.berth.annotations, or have it added to operator.allowedAnnotations of the chart", key))
+			}
+		}
+		maps.Copy(labels, t.Labels)
+		maps.Copy(annotations, t.Annotations)
+	}
+	labels[LabelVM] = vm.Name
+	annotations[AnnotationSpec] = string(record)
+	annotations[AnnotationRestartedAt] = vm.Spec.RestartedAt
+
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name: vm.Name, Namespace: vm.Namespace,
+			Labels: labels, Annotations: annotations,
+			Finalizers:      []string{PodFinalizer},
+			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, v1alpha1.GroupVersion.WithKind("VirtualMachine"))},
+		},
+		Spec: podSpec(vm, node, o),
+	}, nil
+}
+
+func podSpec(vm *v1alpha1.VirtualMachine, node string, o Options) corev1.PodSpec {
+	no, yes, grace, user := false, true, GraceSeconds(vm), int64(shimUser)
+	selector := map[string]string{LabelHost: "true"}
+	if model := vm.Spec.CPU.Model; model != "" && model != CPUHostModel && model != CPUHostPassthrough {
+		selector[LabelCPUModel+model] = "true"
+	}
+	maps.Copy(selector, vm.Spec.NodeSelector)
+	volumes, mounts := secrets(vm)
+	return corev1.PodSpec{
+		RestartPolicy:                 corev1.RestartPolicy(vm.Spec.RestartPolicy),
+		TerminationGracePeriodSeconds: &grace,
+		AutomountServiceAccountToken:  &no,
+		EnableServiceLinks:            &no,
+		NodeSelector:                  selector,
+		Affinity:                      placement(vm.Spec.Affinity, node),
+		Tolerations:                   tolerations(vm),
+		TopologySpreadConstraints:     vm.Spec.TopologySpreadConstraints,
+		PriorityClassName:             vm.Spec.PriorityClassName,
+		SchedulerName:                 vm.Spec.SchedulerName,
+		ImagePullSecrets:              localReferences(o.PullSecrets),
+		SecurityContext: &corev1.PodSecurityContext{
+			RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
+			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+		Volumes: volumes,
+		Containers: []corev1.Container{{
+			Name:            Container,
+			Image:           o.ShimImage,
+			ImagePullPolicy: o.PullPolicy,
+			Stdin:           true, // for kubectl attach -it
+			TTY:             true,
+			Resources:       resources(vm, o),
+			VolumeMounts:    mounts,
+			StartupProbe:    startupProbe(vm),
+			ReadinessProbe:  userProbe(vm.Spec.ReadinessProbe),
+			LivenessProbe:   userProbe(vm.Spec.LivenessProbe),
+			SecurityContext: &corev1.SecurityContext{
+				AllowPrivilegeEscalation: &no,
+				ReadOnlyRootFilesystem:   &yes,
+				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			},
+		}},
+	}
+}
+
+// secrets mounts what the agent reads from the berth. Only root, so only the
+// agent, can read the files. A missing Secret does not keep the container from
+// starting: the agent says which one is missing, and sees it come.
+func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []corev1.VolumeMount) {
+	optional, rootOnly := true, int32(0o400)
+	add := func(volume, secret, key, file string) {
+		volumes = append(volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+			SecretName: secret, Optional: &optional, DefaultMode: &rootOnly,
+			Items: []corev1.KeyToPath{{Key: key, Path: path.Base(file)}},
+		}}})
+		mounts = append(mounts, corev1.VolumeMount{Name: volume, MountPath: path.Dir(file), ReadOnly: true})
+	}
+	if c := vm.Spec.CloudInit; c != nil && c.UserDataSecretRef != nil {
+		add("user-data", c.UserDataSecretRef.Name, c.UserDataSecretRef.Key, UserDataPath)
+	}
+	for i, s := range vm.Spec.ImagePullSecrets {
+		add(fmt.Sprintf("pull-%d", i), s.Name, corev1.DockerConfigJsonKey, path.Join(PullSecretsDir, s.Name, PullSecretFile))
+	}
+	return volumes, mounts
+}
+
+// startupProbe holds the user's other probes back until the guest runs, however
+// long its images take: kubelet never gives up on it. Giving up on a user's own
+// startup probe is the agent's part, counted from when the guest runs.
+func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
+	probe := &corev1.Probe{
+		ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started"}}},
+		PeriodSeconds:  1,
+		TimeoutSeconds: 5,
+	}
+	if vm.Spec.StartupProbe != nil {
+		probe = vm.Spec.StartupProbe.Probe.DeepCopy()
+	}
+	probe.FailureThreshold = math.MaxInt32
+	return probe
+}
+
+func userProbe(p *v1alpha1.Probe) *corev1.Probe {
+	if p == nil {
+		return nil
+	}
+	return p.Probe.DeepCopy()
+}
+
+// tolerations of a guest with disks on its node let its berth wait for that
+// node: elsewhere it could not start.
+func tolerations(vm *v1alpha1.VirtualMachine) []corev1.Toleration {
+	list := slices.Clone(vm.Spec.Tolerations)
+	if KeepsDisks(vm) {
+		for _, taint := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
+			list = append(list, corev1.Toleration{Key: taint, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute})
+		}
+	}
+	return list
+}
+
+// placement prefers hosts that are ready, and pins the pod to node if one is given.
+func placement(user *corev1.Affinity, node string) *corev1.Affinity {
+	affinity := user.DeepCopy()
+	if affinity == nil {
+		affinity = &corev1.Affinity{}
+	}
+	if affinity.NodeAffinity == nil {
+		affinity.NodeAffinity = &corev1.NodeAffinity{}
+	}
+	nodes := affinity.NodeAffinity
+	nodes.PreferredDuringSchedulingIgnoredDuringExecution = append(nodes.PreferredDuringSchedulingIgnoredDuringExecution,
+		corev1.PreferredSchedulingTerm{Weight: 100, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+			{Key: LabelReady, Operator: corev1.NodeSelectorOpIn, Values: []string{"true"}},
+		}}})
+	if node == "" {
+		return affinity
+	}
+	required := nodes.RequiredDuringSchedulingIgnoredDuringExecution
+	if required == nil || len(required.NodeSelectorTerms) == 0 {
+		required = &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{}}}
+	}
+	here := corev1.NodeSelectorRequirement{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpIn, Values: []string{node}}
+	for i := range required.NodeSelectorTerms { // terms are alternatives: each needs it
+		required.NodeSelectorTerms[i].MatchFields = append(required.NodeSelectorTerms[i].MatchFields, here)
+	}
+	nodes.RequiredDuringSchedulingIgnoredDuringExecution = required
+	return affinity
+}
+
+func localReferences(names []string) []corev1.LocalObjectReference {
+	var refs []corev1.LocalObjectReference
+	for _, name := range names {
+		refs = append(refs, corev1.LocalObjectReference{Name: name})
+	}
+	return refs
+}
+
+// forbiddenAnnotations steer container runtimes and confinement. No list of an administrator's can allow them.
+var forbiddenAnnotations = []string{
+	"*.crio.io/", "crio.io/", "io.kubernetes.cri-o.", "io.kubernetes.cri.", "io.containerd.", "org.systemd.",
+	"container.apparmor.security.beta.kubernetes.io/", "seccomp.security.alpha.kubernetes.io/", "container.seccomp.security.alpha.kubernetes.io/",
+	"berth.dev/", "*.berth.dev/", "io.katacontainers.", "run.oci.", "devices.gvisor.dev/", "dev.gvisor.",
+}
+
+func allowed(key string, list []string) bool {
+	for _, prefix := range forbiddenAnnotations {
+		if rest, ok := strings.CutPrefix(prefix, "*"); ok && strings.Contains(key, rest) || strings.HasPrefix(key, prefix) {
+			return false
+		}
+	}
+	return slices.ContainsFunc(list, func(pattern string) bool {
+		prefix, wild := strings.CutSuffix(pattern, "*")
+		return key == pattern || wild && strings.HasPrefix(key, prefix)
+	})
+}

@@ -1,0 +1,72 @@
+package condition
+
+import (
+	"time"
+	"unicode/utf8"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// maxMessage bounds a message, in bytes: it may carry words of a registry or a guest.
+const maxMessage = 1024
+
+// New makes a condition that is true or false.
+func New(kind string, holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
+	status := metav1.ConditionFalse
+	if holds {
+		status = metav1.ConditionTrue
+	}
+	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Shorten(message)}
+}
+
+// Unknown makes a condition of which nothing can be said now.
+func Unknown(kind string, reason v1alpha1.Reason, message string) metav1.Condition {
+	return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: string(reason), Message: Shorten(message)}
+}
+
+// Carry completes wanted with the generation, and with the transition times of
+// those in have whose status is the same; now is that of the others.
+func Carry(wanted, have []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
+	for i := range wanted {
+		c := &wanted[i]
+		c.ObservedGeneration = generation
+		c.LastTransitionTime = metav1.NewTime(now).Rfc3339Copy()
+		if old := meta.FindStatusCondition(have, c.Type); old != nil && old.Status == c.Status {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+	}
+	return wanted
+}
+
+// Is tells whether the condition of that type has that status. An absent one has none.
+func Is(list []metav1.Condition, kind string, status metav1.ConditionStatus) bool {
+	c := meta.FindStatusCondition(list, kind)
+	return c != nil && c.Status == status
+}
+
+// Reason is the reason of the condition of that type, "" if it is absent.
+func Reason(list []metav1.Condition, kind string) v1alpha1.Reason {
+	if c := meta.FindStatusCondition(list, kind); c != nil {
+		return v1alpha1.Reason(c.Reason)
+	}
+	return ""
+}
+
+// Shorten bounds a message and replaces what is not printable text.
+func Shorten(message string) string {
+	clean := make([]rune, 0, min(len(message), maxMessage))
+	size := 0
+	for _, r := range message {
+		if r == utf8.RuneError || r < ' ' && r != '\n' || r == 0x7f {
+			r = '?'
+		}
+		if size += utf8.RuneLen(r); size > maxMessage-len("…") {
+			return string(append(clean, '…'))
+		}
+		clean = append(clean, r)
+	}
+	return string(clean)
+}

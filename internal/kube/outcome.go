@@ -1,0 +1,34 @@
+package kube
+
+import (
+	"time"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// slowLook is how soon something that only its user can mend is looked at again, where nothing can be watched.
+const slowLook = 30 * time.Second
+
+// Outcome turns the end of a reconcile into its result. wake is when to look
+// again though nothing changed; zero is never.
+func Outcome(err error, wake time.Duration) (ctrl.Result, error) {
+	switch {
+	case err == nil:
+		return ctrl.Result{RequeueAfter: wake}, nil
+	case apierrors.IsConflict(err), apierrors.IsNotFound(err):
+		// The cache was behind. What it missed comes by watch and wakes us, but a write that lost
+		// to somebody else's must be tried again even if nothing else changes.
+		return ctrl.Result{RequeueAfter: 50 * time.Millisecond}, nil
+	case fault.ClassOf(err) == fault.User:
+		if wake == 0 || wake > slowLook {
+			wake = slowLook
+		}
+		return ctrl.Result{RequeueAfter: wake}, nil
+	default:
+		return ctrl.Result{}, err
+	}
+}
