@@ -1,0 +1,64 @@
+// Command berth-operator reconciles Berth's kinds. It runs as a Deployment.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-dev/berth/controllers"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "berth-operator:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	var o controllers.Options
+	var pullPolicy, pullSecrets, cpuRequest, annotations string
+	var verbosity int
+	flag.StringVar(&o.Berth.ShimImage, "shim-image", "", "image of berth-shim (required)")
+	flag.StringVar(&pullPolicy, "shim-pull-policy", string(corev1.PullIfNotPresent), "how kubelet pulls it")
+	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "Secrets for pulling it, in the guest's namespace, comma-separated")
+	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "what a berth requests for each vCPU")
+	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "hosts emulate: add the memory that takes")
+	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may put on their berths, comma-separated, trailing * allowed")
+	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader's lease")
+	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "elect a leader among replicas")
+	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8080", "address of /metrics; 0 serves none")
+	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0 serves none")
+	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")
+	flag.Parse()
+
+	ctrl.SetLogger(logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity)})))
+	if o.Berth.ShimImage == "" {
+		return fmt.Errorf("-shim-image is missing: name the image of berth-shim")
+	}
+	request, err := resource.ParseQuantity(cpuRequest)
+	if err != nil {
+		return fmt.Errorf("-cpu-request-per-vcpu %q: %w", cpuRequest, err)
+	}
+	o.Berth.CPURequest = request
+	o.Berth.PullPolicy = corev1.PullPolicy(pullPolicy)
+	o.Berth.PullSecrets = list(pullSecrets)
+	o.Berth.AllowedAnnotations = list(annotations)
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("reading the cluster's address: %w", err)
+	}
+	return controllers.Run(ctrl.SetupSignalHandler(), config, o)
+}
+
+func list(commas string) []string {
+	return strings.FieldsFunc(commas, func(r rune) bool { return r == ',' || r == ' ' })
+}

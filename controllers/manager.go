@@ -1,0 +1,90 @@
+// Package controllers joins the operator's reconcilers into one process.
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/client-go/rest"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/berth-dev/berth/controllers/host"
+	"github.com/berth-dev/berth/controllers/virtualmachine"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+// Options configure the operator.
+type Options struct {
+	// Berth are the administrator's options of berths.
+	Berth berth.Options
+	// Namespace holds the leader's lease.
+	Namespace string
+	// LeaderElection lets several replicas run, one of them leading.
+	LeaderElection bool
+	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
+	MetricsAddress, HealthAddress string
+}
+
+// Run runs the operator until ctx ends.
+//
+// +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;create;update,namespace=berth-system
+func Run(ctx context.Context, config *rest.Config, o Options) error {
+	berths, err := labels.NewRequirement(berth.LabelVM, selection.Exists, nil)
+	if err != nil {
+		return fmt.Errorf("selecting berths: %w", err)
+	}
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme:                        kube.Scheme(),
+		LeaderElection:                o.LeaderElection,
+		LeaderElectionID:              "berth-operator",
+		LeaderElectionNamespace:       o.Namespace,
+		LeaderElectionReleaseOnCancel: true,
+		Metrics:                       server.Options{BindAddress: o.MetricsAddress},
+		HealthProbeBindAddress:        o.HealthAddress,
+		Cache: cache.Options{
+			DefaultTransform: cache.TransformStripManagedFields(),
+			ByObject: map[client.Object]cache.ByObject{
+				&corev1.Pod{}:  {Label: labels.NewSelector().Add(*berths)},
+				&corev1.Node{}: {Transform: slimNode},
+			},
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("making manager: %w", err)
+	}
+	for name, check := range map[string]func(string, healthz.Checker) error{"healthz": mgr.AddHealthzCheck, "readyz": mgr.AddReadyzCheck} {
+		if err := check(name, healthz.Ping); err != nil {
+			return fmt.Errorf("adding %s: %w", name, err)
+		}
+	}
+	vms := &virtualmachine.Reconciler{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("berth-operator"),
+		Options: o.Berth, Now: time.Now,
+	}
+	if err := vms.Setup(ctx, mgr); err != nil {
+		return fmt.Errorf("setting up VirtualMachines: %w", err)
+	}
+	hosts := &host.Reconciler{Client: mgr.GetClient()}
+	if err := hosts.Setup(mgr); err != nil {
+		return fmt.Errorf("setting up hosts: %w", err)
+	}
+	return mgr.Start(ctx)
+}
+
+// slimNode keeps of a node what decisions depend on: there may be thousands, and their images are long.
+func slimNode(o any) (any, error) {
+	if node, ok := o.(*corev1.Node); ok {
+		node.ManagedFields, node.Annotations = nil, nil
+		node.Status = corev1.NodeStatus{Conditions: node.Status.Conditions}
+	}
+	return o, nil
+}
