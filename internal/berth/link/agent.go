@@ -1,0 +1,118 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// AgentFD is the descriptor number in the shim at which the agent's end stands.
+const AgentFD = 100
+
+// maxRate is how many messages a shim may send in a second: it is not trusted
+// with the agent's processor time. In a guest's whole life it sends a handful.
+const maxRate = 100
+
+// ErrAbsent means that the shim has no link: not yet, or no more.
+var ErrAbsent = errors.New("the shim has no link")
+
+// Agent is the agent's copy of its end of one shim's link.
+type Agent struct{ socket *socket }
+
+// Take copies the agent's end out of the shim behind pidfd. The caller has
+// proven by facts of the host whose process that is; Take only proves that the
+// descriptor is what it should be. It returns ErrAbsent when there is none.
+func Take(pidfd int) (*Agent, error) {
+	fd, err := unix.PidfdGetfd(pidfd, AgentFD, 0) // close-on-exec by itself
+	switch {
+	case errors.Is(err, unix.EBADF), errors.Is(err, unix.ESRCH):
+		return nil, fmt.Errorf("taking the link: %w (%w)", ErrAbsent, err)
+	case err != nil:
+		return nil, fmt.Errorf("taking the link: %w", err)
+	}
+	if err := check(fd); err != nil {
+		go unix.Close(fd) // of a file on a stuck file system it would block
+		return nil, fmt.Errorf("taking the link: %w", err)
+	}
+	s, err := newSocket(fd, "agent's end")
+	if err != nil {
+		return nil, fmt.Errorf("taking the link: %w", err)
+	}
+	return &Agent{socket: s}, nil
+}
+
+func check(fd int) error {
+	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		return fmt.Errorf("reading its domain: %w", err)
+	}
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		return fmt.Errorf("reading its type: %w", err)
+	}
+	if domain != unix.AF_UNIX || kind != unix.SOCK_SEQPACKET {
+		return fmt.Errorf("it is a socket of domain %d and type %d, not a UNIX SEQPACKET", domain, kind)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return fmt.Errorf("it is not connected: %w", err)
+	}
+	return nil
+}
+
+// Send sends one message, with copies of files in the order that its type tells.
+// It waits while the socket is full: until the context's deadline, at most 5 s.
+// It may be called from several goroutines.
+func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
+	data, err := encode(m)
+	if err != nil {
+		return fmt.Errorf("sending %T: %w", m, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	if err := a.socket.send(ctx, data, files); err != nil {
+		return fmt.Errorf("sending %T: %w", m, err)
+	}
+	return nil
+}
+
+// Receive calls handle with each State, in order, until Close (it then returns
+// nil), the end of the shim (io.EOF), or a breach of the protocol. It closes the link.
+func (a *Agent) Receive(handle func(State)) error {
+	defer a.Close()
+	data := make([]byte, MaxMessage+1)
+	var since time.Time
+	for count := 0; ; count++ {
+		n, _, err := a.socket.receive(data, nil)
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receiving from a shim: %w", err)
+		}
+		if now := time.Now(); now.Sub(since) > time.Second {
+			since, count = now, 0
+		}
+		if count >= maxRate {
+			return fmt.Errorf("receiving from a shim: more than %d messages in a second", maxRate)
+		}
+		m, err := decode(data[:n])
+		if errors.Is(err, errUnknown) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("receiving from a shim: %w", err)
+		}
+		state, ok := m.(State)
+		if !ok {
+			return fmt.Errorf("receiving from a shim: a %T, which only an agent sends", m)
+		}
+		handle(state)
+	}
+}
+
+// Close gives the copy back. The shim and its guest do not notice.
+func (a *Agent) Close() error { return a.socket.file.Close() }

@@ -1,0 +1,82 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Shim is the shim's end of its link.
+type Shim struct {
+	socket  *socket
+	pending chan State // of size one: only the latest counts
+}
+
+// Listen makes the pair and puts the agent's end at AgentFD, where it stays: so
+// the link never breaks while the shim lives, whatever becomes of agents.
+func Listen() (*Shim, error) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("making the link: %w", err)
+	}
+	s, err := newSocket(ends[0], "shim's end")
+	if err != nil {
+		return nil, fmt.Errorf("making the link: %w", err)
+	}
+	if err := unix.Dup3(ends[1], AgentFD, unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("placing the agent's end at %d: %w", AgentFD, err)
+	}
+	if err := unix.Close(ends[1]); err != nil {
+		return nil, fmt.Errorf("making the link: %w", err)
+	}
+	shim := &Shim{socket: s, pending: make(chan State, 1)}
+	go shim.send()
+	return shim, nil
+}
+
+// Publish sends the state. It never blocks: while the socket is full, only the
+// latest state waits. It is called from one goroutine.
+func (s *Shim) Publish(state State) {
+	select {
+	case <-s.pending:
+	default:
+	}
+	s.pending <- state
+}
+
+func (s *Shim) send() {
+	for state := range s.pending {
+		data, err := encode(state)
+		if err != nil {
+			continue // cannot be: the shim made it of checked parts
+		}
+		_ = s.socket.send(context.Background(), data, nil) // both ends are ours; what is lost, the next Hello asks for
+	}
+}
+
+// Receive calls handle with each message and the descriptors that came with it,
+// which are handle's to close, and complain with why it left out a message. It
+// returns only if the socket fails.
+func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) error {
+	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*maxDescriptors))
+	for {
+		n, files, err := s.socket.receive(data, rights)
+		if errors.Is(err, errBroken) {
+			complain(err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("receiving from the agent: %w", err)
+		}
+		m, err := decode(data[:n])
+		if err != nil {
+			closeAll(files)
+			complain(err)
+			continue
+		}
+		handle(m, files)
+	}
+}

@@ -1,0 +1,153 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// sendTimeout bounds Send where the caller's context does not.
+const sendTimeout = 5 * time.Second
+
+// maxDescriptors is the most that one message carries, and one more, to notice it.
+const maxDescriptors = 3
+
+// errBroken is a packet that is too long, or whose descriptors do not fit.
+var errBroken = errors.New("packet is truncated")
+
+// socket is one end of the pair. Reads and writes wait in Go's poller and never
+// in the kernel: MSG_DONTWAIT holds even if the other side clears O_NONBLOCK,
+// which is a property of the end and not of anybody's descriptor for it.
+type socket struct {
+	file    *os.File
+	raw     syscall.RawConn
+	sending sync.Mutex
+}
+
+func newSocket(fd int, name string) (*socket, error) {
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("making %s non-blocking: %w", name, err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	raw, err := file.SyscallConn()
+	if err == nil {
+		err = file.SetDeadline(time.Time{}) // fails if the poller has refused the descriptor
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("polling %s: %w", name, err), file.Close())
+	}
+	return &socket{file: file, raw: raw}, nil
+}
+
+// send writes one packet with copies of files, until the context's deadline.
+func (s *socket) send(ctx context.Context, data []byte, files []*os.File) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	deadline, _ := ctx.Deadline() // the zero time: none
+	if err := s.file.SetWriteDeadline(deadline); err != nil {
+		return err
+	}
+	var failure error
+	err := withDescriptors(files, nil, func(fds []int) error {
+		var rights []byte
+		if len(fds) > 0 {
+			rights = unix.UnixRights(fds...)
+		}
+		return s.raw.Write(func(fd uintptr) bool {
+			for failure = unix.EINTR; failure == unix.EINTR; {
+				failure = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			}
+			return failure != unix.EAGAIN
+		})
+	})
+	return errors.Join(err, failure)
+}
+
+// withDescriptors calls do with the descriptors of files, which stay open and as
+// they are meanwhile. (File.Fd would make them blocking.)
+func withDescriptors(files []*os.File, fds []int, do func([]int) error) error {
+	if len(files) == 0 {
+		return do(fds)
+	}
+	raw, err := files[0].SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = withDescriptors(files[1:], append(fds, int(fd)), do) })
+	return errors.Join(err, inner)
+}
+
+// receive reads one packet into data and its descriptors into rights. Without
+// room for them the kernel never makes them ours, and the packet is errBroken.
+// io.EOF means that the other end is gone, os.ErrClosed that this one is.
+func (s *socket) receive(data, rights []byte) (n int, files []*os.File, err error) {
+	var used, flags int
+	var failure error
+	err = s.raw.Read(func(fd uintptr) bool {
+		for failure = unix.EINTR; failure == unix.EINTR; {
+			n, used, flags, _, failure = unix.Recvmsg(int(fd), data, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		}
+		return failure != unix.EAGAIN
+	})
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case failure == unix.ECONNRESET:
+		return 0, nil, io.EOF
+	case failure != nil:
+		return 0, nil, os.NewSyscallError("recvmsg", failure)
+	}
+	if files, err = passed(rights[:used]); err != nil {
+		return 0, nil, err
+	}
+	switch {
+	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
+		closeAll(files)
+		return 0, nil, errBroken
+	case n == 0:
+		closeAll(files)
+		return 0, nil, io.EOF
+	}
+	return n, files, nil
+}
+
+// passed makes non-blocking files of the descriptors in a control message.
+func passed(rights []byte) ([]*os.File, error) {
+	if len(rights) == 0 {
+		return nil, nil
+	}
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil {
+		return nil, fmt.Errorf("parsing a control message: %w", err)
+	}
+	var files []*os.File
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // credentials, say
+		}
+		for _, fd := range fds {
+			if err := unix.SetNonblock(fd, true); err != nil {
+				_ = unix.Close(fd)
+				continue
+			}
+			files = append(files, os.NewFile(uintptr(fd), "passed"))
+		}
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
