@@ -15,8 +15,9 @@ import (
 const (
 	// MaxMessage is the size of the longest message, in bytes.
 	MaxMessage = 16 << 10
-	// MaxExitMessage is the size of the longest Exit.Message, in bytes: what kubelet keeps of a termination message.
-	MaxExitMessage = 4096
+	// MaxExitMessage is the size of the longest Exit.Message, in bytes. With the reason it
+	// stays below the 4096 bytes that kubelet keeps of a termination message.
+	MaxExitMessage = 4000
 
 	version     = 1
 	maxRun      = 128
@@ -78,7 +79,7 @@ type Exit struct {
 	Code int `json:"code"`
 	// Reason is one word, at most 64 characters, or empty.
 	Reason string `json:"reason,omitempty"`
-	// Message tells people more, in at most 4096 bytes; Send makes it so, and printable.
+	// Message tells people more, in at most MaxExitMessage bytes; Send makes it so, and printable.
 	Message string `json:"message,omitempty"`
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,18 +59,18 @@ func (s *Shim) send() {
 }
 
 // Receive calls handle with each message and the descriptors that came with it,
-// which are handle's to close, and complain with why it left out a message. It
-// returns only if the socket fails.
-func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) error {
+// which are handle's to close, and complain with why a message was left out. It
+// never returns: without its link the shim would be lost, and its guest with it.
+func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
 	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*maxDescriptors))
 	for {
 		n, files, err := s.socket.receive(data, rights)
-		if errors.Is(err, errBroken) {
-			complain(err)
-			continue
-		}
 		if err != nil {
-			return fmt.Errorf("receiving from the agent: %w", err)
+			complain(fmt.Errorf("receiving: %w", err))
+			if !errors.Is(err, errBroken) {
+				time.Sleep(time.Second) // the machine lacks memory, say
+			}
+			continue
 		}
 		m, err := decode(data[:n])
 		if err != nil {

@@ -1,0 +1,103 @@
+package console
+
+import (
+	"fmt"
+	"os"
+	"time"
+)
+
+const (
+	ringSize  = 256 << 10
+	chunkSize = 16 << 10
+	typeSize  = 4 << 10 // what a terminal holds at most
+)
+
+// Console is one guest's console. Its methods are for one goroutine, but for what Attach says.
+type Console struct {
+	stdin, stdout *os.File
+	qemu          *os.File
+	ring          *ring
+	closed        chan struct{}
+}
+
+// New makes a console of the container's stdin and stdout. If stdin is a
+// terminal it becomes raw: what an attached user types reaches the guest as it
+// is, control characters too, and comes back only if the guest echoes it.
+func New(stdin, stdout *os.File) (*Console, error) {
+	if err := makeRaw(stdin); err != nil {
+		return nil, fmt.Errorf("making the terminal raw: %w", err)
+	}
+	return &Console{stdin: stdin, stdout: stdout}, nil
+}
+
+// Attach starts to copy both ways, and owns qemu, a stream socket that must be
+// non-blocking, from now on. It calls closed, on a goroutine of its own, once
+// QEMU has closed its end. It may be called once.
+func (c *Console) Attach(qemu *os.File, closed func()) {
+	c.qemu, c.ring, c.closed = qemu, newRing(ringSize), make(chan struct{})
+	go c.print()
+	go func() {
+		c.drain()
+		closed()
+	}()
+	go c.typeIn()
+}
+
+// Flush waits until QEMU has closed its end and all that it wrote is on stdout,
+// but not longer than timeout: nobody may be reading.
+func (c *Console) Flush(timeout time.Duration) {
+	if c.qemu == nil {
+		return
+	}
+	written := make(chan struct{})
+	go func() {
+		<-c.closed
+		c.ring.drained()
+		close(written)
+	}()
+	select {
+	case <-written:
+	case <-time.After(timeout):
+	}
+}
+
+// drain moves what QEMU writes into the ring until QEMU closes its end.
+func (c *Console) drain() {
+	defer close(c.closed)
+	buf := make([]byte, chunkSize)
+	for {
+		n, err := c.qemu.Read(buf)
+		c.ring.put(buf[:n])
+		if err != nil { // the end, or a reset by a QEMU that was killed
+			c.ring.end()
+			return
+		}
+	}
+}
+
+// print moves the ring's bytes to stdout. It blocks as long as stdout does.
+func (c *Console) print() {
+	buf := make([]byte, chunkSize)
+	for {
+		data := c.ring.take(buf)
+		if len(data) == 0 {
+			return
+		}
+		_, _ = c.stdout.Write(data) // if nobody can read it any more, the guest is not to wait for that
+	}
+}
+
+// typeIn moves stdin to QEMU until either ends. A guest that reads nothing holds
+// up only who types.
+func (c *Console) typeIn() {
+	buf := make([]byte, typeSize)
+	for {
+		n, err := c.stdin.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := c.qemu.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}

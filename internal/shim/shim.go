@@ -1,0 +1,185 @@
+package shim
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/shim/console"
+	"github.com/berth-dev/berth/internal/shim/dhcp"
+)
+
+// flushTimeout bounds how long the end waits for somebody to read the console's rest.
+const flushTimeout = 2 * time.Second
+
+// Options are the container's parts that a test replaces.
+type Options struct {
+	Stdin, Stdout, Stderr *os.File
+	// TerminationLog is the file in which kubelet looks for the last words.
+	TerminationLog string
+	// ResolvConf is the pod's resolv.conf.
+	ResolvConf string
+}
+
+// shim is what Run knows. Only Run's goroutine touches it.
+type shim struct {
+	Options
+	link    *link.Shim
+	console *console.Console
+	state   link.State
+	phase   link.Phase // empty before the guest has started
+	exit    *link.Exit
+}
+
+// received is one message with its descriptors.
+type received struct {
+	message link.Message
+	files   []*os.File
+}
+
+// Run stands for a guest until the agent says how it ended, and returns the
+// exit code for that. A SIGTERM is only told: the agent ends the guest.
+func Run(o Options) (int, error) {
+	// First of all, and before there is a link: a PID 1 that nobody tells of a
+	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
+	// the kernel reaps children whose parent ignores it.
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM)
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
+
+	s := &shim{Options: o}
+	var err error
+	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
+		return 1, err
+	}
+	if err := s.show(); err != nil {
+		return 1, err
+	}
+	if s.link, err = link.Listen(); err != nil {
+		return 1, err
+	}
+	messages, consoleClosed := make(chan received), make(chan struct{}, 1)
+	go s.link.Receive(
+		func(m link.Message, files []*os.File) { messages <- received{m, files} },
+		func(err error) { s.say("ignored the agent: %v", err) },
+	)
+	for s.exit == nil {
+		select {
+		case m := <-messages:
+			s.receive(m, func() { consoleClosed <- struct{}{} })
+		case <-consoleClosed:
+			s.state.ConsoleClosed = true
+		case <-terminate:
+			if s.state.TerminatingSinceNS != 0 {
+				continue
+			}
+			s.state.TerminatingSinceNS = bootTime()
+		}
+		s.link.Publish(s.state)
+		if err := s.show(); err != nil {
+			s.say("%v", err)
+		}
+	}
+	return s.end(), nil
+}
+
+// receive acts on one message. Whatever it is, State answers it.
+func (s *shim) receive(r received, closed func()) {
+	attached := false
+	switch m := r.message.(type) {
+	case link.Attach:
+		attached = s.attach(m, r.files, closed)
+	case link.Running:
+		s.phase = m.Phase
+	case link.Exit:
+		s.exit = &m
+	}
+	if !attached {
+		for _, f := range r.files {
+			_ = f.Close()
+		}
+	}
+}
+
+// attach takes over the guest's descriptors, and returns whether it did.
+func (s *shim) attach(a link.Attach, files []*os.File, closed func()) bool {
+	want := 1
+	if a.NIC != nil {
+		want = 2
+	}
+	switch {
+	case s.state.Run == a.Run:
+		return false // again, by an agent that could not know
+	case s.state.Run != "":
+		s.say("refused run %s: this container is run %s", a.Run, s.state.Run)
+		return false
+	case len(files) != want:
+		s.say("refused run %s: it came with %d descriptors instead of %d", a.Run, len(files), want)
+		return false
+	}
+	s.state.Run = a.Run
+	s.console.Attach(files[0], closed)
+	if a.NIC != nil {
+		go s.lease(files[1], *a.NIC)
+	}
+	return true
+}
+
+// lease serves DHCP. If it ends, the guest lives on with the lease that it has.
+func (s *shim) lease(socket *os.File, nic link.NIC) {
+	resolv, err := os.ReadFile(s.ResolvConf)
+	if err != nil {
+		s.say("the guest learns of no name servers: %v", err)
+	}
+	s.say("DHCP ended: %v", dhcp.Serve(socket, nic, string(resolv)))
+}
+
+// show makes the state visible to Started.
+func (s *shim) show() error {
+	comm := commWaiting
+	switch {
+	case s.exit != nil || s.state.ConsoleClosed || s.state.TerminatingSinceNS != 0:
+		comm = commEnding
+	case s.phase == link.PhaseRunning:
+		comm = commRunning
+	case s.phase == link.PhasePaused:
+		comm = commPaused
+	}
+	if err := os.WriteFile(ownComm, []byte(comm), 0); err != nil {
+		return fmt.Errorf("showing state %s: %w", comm, err)
+	}
+	return nil
+}
+
+// end leaves the last words and returns the exit code.
+func (s *shim) end() int {
+	words := strings.TrimPrefix(s.exit.Reason+": "+s.exit.Message, ": ")
+	// Only where kubelet has made the file: the root file system is read-only.
+	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
+	if err == nil {
+		_, err = log.WriteString(words)
+		_ = log.Close()
+	}
+	if err != nil {
+		s.say("leaving the last words %q: %v", words, err)
+	}
+	s.console.Flush(flushTimeout)
+	return s.exit.Code
+}
+
+// say tells whoever reads the console's log of something out of the ordinary.
+func (s *shim) say(format string, args ...any) {
+	go fmt.Fprintf(s.Stderr, "berth: "+format+"\r\n", args...) // stderr may be stuck
+}
+
+// bootTime is CLOCK_BOOTTIME in nanoseconds.
+func bootTime() int64 {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
+	return t.Nano()
+}
