@@ -82,6 +82,10 @@ const (
 	ReasonQEMUFailed Reason = "QEMUFailed"
 	// ReasonForcedOff: the guest did not power off within its grace period and was ended.
 	ReasonForcedOff Reason = "ForcedOff"
+	// ReasonStartupProbeFailed: the guest did not pass its startupProbe in time and was ended.
+	ReasonStartupProbeFailed Reason = "StartupProbeFailed"
+	// ReasonDiskBlocked: QEMU halted the guest because a disk took no more writes. Next: free space; it is resumed by itself.
+	ReasonDiskBlocked Reason = "DiskBlocked"
 	// ReasonDestroyed: somebody other than Berth ended the domain.
 	ReasonDestroyed Reason = "Destroyed"
 	// ReasonShimLost: the berth's container ended, and the guest with it.

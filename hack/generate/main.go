@@ -1,0 +1,179 @@
+// Command generate writes every generated file of the repository, from the
+// markers in the code and from the chart. Run it by `make generate`.
+//
+// It expects controller-gen and helm on PATH.
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+)
+
+const (
+	chart  = "charts/berth"
+	config = "config"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "generate:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	scratch, err := os.MkdirTemp("", "berth-generate-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(scratch)
+	for _, args := range [][]string{
+		{"object", "paths=./api/..."},
+		{"crd", "paths=./api/...", "output:crd:dir=" + filepath.Join(scratch, "crd")},
+		{"rbac:roleName=berth-operator,fileName=operator.yaml", "paths=./controllers/...", "output:rbac:dir=" + scratch},
+		{"rbac:roleName=berth-agent,fileName=agent.yaml", "paths=./internal/agent/...", "output:rbac:dir=" + scratch},
+	} {
+		if _, err := command("controller-gen", args...); err != nil {
+			return err
+		}
+	}
+	generated := filepath.Join(chart, "generated")
+	for _, dir := range []string{generated, config} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	var resources []string
+	crds, err := filepath.Glob(filepath.Join(scratch, "crd", "*.yaml"))
+	if err != nil {
+		return err
+	}
+	for _, path := range crds {
+		raw, err := trimmed(path)
+		if err != nil {
+			return err
+		}
+		_, kind, _ := strings.Cut(filepath.Base(path), "_")
+		if err := write(filepath.Join(generated, "crd-"+kind), raw); err != nil {
+			return err
+		}
+		if err := write(filepath.Join(config, "crd", kind), raw); err != nil {
+			return err
+		}
+		resources = append(resources, "crd/"+kind)
+	}
+	for _, name := range []string{"operator", "agent"} {
+		raw, err := os.ReadFile(filepath.Join(scratch, name+".yaml"))
+		if err != nil {
+			return err
+		}
+		if err := write(filepath.Join(generated, "rules-"+name+".yaml"), raw); err != nil {
+			return err
+		}
+	}
+	templates, err := filepath.Glob(filepath.Join(chart, "templates", "*.yaml"))
+	if err != nil {
+		return err
+	}
+	for _, path := range templates {
+		name := filepath.Base(path)
+		if name == "crds.yaml" {
+			continue
+		}
+		raw, err := command("helm", "template", "berth", chart, "--namespace", "berth-system", "--show-only", "templates/"+name)
+		if err != nil {
+			return err
+		}
+		if err := write(filepath.Join(config, "install", name), raw); err != nil {
+			return err
+		}
+		resources = append(resources, "install/"+name)
+	}
+	raw, err := yaml.Marshal(map[string]any{
+		"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization",
+		"namespace": "berth-system", "resources": resources,
+	})
+	if err != nil {
+		return err
+	}
+	return write(filepath.Join(config, "kustomization.yaml"), raw)
+}
+
+// foreign are the fields of a spec that are Kubernetes' own types: they keep
+// their schema and drop their descriptions, which are longer than all of ours.
+var foreign = []string{
+	"affinity", "tolerations", "topologySpreadConstraints", "readinessProbe", "livenessProbe", "startupProbe",
+}
+
+// trimmed reads a CRD, drops the descriptions of foreign types and marks it to outlive an uninstall: with the CRD every guest would go.
+func trimmed(path string) ([]byte, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var crd map[string]any
+	if err := yaml.Unmarshal(raw, &crd); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	metadata := crd["metadata"].(map[string]any)
+	annotations, _ := metadata["annotations"].(map[string]any)
+	if annotations == nil {
+		annotations = map[string]any{}
+		metadata["annotations"] = annotations
+	}
+	annotations["helm.sh/resource-policy"] = "keep"
+	for _, v := range crd["spec"].(map[string]any)["versions"].([]any) {
+		schema := v.(map[string]any)["schema"].(map[string]any)["openAPIV3Schema"].(map[string]any)
+		spec, ok := schema["properties"].(map[string]any)["spec"].(map[string]any)
+		if !ok {
+			continue
+		}
+		for _, name := range foreign {
+			if field, ok := spec["properties"].(map[string]any)[name].(map[string]any); ok {
+				own := field["description"]
+				dropDescriptions(field)
+				field["description"] = own
+			}
+		}
+	}
+	return yaml.Marshal(crd)
+}
+
+func dropDescriptions(node any) {
+	switch node := node.(type) {
+	case map[string]any:
+		if _, isText := node["description"].(string); isText {
+			delete(node, "description")
+		}
+		for _, child := range node {
+			dropDescriptions(child)
+		}
+	case []any:
+		for _, child := range node {
+			dropDescriptions(child)
+		}
+	}
+}
+
+func command(name string, args ...string) ([]byte, error) {
+	var out, errs bytes.Buffer
+	cmd := exec.Command(name, args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errs.String())
+	}
+	return out.Bytes(), nil
+}
+
+func write(path string, content []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(path, content, 0o644)
+}

@@ -1,0 +1,181 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// quiet is how long a start that goes well stays unreported: most are over by then.
+const quiet = 2 * time.Second
+
+// ownConditions are those that the agent writes.
+var ownConditions = []string{v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionAgentConnected}
+
+// Owned is the agent's part of a status.
+func Owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
+	part := &v1alpha1.VirtualMachineStatus{Guest: s.Guest, Disks: s.Disks, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth}
+	for _, c := range s.Conditions {
+		if slices.Contains(ownConditions, c.Type) {
+			part.Conditions = append(part.Conditions, c)
+		}
+	}
+	slices.SortFunc(part.Conditions, byType)
+	return part
+}
+
+func byType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
+
+// Report builds the agent's part of the status, whole, from what is seen; failure
+// is what the last step came back with. A positive wait says that there is
+// nothing worth writing before that.
+func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.VirtualMachineStatus, wait time.Duration) {
+	had := &w.VM.Status
+	s := &v1alpha1.VirtualMachineStatus{
+		Disks: h.Disks, Guest: h.Guest, LastExit: lastExit(w, h, now), ReleasedBerth: released(w, h),
+	}
+	run := running(w, h, s.LastExit, failure)
+	conditions := []metav1.Condition{run, disksReady(w, h, failure)}
+	if h.Domain == DomainRunning {
+		conditions = append(conditions, agentConnected(h))
+	}
+	slices.SortFunc(conditions, byType)
+	s.Conditions = condition.Carry(conditions, had.Conditions, w.VM.Generation, now)
+
+	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
+		if age := now.Sub(w.Berth.Created); age < quiet {
+			wait = quiet - age
+		}
+	}
+	return s, wait
+}
+
+func agentConnected(h Have) metav1.Condition {
+	if h.AgentConnected {
+		return condition.New(v1alpha1.ConditionAgentConnected, true, v1alpha1.ReasonAgentConnected, "")
+	}
+	return condition.New(v1alpha1.ConditionAgentConnected, false, v1alpha1.ReasonAgentAbsent, "")
+}
+
+func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Condition {
+	is := func(holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
+		return condition.New(v1alpha1.ConditionRunning, holds, reason, message)
+	}
+	attached := h.Shim != nil && h.Shim.Attached
+	switch {
+	case h.Unknown != nil:
+		return condition.Unknown(v1alpha1.ConditionRunning, fault.ReasonOf(h.Unknown), h.Unknown.Error())
+	case attached && h.Domain == DomainRunning:
+		return is(true, v1alpha1.ReasonStarted, "")
+	case attached && h.Domain == DomainBlocked:
+		return is(false, v1alpha1.ReasonDiskBlocked, "a disk took no more writes: free space on the node; the guest is resumed by itself")
+	case attached && h.Domain == DomainPaused && w.paused():
+		return is(false, v1alpha1.ReasonPaused, "")
+	case failure != nil && !isDiskTrouble(fault.ReasonOf(failure)):
+		return is(false, fault.ReasonOf(failure), failure.Error())
+	case w.accepts() && (h.guest() || h.Shim != nil && !attached || w.Berth.Fresh):
+		return is(false, v1alpha1.ReasonStarting, "")
+	case w.Berth != nil && w.Berth.Altered != "":
+		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
+			"the berth was changed on its way through admission: %s; exempt pods with the label vm.berth.dev/name from that webhook or policy", w.Berth.Altered))
+	case w.Berth != nil && len(w.Berth.Drift) > 0 && !w.Berth.Ending:
+		return is(false, v1alpha1.ReasonBerthOutdated, "")
+	case last != nil && w.Berth != nil:
+		return is(false, last.Reason, last.Message)
+	default:
+		return is(false, v1alpha1.ReasonNotRunning, "")
+	}
+}
+
+func disksReady(w Want, h Have, failure error) metav1.Condition {
+	is := func(holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
+		return condition.New(v1alpha1.ConditionDisksReady, holds, reason, message)
+	}
+	if w.deleting() && !h.Kept && h.Unknown == nil && !h.guest() && (w.Berth == nil || w.Berth.Ending) {
+		return is(false, v1alpha1.ReasonDisksRemoved, "")
+	}
+	if failure != nil && isDiskTrouble(fault.ReasonOf(failure)) {
+		return is(false, fault.ReasonOf(failure), failure.Error())
+	}
+	var failed, pulling []string
+	var reason v1alpha1.Reason
+	for base, image := range h.Base {
+		switch image.State {
+		case ImageFailed:
+			failed, reason = append(failed, image.Err.Error()), fault.ReasonOf(image.Err)
+		case ImageMissing, ImagePulling:
+			pulling = append(pulling, strings.TrimSpace(strings.TrimPrefix(base, "\x00")+" "+image.Progress))
+		}
+	}
+	slices.Sort(failed)
+	slices.Sort(pulling)
+	switch {
+	case h.guest() || !w.accepts():
+		return is(len(h.Disks) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
+	case len(failed) > 0:
+		return is(false, reason, strings.Join(failed, "; "))
+	case len(pulling) > 0:
+		return is(false, v1alpha1.ReasonPullingImage, strings.Join(pulling, "; "))
+	default:
+		return is(true, v1alpha1.ReasonDisksReady, "")
+	}
+}
+
+// isDiskTrouble: the reason belongs to the condition DisksReady, not to Running.
+func isDiskTrouble(r v1alpha1.Reason) bool {
+	switch r {
+	case v1alpha1.ReasonImageInvalid, v1alpha1.ReasonImageNotFound, v1alpha1.ReasonImageUnauthorized,
+		v1alpha1.ReasonRegistryUnreachable, v1alpha1.ReasonImageDigestMismatch, v1alpha1.ReasonImageNotDisk,
+		v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge, v1alpha1.ReasonDiskTooSmall,
+		v1alpha1.ReasonStoreFull, v1alpha1.ReasonSecretMissing, v1alpha1.ReasonSeedTooLarge:
+		return true
+	}
+	return false
+}
+
+// lastExit is how the guest ended just now, or what stands there.
+func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
+	had := w.VM.Status.LastExit
+	was := condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue) ||
+		condition.Reason(w.VM.Status.Conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonPaused
+	var end End
+	switch {
+	case h.Unknown != nil || h.guest():
+		return had
+	case h.Shim != nil && h.Shim.Attached:
+		end = ended(w, h)
+	case was && h.Container != ContainerAlive && h.End != nil:
+		end = *h.End
+		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
+			end = End{v1alpha1.ReasonShimLost, 137, "the berth's container ended, and the guest with it"}
+		}
+	default:
+		return had
+	}
+	exit := &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Shorten(end.Message), Time: metav1.NewTime(now).Rfc3339Copy()}
+	if !was && had != nil && had.Reason == exit.Reason && had.ExitCode == exit.ExitCode && had.Message == exit.Message {
+		return had // told already
+	}
+	return exit
+}
+
+// released names the berth of which nothing is left, for as long as no other is named.
+func released(w Want, h Have) (uid types.UID) {
+	switch {
+	case w.Berth == nil:
+		return w.VM.Status.ReleasedBerth
+	case w.Berth.Ending && h.Unknown == nil && !h.guest():
+		return w.Berth.UID
+	case w.VM.Status.ReleasedBerth == w.Berth.UID:
+		return w.Berth.UID
+	}
+	return ""
+}

@@ -1,0 +1,122 @@
+package plan
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// ran is a VirtualMachine whose guest was reported as running.
+func ran(vm *v1alpha1.VirtualMachine) {
+	vm.Status.Conditions = []metav1.Condition{condition.New(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted, "")}
+}
+
+func TestReport(t *testing.T) {
+	notFound := fault.ByUser(v1alpha1.ReasonImageNotFound, errors.New("no such image"))
+	gone := Have{Domain: DomainAbsent, Process: ProcessNone}
+	tests := []struct {
+		name    string
+		want    Want
+		have    Have
+		failure error
+		running string // status and reason of the condition
+		disks   string
+		exit    v1alpha1.Reason
+		freed   types.UID
+		wait    bool
+	}{
+		{name: "a guest that runs", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true}, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
+			running: "True Started", disks: "True DisksReady"},
+		{name: "a start that goes well is not worth a word", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAbsent, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
+			running: "False Starting", disks: "True DisksReady", wait: true},
+		{name: "until it takes long", want: Want{VM: vm(), Berth: fresh(old)},
+			have:    Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAbsent, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
+			running: "False Starting", disks: "True DisksReady"},
+		{name: "a pull is told at once", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImagePulling)},
+			running: "False Starting", disks: "False PullingImage"},
+		{name: "so is an image that does not exist", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: map[string]Image{"root": {State: ImageFailed, Err: notFound}}},
+			running: "False Starting", disks: "False ImageNotFound"},
+		{name: "a step that failed for the disk's sake", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
+			failure: fault.ByUser(v1alpha1.ReasonDiskTooSmall, errors.New("too small")),
+			running: "False Starting", disks: "False DiskTooSmall"},
+		{name: "a step that failed for another", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
+			failure: fault.ByUser(v1alpha1.ReasonDomainNameTaken, errors.New("taken")),
+			running: "False DomainNameTaken", disks: "True DisksReady"},
+		{name: "a libvirtd that does not answer", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Unknown: fault.ByTime(v1alpha1.ReasonLibvirtUnreachable, errors.New("no answer"))},
+			running: "Unknown LibvirtUnreachable", disks: "False DisksReady"},
+		{name: "a power-off", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}},
+			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff},
+		{name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
+			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost},
+		{name: "an ending berth is released when nothing is left in it", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true, Terminating: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}},
+			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff, freed: "pod-1"},
+		{name: "not while a process is left", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive},
+			running: "False NotRunning", disks: "False DisksReady"},
+		{name: "not while that is unknown", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Unknown: errors.New("?")},
+			running: "Unknown InternalError", disks: "True DisksReady"},
+		{name: "a deleted guest without disks", want: Want{VM: vm(deleted), Berth: fresh(ending)}, have: gone,
+			running: "False NotRunning", disks: "False DisksRemoved", freed: "pod-1"},
+		{name: "an altered berth", want: Want{VM: vm(), Berth: fresh(altered)}, have: gone,
+			running: "False BerthAltered", disks: "False DisksReady"},
+		{name: "an outdated berth", want: Want{VM: vm(), Berth: fresh(used, drifted)}, have: gone,
+			running: "False BerthOutdated", disks: "False DisksReady"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.have.Disks == nil && tt.disks == "True DisksReady" {
+				tt.have.Disks = []v1alpha1.DiskStatus{{Name: "root"}}
+			}
+			s, wait := Report(tt.want, tt.have, tt.failure, now)
+			say := func(kind string) string {
+				c := meta.FindStatusCondition(s.Conditions, kind)
+				return string(c.Status) + " " + c.Reason
+			}
+			if got := say(v1alpha1.ConditionRunning); got != tt.running {
+				t.Errorf("Running is %s, want %s", got, tt.running)
+			}
+			if got := say(v1alpha1.ConditionDisksReady); got != tt.disks {
+				t.Errorf("DisksReady is %s, want %s", got, tt.disks)
+			}
+			if s.LastExit == nil != (tt.exit == "") || s.LastExit != nil && s.LastExit.Reason != tt.exit {
+				t.Errorf("last exit is %+v, want %q", s.LastExit, tt.exit)
+			}
+			if s.ReleasedBerth != tt.freed {
+				t.Errorf("released %q, want %q", s.ReleasedBerth, tt.freed)
+			}
+			if wait > 0 != tt.wait {
+				t.Errorf("wait is %s, want one: %t", wait, tt.wait)
+			}
+		})
+	}
+}
+
+func TestReportKeepsTheTimeOfAnExitThatWasTold(t *testing.T) {
+	have := Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}}
+	web := vm(ran)
+	first, _ := Report(Want{VM: web, Berth: fresh()}, have, nil, now)
+	web.Status = *first
+	second, _ := Report(Want{VM: web, Berth: fresh()}, have, nil, now.Add(time.Minute))
+	if !second.LastExit.Time.Equal(&first.LastExit.Time) {
+		t.Errorf("the exit moved from %s to %s", first.LastExit.Time, second.LastExit.Time)
+	}
+}

@@ -1,0 +1,79 @@
+package plan
+
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+)
+
+// Want is what the API asks of one guest on this node.
+type Want struct {
+	// VM is the guest's VirtualMachine; nil when the API server says that there is none of this UID.
+	VM *v1alpha1.VirtualMachine
+	// Elsewhere: its status names another node, so nothing of it belongs here.
+	Elsewhere bool
+	// Berth is the pod that the VirtualMachine's status names, if it is bound to this node; nil otherwise.
+	Berth *Berth
+}
+
+// Berth is what a berth's pod says of itself.
+type Berth struct {
+	UID     types.UID
+	Created time.Time
+	// Ending: the pod is being deleted.
+	Ending bool
+	// Finished: its container will not run again.
+	Finished bool
+	// Fresh: kubelet knows of no container of it that ran.
+	Fresh bool
+	// ProbeStarted: kubelet's startup probe has passed.
+	ProbeStarted bool
+	// Drift are the fields of the spec that it was not made from.
+	Drift []string
+	// Altered says how admission broke its promises, "" if it did not.
+	Altered string
+}
+
+// accepts: the guest may be started in the berth.
+func (w *Want) accepts() bool {
+	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Drift) == 0 && w.Berth.Altered == "" && w.wantsGuest()
+}
+
+// wantsGuest: the spec asks for a guest, running or paused.
+func (w *Want) wantsGuest() bool {
+	return w.VM != nil && w.VM.DeletionTimestamp.IsZero() && w.VM.Spec.State != v1alpha1.StateStopped
+}
+
+// deleting: the VirtualMachine waits for its disks to be removed.
+func (w *Want) deleting() bool { return w.VM != nil && !w.VM.DeletionTimestamp.IsZero() }
+
+// paused: the vCPUs are to stand still.
+func (w *Want) paused() bool { return w.VM != nil && w.VM.Spec.State == v1alpha1.StatePaused }
+
+// grace is how long the guest may take to power off.
+func (w *Want) grace() time.Duration {
+	seconds := int64(60)
+	if w.VM != nil {
+		seconds = berth.GraceSeconds(w.VM) - berth.GraceMargin
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// startupLimit is how long the guest may run without passing its own startup probe, 0 if it has none.
+func (w *Want) startupLimit() time.Duration {
+	if w.VM == nil || w.VM.Spec.StartupProbe == nil {
+		return 0
+	}
+	p := w.VM.Spec.StartupProbe
+	period, failures := p.PeriodSeconds, p.FailureThreshold
+	if period == 0 {
+		period = 10 // the API server's own default, which an embedded probe does not get
+	}
+	if failures == 0 {
+		failures = 3
+	}
+	return time.Duration(p.InitialDelaySeconds+period*failures) * time.Second
+}
