@@ -1,6 +1,10 @@
 // Command berth-shim is PID 1 of a berth's container, and its startup probe.
 package main
 
+// slim says how many processors it uses: nothing is to watch the cgroup for that.
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 import (
 	"fmt"
 	"os"

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +22,10 @@ const maxRate = 100
 var ErrAbsent = errors.New("the shim has no link")
 
 // Agent is the agent's copy of its end of one shim's link.
-type Agent struct{ socket *socket }
+type Agent struct {
+	socket *socket
+	closed atomic.Bool
+}
 
 // Take copies the agent's end out of the shim behind pidfd. The caller has
 // proven by facts of the host whose process that is; Take only proves that the
@@ -87,7 +91,7 @@ func (a *Agent) Receive(handle func(State)) error {
 	var since time.Time
 	for count := 0; ; count++ {
 		n, _, err := a.socket.receive(data, nil)
-		if errors.Is(err, os.ErrClosed) {
+		if err != nil && a.closed.Load() { // raw reads tell of it by no exported error
 			return nil
 		}
 		if err != nil {
@@ -115,4 +119,7 @@ func (a *Agent) Receive(handle func(State)) error {
 }
 
 // Close gives the copy back. The shim and its guest do not notice.
-func (a *Agent) Close() error { return a.socket.file.Close() }
+func (a *Agent) Close() error {
+	a.closed.Store(true)
+	return a.socket.file.Close()
+}

@@ -88,7 +88,7 @@ func withDescriptors(files []*os.File, fds []int, do func([]int) error) error {
 
 // receive reads one packet into data and its descriptors into rights. Without
 // room for them the kernel never makes them ours, and the packet is errBroken.
-// io.EOF means that the other end is gone, os.ErrClosed that this one is.
+// io.EOF means that the other end is gone.
 func (s *socket) receive(data, rights []byte) (n int, files []*os.File, err error) {
 	var used, flags int
 	var failure error

@@ -1,0 +1,297 @@
+package link
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// self is a pidfd of this process, which is agent and shim in these tests.
+func self(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	return fd
+}
+
+// place puts a copy of fd where an agent looks, for the time of the test.
+func place(t *testing.T, fd int) {
+	t.Helper()
+	if err := unix.Dup3(fd, AgentFD, unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(AgentFD) })
+}
+
+// pair places the agent's end of a fresh pair and returns the shim's.
+func pair(t *testing.T) int {
+	t.Helper()
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	place(t, ends[1])
+	_ = unix.Close(ends[1])
+	t.Cleanup(func() { _ = unix.Close(ends[0]) })
+	return ends[0]
+}
+
+func take(t *testing.T) *Agent {
+	t.Helper()
+	agent, err := Take(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = agent.Close() })
+	return agent
+}
+
+// outcome waits for what Receive returns.
+func outcome(t *testing.T, agent *Agent) error {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- agent.Receive(func(State) {}) }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(10 * time.Second):
+		t.Fatal("Receive did not return")
+		return nil
+	}
+}
+
+func TestTakeRefusesWhatIsNoLink(t *testing.T) {
+	socket := func(domain, kind int) int {
+		fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	stream, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, fd := range map[string]int{
+		"a file":                   null,
+		"a stream socket":          stream[0],
+		"a UDP socket":             socket(unix.AF_INET, unix.SOCK_DGRAM),
+		"a socket without a peer":  socket(unix.AF_UNIX, unix.SOCK_SEQPACKET),
+		"a netlink socket":         socket(unix.AF_NETLINK, unix.SOCK_RAW),
+		"the end of a stream pair": stream[1],
+	} {
+		t.Run(name, func(t *testing.T) {
+			place(t, fd)
+			_ = unix.Close(fd)
+			if agent, err := Take(self(t)); err == nil || errors.Is(err, ErrAbsent) {
+				t.Errorf("Take: %v, %v", agent, err)
+			}
+		})
+	}
+}
+
+func TestTakeTellsThatThereIsNoLink(t *testing.T) {
+	if _, err := Take(self(t)); !errors.Is(err, ErrAbsent) {
+		t.Errorf("nothing there: %v", err)
+	}
+	gone, err := os.StartProcess("/bin/true", []string{"true"}, &os.ProcAttr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.PidfdOpen(gone.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := gone.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Take(fd); !errors.Is(err, ErrAbsent) {
+		t.Errorf("process ended: %v", err)
+	}
+}
+
+func TestAgentGivesUpOnAShimThat(t *testing.T) {
+	send := func(text string, times int) func(t *testing.T, shim int) {
+		return func(t *testing.T, shim int) {
+			for range times {
+				if err := unix.Sendmsg(shim, []byte(text), nil, nil, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	for name, does := range map[string]func(t *testing.T, shim int){
+		"sends no JSON":            send("{", 1),
+		"sends an agent's message": send(`{"v":1,"hello":{}}`, 1),
+		"sends too much at once":   send(string(make([]byte, MaxMessage+2)), 1),
+		"sends too often":          send(`{"v":1,"state":{}}`, maxRate+1),
+		"sends odd things often":   send(`{"v":1,"dance":{}}`, maxRate+1),
+		"passes a descriptor": func(t *testing.T, shim int) {
+			if err := unix.Sendmsg(shim, []byte(`{"v":1,"state":{}}`), unix.UnixRights(shim), nil, 0); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			shim := pair(t)
+			agent := take(t)
+			does(t, shim)
+			before := descriptors(t)
+			if err := outcome(t, agent); err == nil || errors.Is(err, io.EOF) {
+				t.Errorf("Receive: %v", err)
+			}
+			if after := descriptors(t); after != before-1 {
+				t.Errorf("%d descriptors became %d: the link's own is to be closed, and none taken", before, after)
+			}
+		})
+	}
+}
+
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+func TestReceiveEndsWithTheShimAndWithClose(t *testing.T) {
+	shim := pair(t)
+	agent := take(t)
+	_ = unix.Shutdown(shim, unix.SHUT_RDWR) // as the shim's end does
+	if err := outcome(t, agent); !errors.Is(err, io.EOF) {
+		t.Errorf("the shim ended: %v", err)
+	}
+	agent = take(t)
+	_ = agent.Close()
+	if err := outcome(t, agent); err != nil {
+		t.Errorf("closed: %v", err)
+	}
+}
+
+func TestAShimThatDoesNotReadHoldsUpNobody(t *testing.T) {
+	pair(t)
+	agent := take(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	var err error
+	for err == nil {
+		err = agent.Send(ctx, Hello{})
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("full socket: %v", err)
+	}
+	// O_NONBLOCK belongs to the end, so a hostile shim can clear it.
+	if err := unix.SetNonblock(AgentFD, false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := agent.Send(ctx, Hello{}); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("full socket that was made blocking: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- agent.Receive(func(State) {}) }()
+	_ = agent.Close()
+	if err := <-done; err != nil {
+		t.Errorf("closed while it waited: %v", err)
+	}
+}
+
+func TestAFullSocketKeepsTheLatestState(t *testing.T) {
+	shim, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = shim.socket.file.Close(); _ = unix.Close(AgentFD) })
+	const last = 100_000
+	for i := range last {
+		shim.Publish(State{Run: "r", TerminatingSinceNS: int64(i + 1)})
+	}
+	var previous int64
+	fd := AgentFD
+	buf := make([]byte, MaxMessage)
+	for previous != last {
+		n, err := unix.Read(fd, buf)
+		if errors.Is(err, unix.EAGAIN) {
+			if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 10_000); err != nil && !errors.Is(err, unix.EINTR) {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := decode(buf[:n])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now := m.(State).TerminatingSinceNS; now <= previous {
+			t.Fatalf("state %d came after %d", now, previous)
+		} else {
+			previous = now
+		}
+	}
+}
+
+func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
+	shim, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(AgentFD) })
+	agent := take(t)
+	var files []*os.File
+	for i := range 2 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.WriteString(strconv.Itoa(i)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = r.Close(); _ = w.Close() })
+		files = append(files, r)
+	}
+	got := make(chan []*os.File)
+	complaint := make(chan error, 1)
+	go shim.Receive(func(_ Message, files []*os.File) { got <- files }, func(err error) { complaint <- err })
+	if err := agent.Send(t.Context(), Attach{Run: "r", NIC: nic()}, files...); err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range <-got {
+		buf := make([]byte, 1)
+		if _, err := f.Read(buf); err != nil || string(buf) != strconv.Itoa(i) {
+			t.Errorf("descriptor %d: %q, %v", i, buf, err)
+		}
+		if err := f.SetReadDeadline(time.Now()); err != nil {
+			t.Errorf("descriptor %d is blocking: %v", i, err)
+		}
+		_ = f.Close()
+	}
+	before := descriptors(t)
+	if err := agent.Send(t.Context(), Attach{Run: "r"}, files[0], files[0], files[0], files[0], files[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-complaint; !errors.Is(err, errBroken) {
+		t.Errorf("too many descriptors: %v", err)
+	}
+	if after := descriptors(t); after != before {
+		t.Errorf("%d descriptors became %d", before, after)
+	}
+}
