@@ -158,7 +158,10 @@ func (s *shim) show() error {
 
 // end leaves the last words and returns the exit code.
 func (s *shim) end() int {
-	words := strings.TrimPrefix(s.exit.Reason+": "+s.exit.Message, ": ")
+	words := s.exit.Message
+	if s.exit.Reason != "" {
+		words = strings.TrimSuffix(s.exit.Reason+": "+words, ": ")
+	}
 	// Only where kubelet has made the file: the root file system is read-only.
 	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
 	if err == nil {
