@@ -1,0 +1,112 @@
+package domain
+
+import (
+	"libvirt.org/go/libvirtxml"
+)
+
+// agentChannel is the name under which a guest agent looks for the host.
+const agentChannel = "org.qemu.guest_agent.0"
+
+func (g Guest) devices() *libvirtxml.DomainDeviceList {
+	devices := &libvirtxml.DomainDeviceList{
+		Controllers: []libvirtxml.DomainController{
+			{Type: "usb", Model: "none"},
+			{Type: "virtio-serial", Index: new(uint(0)), Address: slot(slotSerial)},
+		},
+		Serials: []libvirtxml.DomainSerial{{
+			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: g.Console}},
+			Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: new(uint(0))},
+		}},
+		// libvirt keeps this socket to itself, in its own directory.
+		Channels: []libvirtxml.DomainChannel{{
+			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{}},
+			Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: agentChannel}},
+		}},
+		RNGs: []libvirtxml.DomainRNG{{
+			Model:   "virtio",
+			Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
+			Address: slot(slotRNG),
+		}},
+		// The guest hands back memory that it has freed.
+		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio", FreePageReporting: "on", Address: slot(slotBalloon)},
+		Panics:     []libvirtxml.DomainPanic{{Model: "isa"}},
+	}
+	for i, disk := range g.Disks {
+		devices.Disks = append(devices.Disks, disk.device(i))
+	}
+	if g.Seed != "" {
+		devices.Disks = append(devices.Disks, seed(g.Seed, len(g.Disks)))
+	}
+	if g.NIC != nil {
+		devices.Interfaces = []libvirtxml.DomainInterface{g.NIC.device()}
+	}
+	return devices
+}
+
+func (d Disk) device(i int) libvirtxml.DomainDisk {
+	return libvirtxml.DomainDisk{
+		Device:       "disk",
+		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(QCOW2), Discard: "unmap", DetectZeros: "unmap"},
+		Source:       file(d.Path),
+		BackingStore: chain(d.Backing),
+		Target:       target(i),
+		Serial:       d.Name,
+		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1}, //nolint:gosec // an index
+		Address:      slot(slotDisks + i),
+	}
+}
+
+// chain names every file below a disk and ends explicitly: without the end libvirt would look into the last file for more.
+func chain(backing []Backing) *libvirtxml.DomainDiskBackingStore {
+	store := &libvirtxml.DomainDiskBackingStore{}
+	for i := len(backing) - 1; i >= 0; i-- {
+		store = &libvirtxml.DomainDiskBackingStore{
+			Format:       &libvirtxml.DomainDiskFormat{Type: string(backing[i].Format)},
+			Source:       file(backing[i].Path),
+			BackingStore: store,
+		}
+	}
+	return store
+}
+
+// seed is a disk, not a CD drive: both firmware and guest would wait for that one.
+func seed(path string, i int) libvirtxml.DomainDisk {
+	return libvirtxml.DomainDisk{
+		Device:       "disk",
+		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(Raw)},
+		Source:       file(path),
+		BackingStore: chain(nil),
+		Target:       target(i),
+		ReadOnly:     &libvirtxml.DomainDiskReadOnly{},
+		Address:      slot(slotSeed),
+	}
+}
+
+func (n NIC) device() libvirtxml.DomainInterface {
+	nic := libvirtxml.DomainInterface{
+		MAC:     &libvirtxml.DomainInterfaceMAC{Address: n.MAC.String()},
+		Source:  &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}},
+		Target:  &libvirtxml.DomainInterfaceTarget{Dev: n.Tap},
+		Model:   &libvirtxml.DomainInterfaceModel{Type: "virtio"},
+		ROM:     &libvirtxml.DomainROM{Enabled: "no"}, // nobody boots from the network
+		Address: slot(slotNIC),
+	}
+	if n.MTU > 0 {
+		nic.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)} //nolint:gosec // positive
+	}
+	return nic
+}
+
+func file(path string) *libvirtxml.DomainDiskSource {
+	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
+}
+
+func target(i int) *libvirtxml.DomainDiskTarget {
+	return &libvirtxml.DomainDiskTarget{Dev: "vd" + string(rune('a'+i)), Bus: "virtio"}
+}
+
+func slot(n int) *libvirtxml.DomainAddress {
+	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{
+		Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(uint(n)), Function: new(uint(0)), //nolint:gosec // a slot
+	}}
+}

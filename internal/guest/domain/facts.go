@@ -1,0 +1,128 @@
+package domain
+
+import (
+	"encoding/xml"
+	"fmt"
+	"strings"
+)
+
+// namespace is the XML namespace of our metadata.
+const namespace = "https://berth.dev/domain/v1"
+
+// metadataElement is how an Identity is written; libvirt keeps it as it is.
+type metadataElement struct {
+	XMLName   xml.Name `xml:"berth:guest"`
+	Prefix    string   `xml:"xmlns:berth,attr"`
+	Namespace string   `xml:"namespace,attr"`
+	Name      string   `xml:"name,attr"`
+	VM        string   `xml:"vm,attr"`
+	Berth     string   `xml:"berth,attr"`
+}
+
+func (i Identity) metadata() (string, error) {
+	out, err := xml.Marshal(metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth})
+	if err != nil {
+		return "", fmt.Errorf("writing identity: %w", err)
+	}
+	return string(out), nil
+}
+
+// Facts are what a live domain says of itself.
+type Facts struct {
+	UUID, Name string
+	// Identity is nil when the domain is not Berth's.
+	Identity *Identity
+	// Emulated is true when the domain runs without KVM.
+	Emulated bool
+	// Taps are the names of the domain's network devices, as libvirt made them.
+	Taps []string
+	// Console is the path of the first serial console's socket; empty if it has none.
+	Console string
+	// AgentConnected is true while a guest agent holds its channel open.
+	AgentConnected bool
+	// Paths are all files that the domain has as disks, kernel and initrd.
+	Paths []string
+}
+
+// live is the little of a domain's XML that Facts reads. Foreign domains may
+// hold anything else, so it is not read as a whole.
+type live struct {
+	XMLName  xml.Name `xml:"domain"`
+	Type     string   `xml:"type,attr"`
+	UUID     string   `xml:"uuid"`
+	Name     string   `xml:"name"`
+	Metadata struct {
+		Guests []struct {
+			Namespace string `xml:"namespace,attr"`
+			Name      string `xml:"name,attr"`
+			VM        string `xml:"vm,attr"`
+			Berth     string `xml:"berth,attr"`
+		} `xml:"https://berth.dev/domain/v1 guest"`
+	} `xml:"metadata"`
+	Kernel     string      `xml:"os>kernel"`
+	Initrd     string      `xml:"os>initrd"`
+	Disks      []liveLayer `xml:"devices>disk"`
+	Interfaces []struct {
+		Target struct {
+			Dev string `xml:"dev,attr"`
+		} `xml:"target"`
+	} `xml:"devices>interface"`
+	Serials []struct {
+		Type   string `xml:"type,attr"`
+		Source struct {
+			Path string `xml:"path,attr"`
+		} `xml:"source"`
+	} `xml:"devices>serial"`
+	Channels []struct {
+		Target struct {
+			Name  string `xml:"name,attr"`
+			State string `xml:"state,attr"`
+		} `xml:"target"`
+	} `xml:"devices>channel"`
+}
+
+type liveLayer struct {
+	Source struct {
+		File string `xml:"file,attr"`
+	} `xml:"source"`
+	Backing *liveLayer `xml:"backingStore"`
+}
+
+// ParseFacts reads a live domain's XML.
+func ParseFacts(doc string) (Facts, error) {
+	var l live
+	if err := xml.Unmarshal([]byte(doc), &l); err != nil {
+		return Facts{}, fmt.Errorf("reading domain XML: %w", err)
+	}
+	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu"}
+	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
+		m := ours[0]
+		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth}
+	}
+	for _, nic := range l.Interfaces {
+		if nic.Target.Dev != "" {
+			f.Taps = append(f.Taps, nic.Target.Dev)
+		}
+	}
+	if len(l.Serials) > 0 && l.Serials[0].Type == "unix" {
+		f.Console = l.Serials[0].Source.Path
+	}
+	for _, c := range l.Channels {
+		if c.Target.Name == agentChannel {
+			f.AgentConnected = c.Target.State == "connected"
+		}
+	}
+	for _, p := range []string{l.Kernel, l.Initrd} {
+		if p != "" {
+			f.Paths = append(f.Paths, p)
+		}
+	}
+	for _, disk := range l.Disks {
+		for layer := &disk; layer != nil; layer = layer.Backing {
+			if layer.Source.File != "" {
+				f.Paths = append(f.Paths, layer.Source.File)
+			}
+		}
+	}
+	return f, nil
+}

@@ -1,0 +1,69 @@
+package domain
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseFacts(t *testing.T) {
+	for name, want := range map[string]Facts{
+		"live-ours": {
+			UUID: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Name: "ns_a", Emulated: true,
+			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b"},
+			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true,
+			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
+		},
+		"live-foreign": {
+			UUID: "11111111-2222-4333-8444-555555555555", Name: "old <box>",
+			Taps: []string{"vnet0", "vnet1"}, Paths: []string{"/boot/k", "/boot/i"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			doc, err := os.ReadFile(filepath.Join("testdata", name+".xml"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := ParseFacts(string(doc))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("facts (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParseFactsSaysWhatIsNoDomain(t *testing.T) {
+	for _, doc := range []string{"", "x", "<network/>", "<domain>", "<domain><name>a</uuid></domain>"} {
+		if _, err := ParseFacts(doc); err == nil {
+			t.Errorf("no error for %q", doc)
+		}
+	}
+}
+
+func TestParseFactsTrustsNoDoubledIdentity(t *testing.T) {
+	facts, err := ParseFacts(`<domain><metadata xmlns:b="https://berth.dev/domain/v1"><b:guest name="a"/><b:guest name="b"/></metadata></domain>`)
+	if err != nil || facts.Identity != nil {
+		t.Errorf("identity %v, error %v", facts.Identity, err)
+	}
+}
+
+func FuzzFacts(f *testing.F) {
+	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel"} {
+		doc, err := os.ReadFile(filepath.Join("testdata", name+".xml"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(doc))
+	}
+	f.Fuzz(func(t *testing.T, doc string) {
+		facts, err := ParseFacts(doc)
+		if err != nil && !cmp.Equal(facts, Facts{}) {
+			t.Errorf("facts %v with error %v", facts, err)
+		}
+	})
+}

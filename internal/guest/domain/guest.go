@@ -1,0 +1,100 @@
+package domain
+
+import (
+	"net"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// MaxDisks is how many disks a guest can have: the slots of its PCI bus that are kept for them.
+const MaxDisks = 16
+
+// Guest is all that a domain is made of. Paths are the host's, absolute, and
+// chosen by the agent; strings may hold no control characters.
+type Guest struct {
+	// UUID is the VirtualMachine's UID, in the usual form of 36 characters.
+	UUID string
+	// Name is the domain's name in libvirt, unique on the host.
+	Name string
+	// Identity is kept in the domain's metadata.
+	Identity Identity
+	// Acceleration is how the host runs guests.
+	Acceleration v1alpha1.Acceleration
+	// Partition is the cgroup, as libvirt writes it, that QEMU is born in; libvirt's own if empty.
+	Partition string
+	// CPU is the guest's virtual processors.
+	CPU CPU
+	// Memory is the guest's memory, in bytes; whole KiB are used.
+	Memory int64
+	// TranslationCache is the limit of QEMU's cache of translated code under emulation, in bytes; whole MiB are used.
+	TranslationCache int64
+	// Kernel boots a kernel directly; nil boots from the disks.
+	Kernel *Kernel
+	// Disks are in boot order, at most MaxDisks.
+	Disks []Disk
+	// Seed is the path of the NoCloud image; empty if there is none.
+	Seed string
+	// NIC is the network interface; nil if there is none.
+	NIC *NIC
+	// Console is the path, at most 107 bytes, of the socket that libvirt makes for the serial console.
+	Console string
+	// UID and GID are whom QEMU runs as. Neither may be 0.
+	UID, GID uint32
+}
+
+// Identity says whose a domain is.
+type Identity struct {
+	// Namespace and Name are the VirtualMachine's.
+	Namespace, Name string
+	// VM is the VirtualMachine's UID.
+	VM string
+	// Berth is the UID of the pod that the guest was started for.
+	Berth string
+}
+
+// CPU is the guest's virtual processors. The numbers are at least 1.
+type CPU struct {
+	Sockets, Cores, Threads int
+	// Model is berth.CPUHostModel, berth.CPUHostPassthrough or one of libvirt's names.
+	Model string
+}
+
+// Kernel is a kernel to boot directly.
+type Kernel struct {
+	// Path and Initrd are files; Initrd may be empty.
+	Path, Initrd string
+	CommandLine  string
+}
+
+// Disk is a qcow2 file that the guest writes.
+type Disk struct {
+	// Name is the disk's serial number, at most 20 characters.
+	Name string
+	Path string
+	// Backing is the chain of read-only files below Path, nearest first. It is all of the chain: what is not named is not opened.
+	Backing []Backing
+}
+
+// Backing is a read-only file below a disk.
+type Backing struct {
+	Path   string
+	Format Format
+}
+
+// Format is a disk image's format. It is always named, because a probed format is what the guest wants it to be.
+type Format string
+
+// The formats.
+const (
+	Raw   Format = "raw"
+	QCOW2 Format = "qcow2"
+)
+
+// NIC is a network interface on a tap that libvirt makes.
+type NIC struct {
+	// Tap is the tap's name on the host.
+	Tap string
+	MAC net.HardwareAddr
+	// MTU is in bytes; 0 leaves it to QEMU.
+	MTU int
+}

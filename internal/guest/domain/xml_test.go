@@ -1,0 +1,144 @@
+package domain
+
+import (
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+)
+
+var update = flag.Bool("update", false, "write the goldens anew")
+
+func web() Guest {
+	return Guest{
+		UUID:         "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+		Name:         "shop_web",
+		Identity:     Identity{Namespace: "shop", Name: "web", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c8", Berth: "0f0e0d0c-0b0a-4908-8706-050403020100"},
+		Acceleration: v1alpha1.AccelerationKVM,
+		CPU:          CPU{Sockets: 1, Cores: 2, Threads: 1, Model: berth.CPUHostModel},
+		Memory:       2 << 30,
+		Disks: []Disk{
+			{Name: "root", Path: "/var/lib/berth/disks/u/root.qcow2", Backing: []Backing{{Path: "/var/lib/berth/images/a.qcow2", Format: QCOW2}}},
+			{Name: "tools", Path: "/var/lib/berth/disks/u/tools.qcow2", Backing: []Backing{{Path: "/var/lib/berth/images/b.raw", Format: Raw}}},
+		},
+		Seed:    "/run/berth/seed/u.iso",
+		NIC:     &NIC{Tap: "btabcdefghijklm", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450},
+		Console: "/run/berth/console/u.sock",
+		UID:     64100,
+		GID:     107,
+	}
+}
+
+func edited(edit func(*Guest)) Guest {
+	g := web()
+	edit(&g)
+	return g
+}
+
+func TestXML(t *testing.T) {
+	for name, g := range map[string]Guest{
+		"disks": web(),
+		"kernel": edited(func(g *Guest) {
+			g.Acceleration, g.TranslationCache = v1alpha1.AccelerationEmulation, 64<<20
+			g.Kernel = &Kernel{Path: "/k/vmlinuz", Initrd: "/k/initrd", CommandLine: `console=ttyS0 a="<b>&'c'"`}
+			g.Disks, g.Seed, g.NIC = nil, "", nil
+			g.Partition = "/kubepods/burstable/pod1"
+			g.CPU = CPU{Sockets: 2, Cores: 3, Threads: 2, Model: "Skylake-Server"}
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := XML(g)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join("testdata", name+".xml")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got+"\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(strings.TrimSpace(string(want)), got); diff != "" {
+				t.Errorf("domain differs from %s (-want +got):\n%s", golden, diff)
+			}
+		})
+	}
+}
+
+func TestXMLRefuses(t *testing.T) {
+	for what, edit := range map[string]func(*Guest){
+		"a name for a UUID":             func(g *Guest) { g.UUID = "web" },
+		"a UUID in another form":        func(g *Guest) { g.UUID = strings.ToUpper(g.UUID) },
+		"no CPU":                        func(g *Guest) { g.CPU.Cores = 0 },
+		"no memory":                     func(g *Guest) { g.Memory = 0 },
+		"root":                          func(g *Guest) { g.UID = 0 },
+		"root's group":                  func(g *Guest) { g.GID = 0 },
+		"too many disks":                func(g *Guest) { g.Disks = make([]Disk, MaxDisks+1) },
+		"a format to guess":             func(g *Guest) { g.Disks[0].Backing[0].Format = "" },
+		"a disk nowhere":                func(g *Guest) { g.Disks[0].Path = "" },
+		"a path that climbs":            func(g *Guest) { g.Disks[0].Path = "/var/../etc/shadow" },
+		"a relative path":               func(g *Guest) { g.Seed = "seed.iso" },
+		"a long serial":                 func(g *Guest) { g.Disks[0].Name = strings.Repeat("x", 21) },
+		"a console nowhere":             func(g *Guest) { g.Console = "" },
+		"a console too deep":            func(g *Guest) { g.Console = "/" + strings.Repeat("x", 107) },
+		"a tap that libvirt would name": func(g *Guest) { g.NIC.Tap = "bt%d" },
+		"a tap too long":                func(g *Guest) { g.NIC.Tap = strings.Repeat("x", 16) },
+		"a NIC without MAC":             func(g *Guest) { g.NIC.MAC = nil },
+		"a line break":                  func(g *Guest) { g.Kernel = &Kernel{Path: "/k", CommandLine: "a\nb"} },
+		"a NUL":                         func(g *Guest) { g.Name = "a\x00b" },
+		"what is not UTF-8":             func(g *Guest) { g.Name = "\xff" },
+	} {
+		t.Run(what, func(t *testing.T) {
+			if _, err := XML(edited(edit)); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+}
+
+// FuzzXML looks for text that leaves its place in the document.
+func FuzzXML(f *testing.F) {
+	f.Add("shop_web", "web", "console=ttyS0", "root", "/d/root.qcow2", "bt0", "host-model")
+	f.Add("a'b", `"/><disk type="file">`, "]]>&lt;", "<!--", "/x<y>/&amp;", "bt&", "</model>")
+	f.Fuzz(func(t *testing.T, name, identity, cmdline, serial, path, tap, model string) {
+		g := web()
+		g.Name, g.Identity.Name, g.CPU.Model, g.NIC.Tap = name, identity, model, tap
+		g.Kernel = &Kernel{Path: path, CommandLine: cmdline}
+		g.Disks = []Disk{{Name: serial, Path: path, Backing: []Backing{{Path: path, Format: Raw}}}}
+		g.Seed = ""
+		doc, err := XML(g)
+		if err != nil {
+			return
+		}
+		var d libvirtxml.Domain
+		if err := d.Unmarshal(doc); err != nil {
+			t.Fatalf("%v in\n%s", err, doc)
+		}
+		if d.Name != name || d.OS.Kernel != path || d.OS.Cmdline != cmdline || len(d.Devices.Disks) != 1 ||
+			d.Devices.Disks[0].Serial != serial || d.QEMUCommandline != nil || len(d.Devices.Interfaces) != 1 {
+			t.Fatalf("not what was said:\n%s", doc)
+		}
+		facts, err := ParseFacts(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := Facts{
+			UUID: g.UUID, Name: name, Identity: &g.Identity, Taps: []string{tap}, Console: g.Console,
+			Paths: []string{path, path, path},
+		}
+		if diff := cmp.Diff(want, facts); diff != "" {
+			t.Fatalf("facts (-want +got):\n%s", diff)
+		}
+	})
+}
