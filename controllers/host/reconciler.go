@@ -102,6 +102,7 @@ func ours(key string) bool {
 }
 
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
+
 func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[string]string) error {
 	change := map[string]any{}
 	for key, value := range want {
@@ -128,6 +129,7 @@ func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[stri
 }
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts,verbs=get;list;watch;delete
+
 func (r *Reconciler) deleteHost(ctx context.Context, host *v1alpha1.VirtualMachineHost) error {
 	err := r.Client.Delete(ctx, host, client.Preconditions{UID: &host.UID})
 	if client.IgnoreNotFound(err) != nil {

@@ -42,9 +42,9 @@ func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 	return fmt.Errorf("unknown action %T", a)
 }
 
-// createBerth makes the pod. That it exists already is success if it is ours.
-//
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create
+
+// createBerth makes the pod. That it exists already is success if it is ours.
 func (r *Reconciler) createBerth(ctx context.Context, vm *v1alpha1.VirtualMachine, node string) error {
 	pod, err := berth.PodFor(vm, node, r.Options)
 	if err != nil {
@@ -82,6 +82,7 @@ func (r *Reconciler) whoseBerth(ctx context.Context, vm *v1alpha1.VirtualMachine
 }
 
 // +kubebuilder:rbac:groups="",resources=pods,verbs=delete
+
 func (r *Reconciler) deleteBerth(ctx context.Context, seen snapshot, a deleteBerth) error {
 	pod := seen.berth
 	if pod == nil {
@@ -107,6 +108,7 @@ type finalizerPatch struct {
 // +kubebuilder:rbac:groups="",resources=pods,verbs=patch
 // +kubebuilder:rbac:groups="",resources=pods/finalizers,verbs=update
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/finalizers,verbs=update
+
 func (r *Reconciler) setFinalizers(ctx context.Context, o client.Object, finalizers []string) error {
 	var p finalizerPatch
 	p.Metadata.UID, p.Metadata.ResourceVersion, p.Metadata.Finalizers = o.GetUID(), o.GetResourceVersion(), finalizers

@@ -49,11 +49,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	return kube.Outcome(err, 0)
 }
 
-// Setup registers the reconciler and its watches.
-//
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch;patch
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts,verbs=get;list;watch
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch
+
+// Setup registers the reconciler and its watches.
 func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.VirtualMachine{}, indexNode, func(o client.Object) []string {
 		return []string{o.(*v1alpha1.VirtualMachine).Status.NodeName}

@@ -20,11 +20,11 @@ import (
 // ownConditions are those that the operator writes.
 var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady, v1alpha1.ConditionUpToDate}
 
-// report writes what Kubernetes knows of the guest, if it differs from what
-// stands there. failure is what act came back with.
-//
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
+
+// report writes what Kubernetes knows of the guest, if it differs from what
+// stands there. failure is what act came back with.
 func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) error {
 	if seen.vm == nil {
 		return nil
