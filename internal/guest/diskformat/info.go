@@ -1,0 +1,84 @@
+package diskformat
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Format is a disk format, by QEMU's name for it.
+type Format string
+
+// The formats that Berth takes.
+const (
+	Raw   Format = "raw"
+	QCOW2 Format = "qcow2"
+)
+
+// MaxVirtualSize is the largest disk in bytes, 64 TiB: as the API's limit.
+const MaxVirtualSize = 64 << 40
+
+// SectorSize is the unit of a disk's size in bytes.
+const SectorSize = 512
+
+// Info is what a disk image says of itself.
+type Info struct {
+	Format Format
+	// VirtualSize is what a guest sees, in bytes: a multiple of SectorSize.
+	VirtualSize int64
+}
+
+// Inspect tells what disk the size bytes of r hold. It refuses, by the user, whatever is no raw or qcow2 disk
+// (ImageNotDisk) and every qcow2 that reaches outside of itself, is encrypted, damaged or absurd (ImageUnsafe).
+func Inspect(r io.ReaderAt, size int64) (Info, error) {
+	if size == 0 {
+		return Info{}, notDisk("it is empty")
+	}
+	head, err := readUpTo(r, 0, min(size, 1024))
+	if err != nil {
+		return Info{}, err
+	}
+	if len(head) >= 4 && string(head[:4]) == qcow2Magic {
+		q, err := parse(r, size)
+		if err != nil {
+			return Info{}, err
+		}
+		if err := q.standsForItself(r, size); err != nil {
+			return Info{}, err
+		}
+		return Info{Format: QCOW2, VirtualSize: q.virtualSize()}, nil
+	}
+	if err := refuseForeign(r, head, size); err != nil {
+		return Info{}, err
+	}
+	switch {
+	case size%SectorSize != 0:
+		return Info{}, notDisk("its %d bytes are no whole number of %d-byte sectors: is it truncated?", size, SectorSize)
+	case size > MaxVirtualSize:
+		return Info{}, fault.ByUser(v1alpha1.ReasonImageTooLarge, fmt.Errorf("the disk has %d bytes, the most is 64Ti", size))
+	}
+	return Info{Format: Raw, VirtualSize: size}, nil
+}
+
+// readUpTo reads n bytes at offset, all of which must exist.
+func readUpTo(r io.ReaderAt, offset, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	if _, err := io.ReadFull(io.NewSectionReader(r, offset, n), b); err != nil {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, unsafe("it ends before its own tables do: is it truncated?")
+		}
+		return nil, fmt.Errorf("reading a disk's header: %w", err)
+	}
+	return b, nil
+}
+
+func notDisk(format string, args ...any) error {
+	return fault.ByUser(v1alpha1.ReasonImageNotDisk, fmt.Errorf("not a disk Berth can use: "+format, args...))
+}
+
+func unsafe(format string, args ...any) error {
+	return fault.ByUser(v1alpha1.ReasonImageUnsafe, fmt.Errorf("unsafe qcow2 disk: "+format, args...))
+}

@@ -1,0 +1,243 @@
+package diskformat
+
+import (
+	"encoding/binary"
+	"io"
+)
+
+const qcow2Magic = "QFI\xfb"
+
+// header is a qcow2 header as docs/interop/qcow2.txt of QEMU lays it out, big endian.
+type header struct {
+	Magic                 [4]byte
+	Version               uint32
+	BackingFileOffset     uint64
+	BackingFileSize       uint32
+	ClusterBits           uint32
+	Size                  uint64
+	CryptMethod           uint32
+	L1Size                uint32
+	L1TableOffset         uint64
+	RefcountTableOffset   uint64
+	RefcountTableClusters uint32
+	Snapshots             uint32
+	SnapshotsOffset       uint64
+	// The rest is version 3.
+	Incompatible  uint64
+	Compatible    uint64
+	Autoclear     uint64
+	RefcountOrder uint32
+	Length        uint32
+	Compression   uint8
+	_             [7]byte
+}
+
+const (
+	headerV2 = 72
+	headerV3 = 104
+	// headerSize is the whole of header, and what we write.
+	headerSize = 112
+)
+
+// Incompatible features: who does not know one must not open the image.
+const (
+	featureDirty = 1 << iota
+	featureCorrupt
+	featureDataFile
+	featureCompression
+	featureExtendedL2
+	featuresKnown = 1<<iota - 1
+)
+
+// Header extensions.
+const (
+	extensionEnd           = 0
+	extensionBackingFormat = 0xe2792aca
+	extensionDataFile      = 0x44415441
+	extensionEncryption    = 0x0537be77
+)
+
+// QEMU's own limits, block/qcow2.h.
+const (
+	maxL1Bytes       = 32 << 20
+	maxRefcountBytes = 8 << 20
+	maxSnapshots     = 65536
+	maxBackingName   = 1023
+)
+
+// qcow2 is a header whose numbers are in bounds, so that arithmetic with them cannot overflow.
+type qcow2 struct {
+	header
+	backingName   string
+	backingFormat string
+	dataFile      bool
+}
+
+func (q *qcow2) clusterSize() int64 { return 1 << q.ClusterBits }
+
+// virtualSize rounds up to a sector, as QEMU does.
+func (q *qcow2) virtualSize() int64 {
+	return (int64(q.Size) + SectorSize - 1) / SectorSize * SectorSize //nolint:gosec // parse checked it
+}
+
+// parse reads the header of the size bytes of r and checks that every number in it makes sense.
+func parse(r io.ReaderAt, size int64) (*qcow2, error) {
+	raw, err := readUpTo(r, 0, min(size, headerSize))
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) < headerV2 {
+		return nil, unsafe("it ends inside its header: is it truncated?")
+	}
+	q := &qcow2{}
+	padded := make([]byte, headerSize)
+	copy(padded, raw)
+	if _, err := binary.Decode(padded, binary.BigEndian, &q.header); err != nil {
+		return nil, err
+	}
+	switch {
+	case q.Version == 2:
+		q.Incompatible, q.Autoclear, q.RefcountOrder, q.Length, q.Compression = 0, 0, 4, headerV2, 0
+	case q.Version != 3:
+		return nil, unsafe("version %d is neither 2 nor 3: %s", q.Version, convert)
+	case q.Length < headerV3 || q.Length%8 != 0 || int64(q.Length) > size:
+		return nil, unsafe("its header claims a length of %d bytes", q.Length)
+	case q.Length < headerSize:
+		q.Compression = 0
+	}
+	if err := q.checkNumbers(size); err != nil {
+		return nil, err
+	}
+	return q, q.readExtensions(r, size)
+}
+
+// checkNumbers holds the header against QEMU's limits and against the file's size.
+func (q *qcow2) checkNumbers(size int64) error {
+	switch {
+	case q.ClusterBits < 9 || q.ClusterBits > 21:
+		return unsafe("clusters of 2^%d bytes", q.ClusterBits)
+	case q.Length > 1<<q.ClusterBits:
+		return unsafe("its header claims a length of %d bytes", q.Length)
+	case q.Size == 0:
+		return notDisk("its virtual size is 0")
+	case q.Size > MaxVirtualSize:
+		return unsafe("a virtual size of %d bytes, the most is 64Ti", q.Size)
+	case q.RefcountOrder > 6:
+		return unsafe("refcounts of 2^%d bits", q.RefcountOrder)
+	case q.CryptMethod != 0:
+		return unsafe("it is encrypted: decrypt it with `qemu-img convert -O qcow2`")
+	case q.Incompatible&^featuresKnown != 0:
+		return unsafe("it uses features this version does not know (%#x): %s", q.Incompatible, convert)
+	case q.Incompatible&featureCompression != 0 && q.Compression > 1, q.Incompatible&featureCompression == 0 && q.Compression != 0:
+		return unsafe("compression type %d", q.Compression)
+	case q.Incompatible&featureExtendedL2 != 0 && q.ClusterBits < 14:
+		return unsafe("extended L2 entries with clusters of 2^%d bytes", q.ClusterBits)
+	}
+	switch {
+	case int64(q.L1Size) < q.l1Needed() || int64(q.L1Size)*8 > maxL1Bytes:
+		return unsafe("an L1 table of %d entries", q.L1Size)
+	case !q.holds(size, q.L1TableOffset, int64(q.L1Size)*8):
+		return unsafe("its L1 table lies outside of it: is it truncated?")
+	case q.RefcountTableClusters == 0 || int64(q.RefcountTableClusters)<<q.ClusterBits > maxRefcountBytes:
+		return unsafe("a refcount table of %d clusters", q.RefcountTableClusters)
+	case !q.holds(size, q.RefcountTableOffset, int64(q.RefcountTableClusters)<<q.ClusterBits):
+		return unsafe("its refcount table lies outside of it: is it truncated?")
+	case q.Snapshots > maxSnapshots:
+		return unsafe("%d snapshots", q.Snapshots)
+	// A snapshot's entry has at least 40 bytes.
+	case q.Snapshots > 0 && !q.holds(size, q.SnapshotsOffset, int64(q.Snapshots)*40):
+		return unsafe("its snapshot table lies outside of it: is it truncated?")
+	case q.BackingFileOffset != 0 && (q.BackingFileSize == 0 || q.BackingFileSize > maxBackingName ||
+		q.BackingFileOffset > uint64(q.clusterSize()) || !fits(size, q.BackingFileOffset, int64(q.BackingFileSize))): //nolint:gosec // a power of two
+		return unsafe("the name of its backing file lies outside of its header")
+	}
+	return nil
+}
+
+// l1Needed is how many L1 entries cover the virtual size.
+func (q *qcow2) l1Needed() int64 {
+	entry := uint32(3) // log2 of an L2 entry's bytes
+	if q.Incompatible&featureExtendedL2 != 0 {
+		entry = 4
+	}
+	perL1 := int64(1) << (2*q.ClusterBits - entry)
+	return (int64(q.Size) + perL1 - 1) / perL1 //nolint:gosec // at most MaxVirtualSize
+}
+
+// holds tells whether a table starts at a cluster behind the header and ends inside of the file.
+func (q *qcow2) holds(size int64, offset uint64, length int64) bool {
+	return offset != 0 && offset%uint64(q.clusterSize()) == 0 && fits(size, offset, length) //nolint:gosec // a power of two
+}
+
+func fits(size int64, offset uint64, length int64) bool {
+	return offset <= uint64(size) && length <= size-int64(offset) //nolint:gosec // size is a file's, offset at most that
+}
+
+// readExtensions reads the names that the header carries: between its end and the end of its cluster.
+func (q *qcow2) readExtensions(r io.ReaderAt, size int64) error {
+	end := min(q.clusterSize(), size)
+	if q.BackingFileOffset != 0 {
+		name, err := readUpTo(r, int64(q.BackingFileOffset), int64(q.BackingFileSize)) //nolint:gosec // checked to be in the first cluster
+		if err != nil {
+			return err
+		}
+		q.backingName = string(name)
+		end = min(end, int64(q.BackingFileOffset)) //nolint:gosec // as above
+	}
+	for at := int64(q.Length); at+8 <= end; {
+		head, err := readUpTo(r, at, 8)
+		if err != nil {
+			return err
+		}
+		kind, length := binary.BigEndian.Uint32(head), int64(binary.BigEndian.Uint32(head[4:]))
+		at += 8
+		if kind != extensionEnd && length > end-at {
+			return unsafe("a header extension lies outside of its header")
+		}
+		switch kind {
+		case extensionEnd:
+			return nil
+		case extensionDataFile:
+			q.dataFile = true
+		case extensionEncryption:
+			return unsafe("it is encrypted: decrypt it with `qemu-img convert -O qcow2`")
+		case extensionBackingFormat:
+			name, err := readUpTo(r, at, min(length, 16))
+			if err != nil {
+				return err
+			}
+			q.backingFormat = string(name)
+		}
+		at += (length + 7) / 8 * 8
+	}
+	return nil
+}
+
+// standsForItself refuses what needs another file or a repair.
+func (q *qcow2) standsForItself(r io.ReaderAt, size int64) error {
+	switch {
+	case q.BackingFileOffset != 0:
+		return unsafe("it has a backing file: flatten it with `qemu-img convert -O qcow2`")
+	case q.dataFile || q.Incompatible&featureDataFile != 0:
+		return unsafe("it has an external data file: flatten it with `qemu-img convert -O qcow2`")
+	case q.Incompatible&(featureDirty|featureCorrupt) != 0:
+		return unsafe("it was not closed properly: repair it with `qemu-img check -r all`")
+	}
+	return q.checkL1(r, size)
+}
+
+// checkL1 finds files that were cut: every L2 table must start inside of them.
+func (q *qcow2) checkL1(r io.ReaderAt, size int64) error {
+	table, err := readUpTo(r, int64(q.L1TableOffset), int64(q.L1Size)*8) //nolint:gosec // checkNumbers
+	if err != nil {
+		return err
+	}
+	const offsetMask = 0x00fffffffffffe00
+	for ; len(table) > 0; table = table[8:] {
+		offset := binary.BigEndian.Uint64(table) & offsetMask
+		if offset != 0 && !q.holds(size, offset, q.clusterSize()) {
+			return unsafe("an L2 table lies outside of it: is it truncated?")
+		}
+	}
+	return nil
+}

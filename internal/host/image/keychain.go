@@ -1,0 +1,149 @@
+package image
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"path"
+	"slices"
+	"strings"
+
+	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Keychain holds the credentials of pull secrets. The zero value is empty.
+type Keychain struct {
+	entries []entry
+}
+
+type entry struct {
+	// host may hold globs, path is the beginning of a repository's path.
+	host, path string
+	username   string
+	password   string
+}
+
+// Anonymous is the proof of an image that needs no credentials.
+const Anonymous = ""
+
+// candidate is a credential that fits an image.
+type candidate struct {
+	credential auth.Credential
+	proof      string
+}
+
+// String keeps the credentials out of whatever prints a Keychain.
+func (Keychain) String() string { return "(credentials)" }
+
+// GoString does so for %#v.
+func (Keychain) GoString() string { return "(credentials)" }
+
+// Add reads a docker configuration, the content of a Secret of type kubernetes.io/dockerconfigjson. Its error,
+// ImageUnauthorized, tells nothing of the content.
+func (k *Keychain) Add(config []byte) error {
+	var file struct {
+		Auths map[string]struct {
+			Username string `json:"username"`
+			Password string `json:"password"` //nolint:gosec // it is what the file holds
+			Auth     string `json:"auth"`
+		} `json:"auths"`
+	}
+	malformed := fault.ByUser(v1alpha1.ReasonImageUnauthorized,
+		errors.New("the pull secret holds no docker configuration: make it with `kubectl create secret docker-registry`"))
+	if json.Unmarshal(config, &file) != nil {
+		return malformed
+	}
+	for key, a := range file.Auths {
+		if a.Auth != "" {
+			plain, err := base64.StdEncoding.DecodeString(a.Auth)
+			username, password, ok := strings.Cut(string(plain), ":")
+			if err != nil || !ok {
+				return malformed
+			}
+			a.Username, a.Password = username, password
+		}
+		e := entry{username: a.Username, password: a.Password}
+		e.host, e.path = splitKey(key)
+		k.entries = append(k.entries, e)
+	}
+	// The longest path first, as kubelet; the rest only makes the order certain.
+	slices.SortStableFunc(k.entries, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(len(b.path), len(a.path)), cmp.Compare(b.host, a.host))
+	})
+	return nil
+}
+
+// splitKey reads a key of auths: a host, or a URL, with a path perhaps. Docker itself writes
+// https://index.docker.io/v1/ for its hub, and the API's version is no path.
+func splitKey(key string) (host, repository string) {
+	if _, rest, ok := strings.Cut(key, "://"); ok {
+		key = rest
+	}
+	host, repository, _ = strings.Cut(key, "/")
+	repository = strings.Trim(repository, "/")
+	if repository == "v1" || repository == "v2" {
+		repository = ""
+	}
+	switch host {
+	case "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com":
+		host = "docker.io"
+	}
+	return host, repository
+}
+
+// Proofs are fingerprints of the credentials that fit an image, and Anonymous: who holds one that Resolve has
+// found to give access to a digest may use that digest without asking the registry again.
+func (k Keychain) Proofs(ref Reference) []string {
+	var proofs []string
+	for _, c := range k.candidates(ref) {
+		proofs = append(proofs, c.proof)
+	}
+	return proofs
+}
+
+// candidates are the credentials to try, in order, as kubelet does; without any at last, so that a stale secret
+// does not keep a public image away.
+func (k Keychain) candidates(ref Reference) []candidate {
+	var found []candidate
+	for _, e := range k.entries {
+		if !hostMatches(e.host, ref.Registry) || !pathMatches(e.path, ref.Repository) {
+			continue
+		}
+		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.username + "\x00" + e.password))
+		found = append(found, candidate{
+			credential: auth.Credential{Username: e.username, Password: e.password},
+			proof:      hex.EncodeToString(sum[:]),
+		})
+	}
+	return append(found, candidate{proof: Anonymous})
+}
+
+// hostMatches compares label by label, so that *.example.com is one label and never a suffix.
+func hostMatches(pattern, host string) bool {
+	if pattern == host { // an IPv6 address has no labels
+		return true
+	}
+	patternName, patternPort, _ := strings.Cut(pattern, ":")
+	hostName, hostPort, _ := strings.Cut(host, ":")
+	want, have := strings.Split(patternName, "."), strings.Split(hostName, ".")
+	if patternPort != hostPort || len(want) != len(have) {
+		return false
+	}
+	for i := range want {
+		if ok, err := path.Match(want[i], have[i]); err != nil || !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// pathMatches ends at a slash, so that the credentials of team do not go to team-of-somebody-else.
+func pathMatches(prefix, repository string) bool {
+	return prefix == "" || repository == prefix || strings.HasPrefix(repository, prefix+"/")
+}
