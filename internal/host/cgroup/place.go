@@ -1,0 +1,152 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// ErrGone says that the cgroup no longer exists: its container has ended.
+var ErrGone = errors.New("cgroup is gone")
+
+// Place moves whole processes into a container's cgroup, in every hierarchy
+// that names the container, and reads back where they are. Pids are those of
+// processes or of kernel threads. It may be repeated. Errors match ErrGone and ErrNoProcess.
+//
+// Place into where the container's own process is: on v2 that is a cgroup that
+// takes processes, even where the container has made cgroups further down.
+func (h *Host) Place(into Group, pids ...int) error {
+	if err := h.place(into, pids); err != nil {
+		return fault.ByTime(v1alpha1.ReasonPlacementFailed, err)
+	}
+	return nil
+}
+
+func (h *Host) place(into Group, pids []int) error {
+	if _, _, ok := into.Container(); !ok {
+		return fmt.Errorf("%s is no container's cgroup", into)
+	}
+	for hierarchy, p := range into.paths {
+		if _, named := find(p); !named {
+			continue
+		}
+		dir, err := h.dir(hierarchy, p)
+		if err != nil {
+			return err
+		}
+		for _, pid := range pids {
+			if err := move(dir, pid); err != nil {
+				return fmt.Errorf("moving process %d into %s: %w", pid, dir, err)
+			}
+		}
+	}
+	for _, pid := range pids {
+		inside, err := h.Contains(into, pid)
+		if err != nil {
+			return err
+		}
+		if !inside {
+			return fmt.Errorf("process %d did not stay in %s", pid, into)
+		}
+	}
+	return nil
+}
+
+func move(dir string, pid int) error {
+	f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return ErrGone
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.WriteString(strconv.Itoa(pid)) // one write, or the kernel takes parts for pids
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return ErrGone
+	case errors.Is(err, unix.ESRCH):
+		return ErrNoProcess
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w: the container has made cgroups of its own, this one takes no processes", err)
+	case errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("%w: its cpuset is empty", err)
+	}
+	return err
+}
+
+// Contains tells whether the process is in the container's cgroup, in every hierarchy that names the container.
+func (h *Host) Contains(g Group, pid int) (bool, error) {
+	at, err := Of(pid)
+	if err != nil {
+		return false, err
+	}
+	inside := false
+	for hierarchy, p := range g.paths {
+		where, named := find(p)
+		if !named {
+			continue
+		}
+		if q := at.paths[hierarchy]; q != where.root && !strings.HasPrefix(q, where.root+"/") {
+			return false, nil
+		}
+		inside = true
+	}
+	return inside, nil
+}
+
+// Members returns the pids of all processes in the container's cgroup and below; none once it is gone.
+func (h *Host) Members(g Group) ([]int, error) {
+	var pids []int
+	seen := map[int]bool{}
+	for hierarchy, p := range g.paths {
+		where, named := find(p)
+		if !named {
+			continue
+		}
+		dir, err := h.dir(hierarchy, where.root)
+		if err != nil {
+			return nil, err
+		}
+		err = filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
+			if err != nil || !e.IsDir() {
+				return ignoreGone(err)
+			}
+			data, err := os.ReadFile(filepath.Join(file, "cgroup.procs"))
+			if err != nil {
+				return ignoreGone(err)
+			}
+			for field := range strings.FieldsSeq(string(data)) {
+				pid, err := strconv.Atoi(field)
+				if err != nil {
+					return fmt.Errorf("reading %s: %w", file, err)
+				}
+				if !seen[pid] {
+					seen[pid] = true
+					pids = append(pids, pid)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, fmt.Errorf("reading members of %s: %w", dir, err)
+		}
+	}
+	return pids, nil
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
