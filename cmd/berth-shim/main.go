@@ -1,9 +1,11 @@
-// Command berth-shim is PID 1 of a berth's container, and its startup probe.
-package main
+// The shim says itself how many processors it uses (see slim), so nothing is to
+// watch its cgroup for that.
 
-// slim says how many processors it uses: nothing is to watch the cgroup for that.
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
+
+// Command berth-shim is PID 1 of a berth's container, and its startup probe.
+package main
 
 import (
 	"fmt"
