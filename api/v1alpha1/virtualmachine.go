@@ -96,7 +96,7 @@ type VirtualMachineSpec struct {
 	TerminationGracePeriodSeconds *int64 `json:"terminationGracePeriodSeconds,omitempty"`
 	// cpu is the guest's virtual processors.
 	// +optional
-	// +kubebuilder:default={}
+	// +kubebuilder:default={cores: 1, sockets: 1, threads: 1, model: "host-model"}
 	CPU CPU `json:"cpu,omitempty"`
 	// memory is the guest's memory.
 	// +required
@@ -108,7 +108,7 @@ type VirtualMachineSpec struct {
 	// +optional
 	// +listType=map
 	// +listMapKey=name
-	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:MaxItems=12
 	Disks []Disk `json:"disks,omitempty"`
 	// networks are the guest's network interfaces. An empty list means none.
 	// +optional
@@ -247,7 +247,7 @@ type Kernel struct {
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.ephemeral) && self.ephemeral) == (has(oldSelf.ephemeral) && oldSelf.ephemeral)",message="a disk stays ephemeral or kept: add a disk with another name instead"
 // +kubebuilder:validation:XValidation:rule="self.image == oldSelf.image || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps the image it was made from: add a disk with another name, or make a new VirtualMachine"
-// +kubebuilder:validation:XValidation:rule="has(self.size) == has(oldSelf.size) && (!has(self.size) || quantity(string(self.size)).compareTo(quantity(string(oldSelf.size))) == 0) || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps its size: add a disk with another name"
+// +kubebuilder:validation:XValidation:rule="has(self.size) == has(oldSelf.size) && (!has(self.size) || self.size == oldSelf.size) || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps its size: add a disk with another name"
 type Disk struct {
 	// name tells the disk from the others; the guest sees it as the disk's serial number.
 	// +required
@@ -262,7 +262,7 @@ type Disk struct {
 	Image string `json:"image"`
 	// size is what the guest sees, such as 20Gi; the image's own size by default. It cannot be less than the image's.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('1Mi')) >= 0 && quantity(string(self)).compareTo(quantity('64Ti')) <= 0",message="size must be a quantity from 1Mi to 64Ti, such as 20Gi"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('1023Ki'))",message="size must be a quantity of at least 1Mi, such as 20Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
 	// ephemeral makes the disk fresh at every start of the guest.
 	// +optional

@@ -86,7 +86,7 @@ func run() error {
 		if name == "crds.yaml" {
 			continue
 		}
-		raw, err := command("helm", "template", "berth", chart, "--namespace", "berth-system", "--show-only", "templates/"+name)
+		raw, err := command("helm", "template", "berth", chart, "--namespace", "berth-system", "--kube-version", "1.31.0", "--show-only", "templates/"+name)
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,130 @@
+package v1alpha1_test
+
+import (
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
+)
+
+// object reads a VirtualMachine as kubectl would send it.
+func object(t *testing.T, name, spec string) *unstructured.Unstructured {
+	t.Helper()
+	var fields map[string]any
+	if err := yaml.Unmarshal([]byte(spec), &fields); err != nil {
+		t.Fatalf("reading %q: %v", spec, err)
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"spec": fields}}
+	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachine"))
+	u.SetNamespace("default")
+	u.SetName(name)
+	return u
+}
+
+func TestSchema(t *testing.T) {
+	_, c := env.APIServer(t)
+	const ok = "memory: {size: 1Gi}\ndisks: [{name: root, image: debian}]\n"
+
+	t.Run("refuses", func(t *testing.T) {
+		tests := []struct{ name, spec, says string }{
+			{"no memory", "disks: [{name: root, image: debian}]", "memory"},
+			{"nothing to boot from", "memory: {size: 1Gi}", "give disks or kernel"},
+			{"memory that is no quantity", "memory: {size: lots}\ndisks: [{name: root, image: a}]", "size"},
+			{"memory of nothing", "memory: {size: \"0\"}\ndisks: [{name: root, image: a}]", "16Mi to 16Ti"},
+			{"memory of megabytes written as a number", "memory: {size: 512}\ndisks: [{name: root, image: a}]", "16Mi to 16Ti"},
+			{"negative memory", "memory: {size: -1Gi}\ndisks: [{name: root, image: a}]", "16Mi to 16Ti"},
+			{"a state that YAML reads as a boolean", ok + "state: on", "state"},
+			{"an unknown state", ok + "state: Halted", "supported values"},
+			{"an unknown restart policy", ok + "restartPolicy: Sometimes", "supported values"},
+			{"a negative grace period", ok + "terminationGracePeriodSeconds: -1", "greater than or equal to 0"},
+			{"no cores", ok + "cpu: {cores: 0}", "greater than or equal to 1"},
+			{"too many vCPUs", ok + "cpu: {cores: 512, sockets: 2}", "at most 512"},
+			{"a CPU model with markup", ok + "cpu: {model: \"<x/>\"}", "should match"},
+			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "image"},
+			{"a disk with an empty image", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"\"}]", "at least 1"},
+			{"a disk without name", "memory: {size: 1Gi}\ndisks: [{image: a}]", "name"},
+			{"a disk whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: ../../etc, image: a}]", "should match"},
+			{"a disk whose name is longer than a serial number", "memory: {size: 1Gi}\ndisks: [{name: aaaaaaaaaaaaaaaaaaaaaaaa, image: a}]", "20"},
+			{"two disks of one name", "memory: {size: 1Gi}\ndisks: [{name: a, image: a}, {name: a, image: b}]", "Duplicate"},
+			{"a disk of no size", "memory: {size: 1Gi}\ndisks: [{name: a, image: a, size: \"0\"}]", "at least 1Mi"},
+			{"thirteen disks", "memory: {size: 1Gi}\ndisks: [" + disks(13) + "]", "12 items"},
+			{"two networks", ok + "networks: [{name: a, pod: {}}, {name: b, pod: {}}]", "at most 1 item"},
+			{"a network of no kind", ok + "networks: [{name: a}]", "pod"},
+			{"a kernel path that climbs", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: /boot/../etc/shadow}", ". or .."},
+			{"a kernel path that is relative", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: boot/vmlinuz}", "should match"},
+			{"a command line of two lines", "memory: {size: 1Gi}\nkernel: {image: a, commandLine: \"a\\nb\"}", "should match"},
+			{"user data twice", ok + "cloudInit: {userData: a, userDataSecretRef: {name: b}}", "not both"},
+			{"empty cloudInit", ok + "cloudInit: {}", "leave cloudInit out"},
+			{"a private key where a public one belongs", ok + "sshAuthorizedKeys: [\"-----BEGIN OPENSSH PRIVATE KEY-----\"]", "should match"},
+			{"labels of ours", ok + "berth: {labels: {vm.berth.dev/name: x}}", "another prefix"},
+			{"an exec probe", ok + "readinessProbe: {exec: {command: [\"true\"]}}", "use httpGet"},
+			{"a probe of a named port", ok + "livenessProbe: {tcpSocket: {port: http}}", "must be a number"},
+			{"a paused guest that must answer", ok + "state: Paused\nlivenessProbe: {tcpSocket: {port: 80}}", "remove the probe"},
+			{"a pull secret twice", ok + "imagePullSecrets: [{name: a}, {name: a}]", "Duplicate"},
+			{"a Secret whose name is a path", ok + "cloudInit: {userDataSecretRef: {name: ../x}}", "should match"},
+			{"a field that does not exist", ok + "firmware: UEFI", "unknown field"},
+		}
+		for _, tt := range tests {
+			t.Run(tt.name, func(t *testing.T) {
+				err := c.Create(t.Context(), object(t, "vm", tt.spec), client.FieldValidation(metav1.FieldValidationStrict), client.DryRunAll)
+				if err == nil {
+					t.Fatal("it was accepted")
+				}
+				if !strings.Contains(err.Error(), tt.says) {
+					t.Errorf("the message does not say %q: %v", tt.says, err)
+				}
+			})
+		}
+		for _, name := range []string{"a.b", strings.Repeat("a", 64), "1-", "A"} {
+			if err := c.Create(t.Context(), object(t, name, ok), client.DryRunAll); err == nil {
+				t.Errorf("the name %q was accepted", name)
+			}
+		}
+	})
+
+	t.Run("fills in defaults", func(t *testing.T) {
+		if err := c.Create(t.Context(), object(t, "plain", ok)); err != nil {
+			t.Fatal(err)
+		}
+		var vm v1alpha1.VirtualMachine
+		if err := c.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "plain"}, &vm); err != nil {
+			t.Fatal(err)
+		}
+		s := vm.Spec
+		if s.State != v1alpha1.StateRunning || s.RestartPolicy != v1alpha1.RestartAlways || *s.TerminationGracePeriodSeconds != 60 ||
+			s.CPU != (v1alpha1.CPU{Cores: 1, Sockets: 1, Threads: 1, Model: "host-model"}) || len(s.Networks) != 1 || s.Networks[0].Name != "default" {
+			t.Errorf("defaults are %+v", s)
+		}
+	})
+
+	t.Run("keeps a kept disk as it was", func(t *testing.T) {
+		if err := c.Create(t.Context(), object(t, "kept", "memory: {size: 1Gi}\ndisks: [{name: root, image: a, size: 1Gi}, {name: tmp, image: a, ephemeral: true}]")); err != nil {
+			t.Fatal(err)
+		}
+		for change, says := range map[string]string{
+			`{"spec":{"disks":[{"name":"root","image":"b","size":"1Gi"}]}}`:                                                "keeps the image",
+			`{"spec":{"disks":[{"name":"root","image":"a","size":"2Gi"}]}}`:                                                "keeps its size",
+			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi","ephemeral":true}]}}`:                               "stays ephemeral or kept",
+			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi"},{"name":"tmp","image":"b","ephemeral":true}]}}`: "",
+		} {
+			err := c.Patch(t.Context(), object(t, "kept", ""), client.RawPatch("application/merge-patch+json", []byte(change)), client.DryRunAll)
+			if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says)) {
+				t.Errorf("%s: %v, want %q", change, err, says)
+			}
+		}
+	})
+}
+
+func disks(n int) string {
+	var list []string
+	for i := range n {
+		list = append(list, "{name: d"+string(rune('a'+i))+", image: a}")
+	}
+	return strings.Join(list, ", ")
+}
