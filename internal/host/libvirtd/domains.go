@@ -1,0 +1,294 @@
+package libvirtd
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/google/uuid"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// agentTimeout is how long libvirtd waits for a guest agent;
+// less than a caller's patience, so that libvirtd is not thought to hang.
+const agentTimeout = 5 * time.Second
+
+// State is what libvirt says a domain does.
+type State string
+
+// The states. A domain that libvirt does not know has none.
+const (
+	Running      State = "Running"
+	Paused       State = "Paused"
+	ShuttingDown State = "ShuttingDown"
+	Shutoff      State = "Shutoff" // a foreign domain that is only defined
+	Crashed      State = "Crashed" // the guest panicked, its corpse is kept
+	Suspended    State = "Suspended"
+	OtherState   State = "Other"
+)
+
+var states = map[golibvirt.DomainState]State{
+	golibvirt.DomainRunning:     Running,
+	golibvirt.DomainBlocked:     Running,
+	golibvirt.DomainPaused:      Paused,
+	golibvirt.DomainShutdown:    ShuttingDown,
+	golibvirt.DomainShutoff:     Shutoff,
+	golibvirt.DomainCrashed:     Crashed,
+	golibvirt.DomainPmsuspended: Suspended,
+}
+
+func stateOf(s int32) State {
+	if state, ok := states[golibvirt.DomainState(s)]; ok {
+		return state
+	}
+	return OtherState
+}
+
+// Pause says why a domain is Paused, as far as anybody has to tell one pause from another.
+type Pause string
+
+// The pauses.
+const (
+	PausedByUser    Pause = "User" // by Suspend, or CreatePaused and not resumed yet
+	PausedOnIOError Pause = "IOError"
+	PausedOther     Pause = "Other" // for a moment, by libvirt itself
+)
+
+// Domain is what libvirt knows of a domain. The zero value means that it surely knows none.
+type Domain struct {
+	Exists bool
+	Name   string
+	// ID tells one life of a domain from the next; -1 if it does not run.
+	ID    int32
+	State State
+	// Pause is set while State is Paused.
+	Pause Pause
+	// XML is the live description.
+	XML string
+}
+
+// Domain looks a domain up by its UUID.
+func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
+	var found Domain
+	err := c.on(ctx, c.queries, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		state, reason, err := l.DomainGetState(d, 0)
+		if err != nil {
+			return err
+		}
+		doc, err := l.DomainGetXMLDesc(d, 0)
+		if err != nil {
+			return err
+		}
+		found = Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state), XML: doc}
+		if found.State == Paused {
+			found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
+		}
+		return nil
+	})
+	if isAbsent(err) {
+		return Domain{}, nil
+	}
+	if err != nil {
+		return Domain{}, fmt.Errorf("looking up domain %s: %w", id, classify(err))
+	}
+	return found, nil
+}
+
+func pauseOf(reason golibvirt.DomainPausedReason) Pause {
+	switch reason { //nolint:exhaustive // the others are alike to us
+	case golibvirt.DomainPausedUser:
+		return PausedByUser
+	case golibvirt.DomainPausedIoerror:
+		return PausedOnIOError
+	default:
+		return PausedOther
+	}
+}
+
+// Summary is one domain of a list.
+type Summary struct {
+	UUID, Name string
+	State      State
+}
+
+// Domains lists all domains, foreign ones and those that do not run included.
+func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
+	var all []Summary
+	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
+		domains, err := list(l)
+		if err != nil {
+			return err
+		}
+		all = make([]Summary, 0, len(domains))
+		for _, d := range domains {
+			state, _, err := l.DomainGetState(d, 0)
+			if golibvirt.IsNotFound(err) {
+				continue // it ended since
+			}
+			if err != nil {
+				return err
+			}
+			all = append(all, Summary{UUID: uuidText(d.UUID), Name: d.Name, State: stateOf(state)})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing domains: %w", classify(err))
+	}
+	return all, nil
+}
+
+// CreatePaused starts a transient domain with its CPUs halted. That it exists
+// already, paused or not, is no error. When the deadline is missed, the domain
+// may still come to be.
+func (c *Client) CreatePaused(ctx context.Context, doc string) error {
+	var d struct {
+		Type string `xml:"type,attr"`
+		Name string `xml:"name"`
+		UUID string `xml:"uuid"`
+	}
+	if err := xml.Unmarshal([]byte(doc), &d); err != nil {
+		return fmt.Errorf("reading the domain to start: %w", err)
+	}
+	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) error {
+		_, err := l.DomainCreateXML(doc, golibvirt.DomainStartPaused)
+		return err
+	})
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[golibvirt.Error](err); !ok {
+		return fmt.Errorf("starting domain %s: %w", d.Name, err)
+	}
+	return c.refused(ctx, d.Type, d.Name, d.UUID, err)
+}
+
+// refused finds out why a domain was not started. libvirt has the same code for many causes, so it is asked for each.
+func (c *Client) refused(ctx context.Context, kind, name, id string, cause error) error {
+	var holder string
+	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
+		d, err := l.DomainLookupByName(name)
+		if err == nil {
+			holder = uuidText(d.UUID)
+		}
+		return err
+	})
+	switch {
+	case holder == id:
+		return nil
+	case holder != "":
+		return fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf("the host has another domain named %s, with UUID %s", name, holder))
+	case !isAbsent(err):
+		return fmt.Errorf("starting domain %s: %w", name, classify(err))
+	}
+	if kind == "kvm" {
+		if _, err := c.virt(ctx, kind); err != nil {
+			return fmt.Errorf("starting domain %s: %w", name, err)
+		}
+	}
+	return fmt.Errorf("starting domain %s: %w", name, classify(cause))
+}
+
+// Resume lets a domain's CPUs run. That they run already is no error; that there is no domain is.
+func (c *Client) Resume(ctx context.Context, id string) error {
+	return c.must(ctx, "resuming", id, (*golibvirt.Libvirt).DomainResume)
+}
+
+// Suspend halts a domain's CPUs. That they are halted already is no error; that there is no domain is.
+func (c *Client) Suspend(ctx context.Context, id string) error {
+	return c.must(ctx, "suspending", id, (*golibvirt.Libvirt).DomainSuspend)
+}
+
+func (c *Client) must(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+	if err := c.on(ctx, c.control, id, op); err != nil {
+		return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
+	}
+	return nil
+}
+
+// Method is a way to ask a guest to power itself off.
+type Method uint8
+
+// The methods.
+const (
+	ByACPI Method = iota
+	ByGuestAgent
+)
+
+// Shutdown asks the guest to power itself off, and does not wait until it does. That there is no domain is no error.
+func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
+	over, flag := c.control, golibvirt.DomainShutdownAcpiPowerBtn
+	if how == ByGuestAgent {
+		over, flag = c.agents, golibvirt.DomainShutdownGuestAgent
+	}
+	return c.unlessGone(ctx, over, "shutting down", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		return l.DomainShutdownFlags(d, flag)
+	})
+}
+
+// Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its
+// disks, and a SIGKILL if it is still there after 10 s. That there is no domain
+// is no error.
+func (c *Client) Destroy(ctx context.Context, id string) error {
+	return c.unlessGone(ctx, c.control, "destroying", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		return l.DomainDestroyFlags(d, golibvirt.DomainDestroyDefault)
+	})
+}
+
+// unlessGone does op; if libvirt refuses, the domain may have ended in the meantime, which is what op was for.
+func (c *Client) unlessGone(ctx context.Context, over *line, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+	err := c.on(ctx, over, id, op)
+	if err == nil || isAbsent(err) {
+		return nil
+	}
+	if _, ok := errors.AsType[golibvirt.Error](err); ok {
+		if now, lookErr := c.Domain(ctx, id); lookErr == nil && (!now.Exists || now.State == Shutoff) {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
+}
+
+// AgentCommand sends a command to the guest agent and returns its reply, both
+// JSON. The reply is the guest's word: it may be anything.
+func (c *Client) AgentCommand(ctx context.Context, id, command string) (string, error) {
+	var reply string
+	err := c.on(ctx, c.agents, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		r, err := l.QEMUDomainAgentCommand(d, command, int32(agentTimeout/time.Second), 0)
+		if err == nil && len(r) > 0 {
+			reply = r[0]
+		}
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("asking the guest agent of domain %s: %w", id, classify(err))
+	}
+	return reply, nil
+}
+
+// on calls op with the domain of this UUID.
+func (c *Client) on(ctx context.Context, over *line, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+	raw, err := uuid.Parse(id)
+	if err != nil {
+		return fmt.Errorf("reading domain's UUID: %w", err)
+	}
+	return over.call(ctx, func(l *golibvirt.Libvirt) error {
+		d, err := l.DomainLookupByUUID(golibvirt.UUID(raw))
+		if err != nil {
+			return err
+		}
+		return op(l, d)
+	})
+}
+
+func list(l *golibvirt.Libvirt) ([]golibvirt.Domain, error) {
+	domains, _, err := l.ConnectListAllDomains(1, 0) // flags 0: all
+	return domains, err
+}
+
+func uuidText(id golibvirt.UUID) string { return uuid.UUID(id).String() }
