@@ -50,10 +50,10 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		LeaderElectionID:              "berth-operator",
 		LeaderElectionNamespace:       o.Namespace,
 		LeaderElectionReleaseOnCancel: true,
-		Metrics:                       server.Options{
+		Metrics: server.Options{
 			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: filters.WithAuthenticationAndAuthorization,
 		},
-		HealthProbeBindAddress:        o.HealthAddress,
+		HealthProbeBindAddress: o.HealthAddress,
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{

@@ -2,6 +2,7 @@ package virtualmachine
 
 import (
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -102,7 +103,19 @@ func (s *snapshot) mustReplace() bool {
 		return s.vm.Spec.RestartPolicy == v1alpha1.RestartAlways ||
 			s.vm.Spec.RestartPolicy == v1alpha1.RestartOnFailure && s.berth.Status.Phase == corev1.PodFailed
 	}
-	return len(s.drift) > 0 && s.guestIdle()
+	return len(s.drift) > 0 && s.guestIdle() || s.altered && s.now.Sub(s.berth.CreationTimestamp.Time) >= alteredAgain
+}
+
+// alteredAgain is how long a berth that admission altered stands before a new one is tried: whoever altered it may
+// have been mended, and nothing tells.
+const alteredAgain = time.Minute
+
+// wake is when to look again though nothing changes; 0 is never.
+func (s *snapshot) wake() time.Duration {
+	if s.berth != nil && s.altered && !ending(s.berth) {
+		return max(s.berth.CreationTimestamp.Add(alteredAgain).Sub(s.now), time.Second)
+	}
+	return 0
 }
 
 // boundTo is the node that has the guest's kept disks, "" if there are none.

@@ -30,7 +30,9 @@ type snapshot struct {
 	hosts []v1alpha1.VirtualMachineHost
 	// drift are the fields of the spec that the berth was not made from.
 	drift []string
-	now   time.Time
+	// altered: admission changed the berth, so it gets no guest.
+	altered bool
+	now     time.Time
 }
 
 func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (seen snapshot, err error) {
@@ -57,6 +59,7 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (se
 		if seen.drift, err = berth.Drift(seen.vm, &pod); err != nil {
 			return seen, err
 		}
+		seen.altered = len(seen.drift) == 0 && berth.Altered(&pod, seen.vm) != ""
 	default:
 		seen.orphan = &pod
 	}

@@ -46,7 +46,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if e := r.report(ctx, seen, err); e != nil { // the one write to the VM's status
 		return kube.Outcome(errors.Join(err, e), 0)
 	}
-	return kube.Outcome(err, 0)
+	return kube.Outcome(err, seen.wake())
 }
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch;patch
