@@ -1,0 +1,197 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/diskformat"
+)
+
+const overlaySuffix = ".qcow2"
+
+// Overlay asks for a disk of a guest.
+type Overlay struct {
+	// Name is the disk's in the spec.
+	Name string
+	// Base is the image that shows through. It must be in the store.
+	Base Content
+	// Size is what the guest sees, in bytes; 0 for the image's own.
+	Size int64
+	// User is the guest's, of Claim.
+	User int
+}
+
+// GuestDisk is a disk of a guest that is there.
+type GuestDisk struct {
+	Name string
+	Path string
+	// VirtualSize is what the guest sees, in bytes.
+	VirtualSize int64
+	// Allocated is the space that it takes beyond its image, in bytes.
+	Allocated int64
+	// Base is the image below it; only Content is set if it is missing.
+	Base Image
+}
+
+// Overlay makes a disk, or returns the one that is there as it is, with its own base and size. Errors: DiskTooSmall,
+// StoreFull; ImageUnsafe if the disk that is there was tampered with; fs.ErrNotExist if the base is missing.
+func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
+	dir, err := s.vmDir(uid)
+	if err != nil {
+		return GuestDisk{}, err
+	}
+	if !validName.MatchString(o.Name) {
+		return GuestDisk{}, fmt.Errorf("%q is no name of a disk", o.Name)
+	}
+	var disk GuestDisk
+	err = s.together(func() error {
+		// Two makers with different bases would leave a disk over the one and a link to the other.
+		held, err := lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
+		if err != nil {
+			return err
+		}
+		defer held.Close()
+		path := filepath.Join(dir, o.Name+overlaySuffix)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+			if err := s.makeOverlay(dir, path, o); err != nil {
+				return err
+			}
+		}
+		if disk, err = s.guestDisk(dir, o.Name); err != nil {
+			return err
+		}
+		if disk.Base.dir == "" {
+			return fmt.Errorf("image %s below it is missing: %w", disk.Base.Digest, fs.ErrNotExist)
+		}
+		return nil
+	})
+	return disk, classify(fmt.Sprintf("making disk %s of guest %s", o.Name, uid), err)
+}
+
+// RecreateOverlay makes an ephemeral disk anew. No QEMU of the guest may be left.
+func (s *Store) RecreateOverlay(uid string, o Overlay) (GuestDisk, error) {
+	dir, err := s.vmDir(uid)
+	if err != nil {
+		return GuestDisk{}, err
+	}
+	if !validName.MatchString(o.Name) {
+		return GuestDisk{}, fmt.Errorf("%q is no name of a disk", o.Name)
+	}
+	if err := os.Remove(filepath.Join(dir, o.Name+overlaySuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return GuestDisk{}, classify("removing disk "+o.Name+" of guest "+uid, err)
+	}
+	return s.Overlay(uid, o)
+}
+
+func (s *Store) makeOverlay(dir, path string, o Overlay) error {
+	base, err := s.Image(o.Base)
+	if err != nil {
+		return err
+	}
+	if o.Size == 0 {
+		o.Size = base.VirtualSize
+	}
+	if o.Size < base.VirtualSize {
+		return fault.ByUser(v1alpha1.ReasonDiskTooSmall,
+			fmt.Errorf("disk %s: %d bytes are less than its image's %d: raise size", o.Name, o.Size, base.VirtualSize))
+	}
+	b, err := diskformat.Overlay(diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format})
+	if err != nil {
+		return err
+	}
+	// The link comes first: a disk without one would not hold its base.
+	if err := linkBase(dir, o.Name, filepath.Base(base.dir)); err != nil {
+		return err
+	}
+	return publish(path, 0o600, o.User, func(f *os.File) error {
+		_, err := f.Write(b)
+		return err
+	})
+}
+
+// guestDisk looks at a disk that is there, without trust in it: QEMU may write all of its bytes.
+func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
+	disk := GuestDisk{Name: name, Path: filepath.Join(dir, name+overlaySuffix)}
+	key, err := readBase(filepath.Join(dir, name+baseSuffix))
+	if err != nil {
+		return disk, err
+	}
+	disk.Base, err = readImage(filepath.Join(s.images, key))
+	if errors.Is(err, fs.ErrNotExist) {
+		disk.Base = Image{Content: Content{Digest: "sha256:" + key}}
+	} else if err != nil {
+		return disk, err
+	}
+	f, err := os.OpenFile(disk.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return disk, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return disk, err
+	}
+	info, err := diskformat.InspectOverlay(f, st.Size())
+	if err != nil {
+		return disk, err
+	}
+	if want := filepath.Join(s.images, key); filepath.Dir(info.Backing) != want {
+		return disk, fault.ByUser(v1alpha1.ReasonImageUnsafe,
+			fmt.Errorf("disk %s was tampered with: its header names %q, it was made over %s", name, info.Backing, want))
+	}
+	disk.VirtualSize = info.VirtualSize
+	disk.Allocated, err = allocated(disk.Path)
+	return disk, err
+}
+
+// Disks returns a guest's disks. It is empty for a guest that has none.
+func (s *Store) Disks(uid string) ([]GuestDisk, error) {
+	dir, err := s.vmDir(uid)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("listing the disks of guest %s: %w", uid, err)
+	}
+	var disks []GuestDisk
+	for _, e := range entries {
+		name, ok := strings.CutSuffix(e.Name(), overlaySuffix)
+		if !ok {
+			continue
+		}
+		d, err := s.guestDisk(dir, name)
+		if err != nil {
+			return disks, fmt.Errorf("reading disk %s of guest %s: %w", name, uid, err)
+		}
+		disks = append(disks, d)
+	}
+	return disks, nil
+}
+
+// Keep records that a guest starts from a kernel image, until it is removed or keeps another.
+func (s *Store) Keep(uid string, c Content) error {
+	dir, err := s.vmDir(uid)
+	if err != nil {
+		return err
+	}
+	return classify("keeping the kernel of guest "+uid, s.together(func() error {
+		image, err := s.Image(c)
+		if err != nil {
+			return err
+		}
+		// With a dot it is the name of no disk.
+		return linkBase(dir, Kernel+".img", filepath.Base(image.dir))
+	}))
+}

@@ -1,0 +1,217 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// The default places.
+const (
+	DefaultRoot = "/var/lib/berth"
+	DefaultRun  = "/run/berth"
+)
+
+// Names that begin so are unfinished, or on their way out: nothing looks into them.
+const (
+	newPrefix = ".new-"
+	oldPrefix = ".old-"
+)
+
+// QEMU's users reach their own files through these directories, and can list none of them.
+const dirMode = 0o711
+
+// Store is the store of one node. It is safe for concurrent use, also by several processes.
+type Store struct {
+	root, images, vms, seeds string
+
+	mu      sync.Mutex
+	imports map[Content]*Import
+}
+
+// Open makes the directories that are missing and removes what was left unfinished by processes that are gone.
+// root must be on a file system that keeps its files, run on a tmpfs.
+func Open(root, run string) (*Store, error) {
+	s := &Store{
+		root:    root,
+		images:  filepath.Join(root, "images"),
+		vms:     filepath.Join(root, "vms"),
+		seeds:   filepath.Join(run, "seeds"),
+		imports: map[Content]*Import{},
+	}
+	for _, dir := range []string{root, s.images, s.vms, s.seeds} {
+		if err := os.MkdirAll(dir, dirMode); err != nil {
+			return nil, classify("making the store", err)
+		}
+	}
+	return s, classify("opening the store", s.exclusively(s.sweep))
+}
+
+// sweep removes what was left behind. An import in progress, of this or another process, holds a lock on its directory.
+func (s *Store) sweep() error {
+	var errs []error
+	for _, dir := range []string{s.images, s.vms} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), newPrefix) && !strings.HasPrefix(e.Name(), oldPrefix) {
+				continue
+			}
+			path := filepath.Join(dir, e.Name())
+			f, err := lockedFile(path, os.O_RDONLY, unix.LOCK_EX|unix.LOCK_NB)
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				continue
+			}
+			if err == nil {
+				_ = f.Close()
+			}
+			errs = append(errs, os.RemoveAll(path))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// exclusively runs what changes who uses what; nothing else of it happens meanwhile, on this node. It takes
+// milliseconds: nothing may wait inside.
+func (s *Store) exclusively(do func() error) error { return s.locked(unix.LOCK_EX, do) }
+
+// together runs what relies on images staying where they are.
+func (s *Store) together(do func() error) error { return s.locked(unix.LOCK_SH, do) }
+
+func (s *Store) locked(how int, do func() error) error {
+	f, err := lockedFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, how)
+	if err != nil {
+		return fmt.Errorf("locking the store: %w", err)
+	}
+	defer f.Close()
+	return do()
+}
+
+// lockedFile opens a file or directory with a lock that ends with the file, or with the process.
+func lockedFile(path string, flags, how int) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), how); err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, err
+		}
+	}
+}
+
+// classify says what was being done, and knows a full disk.
+func classify(doing string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.ByTime(v1alpha1.ReasonStoreFull, fmt.Errorf("%s: the node's disk is full: free some space: %w", doing, err))
+	default:
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+}
+
+// syncDir makes renames in a directory last.
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// writeJSON replaces a small file, whole or not at all. Only one may write it at a time.
+func writeJSON(path string, mode fs.FileMode, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	temporary := filepath.Join(filepath.Dir(path), newPrefix+filepath.Base(path))
+	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(append(b, '\n'))
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		_ = os.Remove(temporary)
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// readJSON reads what writeJSON wrote; a file that is absent leaves v as it is.
+func readJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	return nil
+}
+
+// remove removes a directory, in sight only until unused has agreed. One that is absent is no error.
+func (s *Store) remove(path string, unused func() error) error {
+	old := filepath.Join(filepath.Dir(path), oldPrefix+filepath.Base(path))
+	err := s.exclusively(func() error {
+		if err := errors.Join(unused(), os.RemoveAll(old)); err != nil {
+			return err
+		}
+		if err := os.Rename(path, old); err != nil {
+			return err
+		}
+		return syncDir(filepath.Dir(path))
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// Large files take a while, so outside of the lock.
+	return errors.Join(err, os.RemoveAll(old))
+}
+
+// publish writes a file that appears whole under its name or not at all, and is left alone if it is there. It
+// belongs to owner.
+func publish(path string, mode uint32, owner int, fill func(*os.File) error) error {
+	dir := filepath.Dir(path)
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if err := errors.Join(fill(f), f.Chown(owner, -1), f.Sync()); err != nil {
+		return err
+	}
+	// The descriptor's own name is the only one that it has.
+	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return &os.PathError{Op: "link", Path: path, Err: err}
+	}
+	return syncDir(dir)
+}
