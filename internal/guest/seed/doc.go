@@ -1,0 +1,6 @@
+// Package seed writes the first-boot data of a guest as the bytes of an image
+// that cloud-init's NoCloud data source finds by its label.
+//
+// The same input gives the same bytes. It never reads user data: that is between
+// the user and the guest.
+package seed

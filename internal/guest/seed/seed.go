@@ -1,0 +1,62 @@
+package seed
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Size is what every seed has, in bytes: QEMU opens the file before it has its contents.
+const Size = 4 << 20
+
+// Seed is the first-boot data of a guest.
+type Seed struct {
+	// InstanceID tells cloud-init when this is another guest, and its first boot: the VirtualMachine's UID.
+	InstanceID string
+	// Hostname is the guest's name for itself.
+	Hostname string
+	// UserData is handed over as it is, whatever its format.
+	UserData []byte
+	// NetworkConfig is cloud-init's network configuration; without it the guest asks by DHCP.
+	NetworkConfig []byte
+	// SSHAuthorizedKeys are public keys. They go into the metadata, from which cloud-init's ssh module gives them to the
+	// default user beside those in UserData. Without UserData they are in a cloud-config as well, for the many smaller
+	// readers of NoCloud that know no keys in metadata.
+	SSHAuthorizedKeys []string
+}
+
+// Build returns the Size bytes of an ISO 9660 image labelled cidata with the files meta-data, user-data and, if there
+// is one, network-config. Errors: SeedTooLarge.
+func Build(s Seed) ([]byte, error) {
+	// JSON is YAML, and cannot be broken out of by a key's comment.
+	metadata, err := json.Marshal(struct {
+		InstanceID string   `json:"instance-id"`
+		Hostname   string   `json:"local-hostname"`
+		Keys       []string `json:"public-keys,omitempty"`
+	}{s.InstanceID, s.Hostname, s.SSHAuthorizedKeys})
+	if err != nil {
+		return nil, err
+	}
+	userData := s.UserData
+	if len(userData) == 0 {
+		config, err := json.Marshal(struct {
+			Keys []string `json:"ssh_authorized_keys,omitempty"`
+		}{s.SSHAuthorizedKeys})
+		if err != nil {
+			return nil, err
+		}
+		userData = fmt.Appendf(nil, "#cloud-config\n%s\n", config) // NoCloud ignores a seed without user-data
+	}
+	files := []file{{"meta-data", append(metadata, '\n')}, {"user-data", userData}}
+	if len(s.NetworkConfig) > 0 {
+		files = []file{files[0], {"network-config", s.NetworkConfig}, files[1]}
+	}
+	b, needed := image("cidata", files, Size)
+	if needed > Size {
+		return nil, fault.ByUser(v1alpha1.ReasonSeedTooLarge,
+			fmt.Errorf("the cloud-init data needs %d bytes, the most is %d: shorten it, or have the guest fetch it", needed, Size))
+	}
+	return b, nil
+}
