@@ -1,0 +1,31 @@
+package podnet
+
+import (
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Settings of an interface, as linux/ip.h and linux/if_link.h number them.
+const (
+	confForwarding    = 1  // IPV4_DEVCONF_FORWARDING
+	confRouteLocalnet = 26 // IPV4_DEVCONF_ROUTE_LOCALNET
+
+	inetConf          = 1 // IFLA_INET_CONF
+	nlAddrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE
+)
+
+// setInet sets what /proc/sys/net/ipv4/conf/INTERFACE has, without that file.
+func setInet(index int, settings map[int]uint32) error {
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
+	for setting, value := range settings {
+		conf.AddRtAttr(setting, nl.Uint32Attr(value))
+	}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	req.AddData(msg)
+	req.AddData(spec)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}

@@ -1,0 +1,9 @@
+// Package podnet wires a guest into its berth's network namespace: it moves the
+// guest's tap there, addresses it, and translates between the guest's private
+// address and the pod's, by nftables, in tables of its own. It opens the packet
+// socket on which the shim serves DHCP.
+//
+// It writes no sysctl, since the agent's /proc/sys is read-only: what it needs
+// of an interface's settings it sets by rtnetlink. It never touches an
+// interface, address or rule that is not Berth's, nor the host's own namespace.
+package podnet

@@ -1,0 +1,101 @@
+package podnet
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Uplink is the pod's own interface, which its CNI made.
+type Uplink struct {
+	// Name is the interface's, often eth0.
+	Name string
+	// Address is the pod's IPv4 address, with the length of its prefix.
+	Address netip.Prefix
+	// MTU is in bytes. The guest is told the same.
+	MTU int
+
+	link netlink.Link
+}
+
+// FindUplink returns the interface that the pod's IPv4 default route leads to.
+func FindUplink(ctx context.Context, ns *os.File) (Uplink, error) {
+	return classified(inside(ctx, ns, func() (Uplink, error) {
+		h, err := handle()
+		if err != nil {
+			return Uplink{}, err
+		}
+		defer h.Close()
+		return findUplink(h)
+	}))
+}
+
+func findUplink(h *netlink.Handle) (Uplink, error) {
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("listing the pod's routes: %w", err)
+	}
+	routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
+		return r.Type != unix.RTN_UNICAST || r.Dst != nil && !isDefault(r.Dst)
+	})
+	if len(routes) == 0 {
+		return Uplink{}, byUser(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
+	}
+	best := slices.MinFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
+	index := best.LinkIndex
+	if index == 0 && len(best.MultiPath) > 0 {
+		index = best.MultiPath[0].LinkIndex
+	}
+	link, err := h.LinkByIndex(index)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("reading the pod's interface: %w", err)
+	}
+	up := Uplink{Name: link.Attrs().Name, MTU: link.Attrs().MTU, link: link}
+	addrs, err := h.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return Uplink{}, fmt.Errorf("listing addresses of %s: %w", up.Name, err)
+	}
+	for _, a := range addrs {
+		address, ok := netip.AddrFromSlice(a.IP.To4())
+		if ok && a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_SECONDARY == 0 {
+			bits, _ := a.Mask.Size()
+			up.Address = netip.PrefixFrom(address, bits)
+			return up, nil
+		}
+	}
+	return Uplink{}, byUser(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", up.Name))
+}
+
+func isDefault(n *net.IPNet) bool {
+	bits, _ := n.Mask.Size()
+	return bits == 0
+}
+
+func handle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+func byUser(err error) error { return fault.ByUser(v1alpha1.ReasonNetworkFailed, err) }
+
+// classified gives an error that has no class yet the one of a network that may mend itself.
+func classified[T any](value T, err error) (T, error) {
+	if _, ok := errors.AsType[*fault.Error](err); err != nil && !ok {
+		err = fault.ByTime(v1alpha1.ReasonNetworkFailed, err)
+	}
+	return value, err
+}
