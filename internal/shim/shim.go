@@ -96,6 +96,9 @@ func (s *shim) receive(r received, closed func()) {
 		attached = s.attach(m, r.files, closed)
 	case link.Running:
 		s.phase = m.Phase
+		if s.state.RunningSinceNS == 0 && m.Phase == link.PhaseRunning {
+			s.state.RunningSinceNS = bootTime()
+		}
 	case link.Exit:
 		s.exit = &m
 	}

@@ -92,6 +92,8 @@ type State struct {
 	ConsoleClosed bool `json:"consoleClosed,omitempty"`
 	// TerminatingSinceNS is the time of the first SIGTERM, in nanoseconds of CLOCK_BOOTTIME; 0: there was none.
 	TerminatingSinceNS int64 `json:"terminatingSinceNS,omitempty"`
+	// RunningSinceNS is when the shim was first told that the guest's vCPUs run, on the same clock; 0: it was not.
+	RunningSinceNS int64 `json:"runningSinceNS,omitempty"`
 }
 
 // MAC is an Ethernet address. The six bytes of a net.HardwareAddr convert to it.
@@ -161,8 +163,8 @@ func (e Exit) validate() error {
 }
 
 func (s State) validate() error {
-	if s.TerminatingSinceNS < 0 {
-		return fmt.Errorf("terminating since %d ns", s.TerminatingSinceNS)
+	if s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0 {
+		return fmt.Errorf("terminating since %d ns, running since %d ns", s.TerminatingSinceNS, s.RunningSinceNS)
 	}
 	if s.Run == "" {
 		return nil
