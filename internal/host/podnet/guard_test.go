@@ -1,0 +1,193 @@
+package podnet
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// frame makes an Ethernet frame.
+func frame(from net.HardwareAddr, ethertype uint16, payload []byte) []byte {
+	f := append(append([]byte{0xfe, 0, 0, 0, 0, 9}, from...), byte(ethertype>>8), byte(ethertype))
+	return append(f, payload...)
+}
+
+// datagram makes an IPv4 UDP datagram without a UDP checksum.
+func datagram(from, to netip.AddrPort, text string) []byte {
+	p := make([]byte, 28, 28+len(text))
+	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(p[2:], uint16(28+len(text)))
+	copy(p[12:], from.Addr().AsSlice())
+	copy(p[16:], to.Addr().AsSlice())
+	binary.BigEndian.PutUint16(p[20:], from.Port())
+	binary.BigEndian.PutUint16(p[22:], to.Port())
+	binary.BigEndian.PutUint16(p[24:], uint16(8+len(text)))
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(p[i:]))
+	}
+	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	return append(p, text...)
+}
+
+// arpReply makes an ARP reply that claims an address. RFC 826.
+func arpReply(mac net.HardwareAddr, claimed, to netip.Addr) []byte {
+	p := append([]byte{0, 1, 8, 0, 6, 4, 0, 2}, mac...)
+	p = append(append(p, claimed.AsSlice()...), 0xfe, 0, 0, 0, 0, 9)
+	return append(p, to.AsSlice()...)
+}
+
+var other = net.HardwareAddr{2, 0, 0, 0, 0, 0x66}
+
+// send writes a frame as the guest's NIC would.
+func (l *lab) send(f []byte) {
+	l.t.Helper()
+	if _, err := l.tap.Write(f); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func TestGuestLies(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	outside := l.listen(nil, "10.244.0.1:5353")
+	pod := l.listen(l.pod, "0.0.0.0:5353")
+	me, local, public := netip.MustParseAddrPort("10.0.2.2:7"), netip.MustParseAddrPort("127.0.0.1:5353"), netip.MustParseAddrPort("10.244.0.1:5353")
+	for name, lie := range map[string][]byte{
+		"another hardware address":                    frame(other, unix.ETH_P_IP, datagram(me, public, "lie")),
+		"a neighbour's address":                       frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("10.0.2.3:7"), public, "lie")),
+		"the pod's address":                           frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("10.244.0.5:7"), public, "lie")),
+		"no address":                                  frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("0.0.0.0:68"), public, "lie")),
+		"the pod's localhost":                         frame(guestMAC, unix.ETH_P_IP, datagram(me, local, "lie")),
+		"the gateway's own services":                  frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.2.1:5353"), "lie")),
+		"a service in the pod, as everybody":          frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("255.255.255.255:5353"), "lie")),
+		"IPv6":                                        frame(guestMAC, unix.ETH_P_IPV6, make([]byte, 40)),
+		"the gateway's address by ARP":                frame(guestMAC, unix.ETH_P_ARP, arpReply(guestMAC, gatewayIP, gatewayIP)),
+		"a neighbour's address by ARP":                frame(guestMAC, unix.ETH_P_ARP, arpReply(guestMAC, netip.MustParseAddr("10.0.2.3"), gatewayIP)),
+		"its address at another hardware one, by ARP": frame(guestMAC, unix.ETH_P_ARP, arpReply(other, guestIP.Addr(), gatewayIP)),
+		"a frame that is cut short":                   frame(guestMAC, unix.ETH_P_IP, []byte{0x45}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			l.send(lie)
+			// Frames keep their order, so what comes first is what was let through.
+			l.send(frame(guestMAC, unix.ETH_P_IP, datagram(me, public, "truth")))
+			buf := make([]byte, 64)
+			n, from, err := outside.ReadFromUDP(buf)
+			if err != nil || string(buf[:n]) != "truth" || !from.IP.Equal(podIP.Addr().AsSlice()) {
+				t.Errorf("outside read %q from %s, %v", buf[:n], from, err)
+			}
+			_ = pod.SetReadDeadline(time.Now()) // what the pod got, it got before
+			if n, from, err := pod.ReadFromUDP(buf); err == nil {
+				t.Errorf("the pod read %q from %s", buf[:n], from)
+			}
+		})
+	}
+	l.in(l.pod, func(h *netlink.Handle) error {
+		link, err := h.LinkByName(tapName)
+		if err != nil {
+			return err
+		}
+		neighbours, err := h.NeighList(link.Attrs().Index, netlink.FAMILY_V4)
+		for _, n := range neighbours {
+			if n.State != netlink.NUD_NOARP && (!n.IP.Equal(guestIP.Addr().AsSlice()) || n.HardwareAddr.String() != guestMAC.String()) {
+				t.Errorf("the pod has learned %s at %s", n.IP, n.HardwareAddr)
+			}
+		}
+		return err
+	})
+}
+
+func TestDHCPSocket(t *testing.T) {
+	l := newLab(t)
+	if _, err := DHCPSocket(l.ctx, l.pod, tapName); err == nil {
+		t.Error("a tap that is not plugged has given a socket")
+	}
+	l.plug()
+	socket, err := DHCPSocket(l.ctx, l.pod, tapName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if err := socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal("it is not non-blocking:", err)
+	}
+	nobody, me, server := netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("10.0.2.2:68"), netip.MustParseAddrPort("255.255.255.255:67")
+	fragment := datagram(nobody, server, "fragment")
+	fragment[6] = 0x20
+	first := frame(guestMAC, unix.ETH_P_IP, datagram(nobody, server, "discover"))
+	second := frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.2.1:67"), "renew"))
+	for _, f := range [][]byte{
+		frame(other, unix.ETH_P_IP, datagram(nobody, server, "another's")),
+		frame(guestMAC, unix.ETH_P_IP, datagram(nobody, netip.MustParseAddrPort("255.255.255.255:68"), "another port")),
+		frame(guestMAC, unix.ETH_P_IP, fragment),
+		frame(guestMAC, unix.ETH_P_ARP, arpReply(guestMAC, guestIP.Addr(), gatewayIP)),
+		first, second,
+	} {
+		l.send(f)
+	}
+	buf := make([]byte, 4096)
+	for _, want := range [][]byte{first, second} {
+		if n, err := socket.Read(buf); err != nil || string(buf[:n]) != string(want) {
+			t.Fatalf("read %q, %v; want %q", buf[:n], err, want)
+		}
+	}
+
+	all := []unix.SockFilter{{Code: unix.BPF_RET, K: 4096}}
+	program := unix.SockFprog{Len: 1, Filter: (*unix.SockFilter)(unsafe.Pointer(&all[0]))}
+	if err := unix.SetsockoptSockFprog(int(socket.Fd()), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); !errors.Is(err, unix.EPERM) {
+		t.Errorf("replacing its filter gives %v, want EPERM", err)
+	}
+	if err := unix.SetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("taking its filter off gives %v, want EPERM", err)
+	}
+
+	client := l.listen(l.vm, "0.0.0.0:68")
+	answer := datagram(netip.MustParseAddrPort("10.0.2.1:67"), me, "offer")
+	if _, err := socket.Write(append(append([]byte{}, guestMAC...), frame(other, unix.ETH_P_IP, answer)[6:]...)); err != nil {
+		t.Fatal(err)
+	}
+	if n, _, err := client.ReadFromUDP(buf); err != nil || string(buf[:n]) != "offer" {
+		t.Errorf("the guest read %q, %v", buf[:n], err)
+	}
+}
+
+func TestThreadsComeBackClean(t *testing.T) {
+	l := newLab(t)
+	own, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if _, err := inside(l.ctx, l.pod, func() (int, error) { return 0, nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dirty := func() (threads []string) {
+		links, err := filepath.Glob("/proc/self/task/*/ns/net")
+		if err != nil || len(links) == 0 {
+			t.Fatal("reading threads:", err)
+		}
+		for _, link := range links {
+			// One that has ended meanwhile has no namespace.
+			if ns, err := os.Readlink(link); err == nil && ns != own {
+				threads = append(threads, link)
+			}
+		}
+		return threads
+	}
+	for deadline := time.Now().Add(patience); len(dirty()) > 0; runtime.Gosched() { // threads end by themselves
+		if time.Now().After(deadline) {
+			t.Fatalf("still in another namespace: %v", dirty())
+		}
+	}
+}

@@ -1,0 +1,311 @@
+package podnet
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+func TestGuestAndPodAreOne(t *testing.T) {
+	l := newLab(t)
+	up := l.plug()
+	if up.Name != "eth0" || up.Address != podIP || up.MTU != podMTU {
+		t.Errorf("uplink is %+v", up)
+	}
+	l.serve(l.vm, ":80")
+	l.serve(l.vm, ":40000")
+	l.serve(nil, ":8080")
+	for name, c := range map[string]struct {
+		from     *os.File
+		to, seen string
+	}{
+		"who calls the pod reaches the guest, which sees the caller": {nil, "10.244.0.5:80", "10.244.0.1"},
+		"on any port":                                   {nil, "10.244.0.5:40000", "10.244.0.1"},
+		"who the guest calls sees the pod":              {l.vm, "10.244.0.1:8080", "10.244.0.5"},
+		"port-forward, from the pod's localhost":        {l.pod, "127.0.0.1:80", "10.0.2.1"},
+		"the shim, from the pod to the pod's address":   {l.pod, "10.244.0.5:80", "10.244.0.5"},
+		"the shim, from the pod to the private address": {l.pod, "10.0.2.2:80", "10.0.2.1"},
+		"the guest calls its own pod":                   {l.vm, "10.244.0.5:80", "10.0.2.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if seen, err := l.calls(c.from, c.to); seen != c.seen || err != nil {
+				t.Errorf("the server at %s has seen %q, %v; want %s", c.to, seen, err, c.seen)
+			}
+		})
+	}
+}
+
+func TestDatagramsGoBothWays(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	guest, outside := l.listen(l.vm, "0.0.0.0:53"), l.listen(nil, "10.244.0.1:5353")
+	from, buf := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.244.0.5:53")), make([]byte, 64)
+	if _, err := outside.WriteToUDP([]byte("ask"), from); err != nil {
+		t.Fatal(err)
+	}
+	n, asker, err := guest.ReadFromUDP(buf)
+	if err != nil || string(buf[:n]) != "ask" || asker.String() != "10.244.0.1:5353" {
+		t.Fatalf("the guest read %q from %s, %v", buf[:n], asker, err)
+	}
+	if _, err := guest.WriteToUDP([]byte("answer"), asker); err != nil {
+		t.Fatal(err)
+	}
+	n, answerer, err := outside.ReadFromUDP(buf)
+	if err != nil || string(buf[:n]) != "answer" || answerer.String() != from.String() {
+		t.Errorf("outside read %q from %s, %v; want it from the pod", buf[:n], answerer, err)
+	}
+}
+
+func TestEchoes(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	for name, c := range map[string]struct {
+		from *os.File
+		to   string
+	}{
+		"outside pings the pod":       {nil, "10.244.0.5"},
+		"the guest pings outside":     {l.vm, "10.244.0.1"},
+		"the guest pings its gateway": {l.vm, "10.0.2.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn, err := at(l.ctx, c.from, func() (*net.IPConn, error) {
+				return net.DialIP("ip4:icmp", nil, &net.IPAddr{IP: net.ParseIP(c.to)})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(patience))
+			echo := []byte{8, 0, 0xf7, 0xfd, 0, 1, 0, 1}
+			if _, err := conn.Write(echo); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 1500)
+			for { // one's own request comes back first where both ends are in one namespace
+				n, _, err := conn.ReadFromIP(buf)
+				if err != nil {
+					t.Fatalf("no answer from %s: %v", c.to, err)
+				}
+				if n >= 8 && buf[0] == 0 {
+					return
+				}
+			}
+		})
+	}
+}
+
+func TestSmallerLinksOnTheWay(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	beyond := newNamespace(t)
+	l.veth("vethfar", netip.MustParsePrefix("192.0.2.1/24"), beyond, "eth0", netip.MustParsePrefix(far+"/24"), 1000)
+	l.in(beyond, func(h *netlink.Handle) error { return h.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 0, 2, 1)}) })
+	l.in(nil, func(h *netlink.Handle) error { // the host is a router
+		for _, name := range []string{"vethpod", "vethfar"} {
+			link, err := h.LinkByName(name)
+			if err == nil {
+				err = setInet(link.Attrs().Index, map[int]uint32{confForwarding: 1})
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	l.in(beyond, func(h *netlink.Handle) error { // and drops what is too long, so the far side must not help by its MSS
+		link, err := h.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return h.LinkSetMTU(link, 1500)
+	})
+	l.serve(beyond, ":80")
+	conn, err := l.dial(l.vm, far+":80", patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	sent := bytes.Repeat([]byte("berth"), 20000)
+	go func() { _, _ = conn.Write(sent) }()
+	r := bufio.NewReader(conn)
+	if _, err := r.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("what came back differs: %v", err)
+	}
+}
+
+func TestGuestIsKeptToItself(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	l.serve(l.vm, ":80")
+	l.serve(l.pod, ":8080")
+	l.in(nil, func(h *netlink.Handle) error {
+		return h.RouteAdd(&netlink.Route{
+			Dst: &net.IPNet{IP: guestIP.Masked().Addr().AsSlice(), Mask: net.CIDRMask(24, 32)}, Gw: podIP.Addr().AsSlice(),
+		})
+	})
+	for name, c := range map[string]struct {
+		from *os.File
+		to   string
+	}{
+		"what listens in the pod, at the gateway": {l.vm, "10.0.2.1:8080"},
+		"its private address, from outside":       {nil, "10.0.2.2:80"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if conn, err := l.dial(c.from, c.to, impatience); err == nil {
+				_ = conn.Close()
+				t.Errorf("%s answers", c.to)
+			}
+		})
+	}
+}
+
+func TestPluggingAgain(t *testing.T) {
+	l := newLab(t)
+	l.in(l.pod, func(*netlink.Handle) error { // somebody else's table
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		conn.AddTable(&nftables.Table{Name: "mesh", Family: nftables.TableFamilyIPv4})
+		return conn.Flush()
+	})
+	l.plug()
+	l.serve(l.vm, ":80")
+	conn, err := l.dial(nil, "10.244.0.5:80", patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(patience))
+	r := bufio.NewReader(conn)
+	if _, err := r.ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		l.plug()
+		line := fmt.Sprintf("line %d\n", i)
+		if _, err := conn.Write([]byte(line)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := r.ReadString('\n'); got != line || err != nil {
+			t.Fatalf("read %q, %v; want %q", got, err, line)
+		}
+	}
+	l.in(l.pod, func(*netlink.Handle) error {
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		tables, err := c.ListTables()
+		if len(tables) != 3 {
+			t.Errorf("the pod has %d tables, want ours of two families and the other", len(tables))
+		}
+		return err
+	})
+}
+
+func TestAnAgentKilledWhilePlugging(t *testing.T) {
+	l := newLab(t)
+	l.serve(l.vm, ":80")
+	for delay := range 12 {
+		cmd := exec.Command("/proc/self/exe")
+		cmd.Env = append(os.Environ(), helper+"=plug")
+		cmd.ExtraFiles = []*os.File{l.pod}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		timer := time.AfterFunc(time.Duration(delay)*2*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		_ = cmd.Wait()
+		timer.Stop()
+	}
+	l.plug()
+	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
+		t.Errorf("the guest has seen %q, %v", seen, err)
+	}
+}
+
+func TestTheNextRunOfTheGuest(t *testing.T) {
+	l := newLab(t)
+	l.plug()
+	l.serve(l.vm, ":80")
+	if _, err := l.calls(nil, "10.244.0.5:80"); err != nil {
+		t.Fatal(err)
+	}
+	l.kill()
+	if _, err := Plug(l.ctx, wiring(l.pod)); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed || fault.ClassOf(err) != fault.Transient {
+		t.Errorf("Plug() without a tap = %v", err)
+	}
+	if _, err := l.dial(nil, "10.244.0.5:80", patience); !errors.Is(err, unix.EHOSTUNREACH) {
+		t.Errorf("without a guest, calling it from outside gives %v, want unreachable", err)
+	}
+	if _, err := l.dial(l.pod, "127.0.0.1:80", impatience); err == nil {
+		t.Error("without a guest, somebody answers in its place")
+	}
+	l.boot()
+	l.plug()
+	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
+		t.Errorf("the guest has seen %q, %v", seen, err)
+	}
+	received, sent, err := Stats(l.ctx, l.pod, tapName)
+	if err != nil || received.Packets == 0 || sent.Packets == 0 || sent.Bytes == 0 {
+		t.Errorf("Stats() = %+v, %+v, %v", received, sent, err)
+	}
+}
+
+func TestPlugRefuses(t *testing.T) {
+	l := newLab(t)
+	host, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	bare := newNamespace(t)
+	overlapping := wiring(l.pod)
+	overlapping.Guest, overlapping.Gateway = netip.MustParsePrefix("10.244.0.9/24"), netip.MustParseAddr("10.244.0.8")
+	other := wiring(l.pod)
+	other.Tap = "vethpod"
+	for name, c := range map[string]struct {
+		w     Wiring
+		class fault.Class
+	}{
+		"the host's own namespace":              {wiring(host), fault.Transient},
+		"an interface that is no tap":           {other, fault.Transient},
+		"a guest's subnet that the pod is in":   {overlapping, fault.User},
+		"a pod without IPv4":                    {wiring(bare), fault.User},
+		"a tap that the host has no longer":     {Wiring{l.pod, "btnone", guestIP, gatewayIP, guestMAC}, fault.Transient},
+		"a guest that is its own gateway (bug)": {Wiring{l.pod, tapName, guestIP, guestIP.Addr(), guestMAC}, fault.Internal},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Plug(l.ctx, c.w)
+			if err == nil || fault.ClassOf(err) != c.class {
+				t.Errorf("Plug() = %v, want an error of class %d", err, c.class)
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	cancel()
+	if _, err := FindUplink(ctx, l.pod); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("FindUplink() after the deadline = %v", err)
+	}
+}
