@@ -7,7 +7,8 @@ import (
 )
 
 // The image is ECMA-119 with the Joliet extension, all in fixed places: with a handful of files in the root, each
-// table takes one sector. Linux reads the Joliet names; who knows only ECMA-119 finds the same in capitals.
+// table takes one sector. Linux reads the Joliet names, without a version as mkisofs writes them; who knows only
+// ECMA-119 finds the same in capitals.
 const (
 	sector = 2048
 
@@ -54,7 +55,7 @@ func image(label string, files []file, size int) (b []byte, needed int) {
 	next := firstFile
 	for _, f := range files {
 		primary = append(primary, record(plain(strings.ToUpper(f.name)+".;1"), next, len(f.data), 0)...)
-		joliet = append(joliet, record(ucs2(f.name+";1"), next, len(f.data), 0)...)
+		joliet = append(joliet, record(ucs2(f.name), next, len(f.data), 0)...)
 		copy(b[next*sector:], f.data)
 		next += sectors(len(f.data))
 	}
