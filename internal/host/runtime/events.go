@@ -1,0 +1,96 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ErrNoEvents says that this runtime tells of no containers by itself.
+var ErrNoEvents = errors.New("container runtime serves no events")
+
+const (
+	// pulse is how often a silent stream's connection is checked.
+	pulse = 30 * time.Second
+	// emptyStreams in a row, from a runtime that answers, mean that it serves none: CRI-O ends them at once if
+	// enable_pod_events is off.
+	emptyStreams = 3
+)
+
+// Events calls changed with the pod's UID whenever one of its containers or its
+// sandbox was created, started, stopped or deleted, and resync after each
+// connection, when events may have been missed. Neither may block. It returns
+// nil when ctx ends, or an error that matches ErrNoEvents. Events are hints: containerd drops some under load.
+func (r *Runtime) Events(ctx context.Context, changed func(podUID string), resync func()) error {
+	wait, empty := 50*time.Millisecond, 0
+	for ctx.Err() == nil {
+		connected, heard, err := r.stream(ctx, changed, resync)
+		switch {
+		case status.Code(err) == codes.Unimplemented:
+			return unreachable(fmt.Errorf("%w: %w", ErrNoEvents, err))
+		case connected && !heard && errors.Is(err, io.EOF):
+			if empty++; empty == emptyStreams {
+				return unreachable(fmt.Errorf("%w: it ends the stream at once", ErrNoEvents))
+			}
+		case connected:
+			wait, empty = 50*time.Millisecond, 0
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+			wait = min(2*wait, reconnect)
+		}
+	}
+	return nil
+}
+
+// stream follows one stream to its end. connected: the runtime answered meanwhile; heard: there was an event.
+func (r *Runtime) stream(ctx context.Context, changed func(string), resync func()) (connected, heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stream, err := r.api.GetContainerEvents(ctx, &cri.GetEventsRequest{})
+	if err != nil {
+		return false, false, err
+	}
+	// The runtime reads calls of one connection in their order, so by its answer to this one it has begun the stream.
+	if _, err := r.Version(ctx); err != nil {
+		return false, false, err
+	}
+	resync()
+	go r.check(ctx, cancel)
+	for {
+		event, err := stream.Recv()
+		if err != nil {
+			return true, heard, err
+		}
+		heard = true
+		if uid := event.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {
+			changed(uid)
+		} else {
+			resync() // CRI-O omits the sandbox of what it has deleted
+		}
+	}
+}
+
+// check ends the stream of a runtime that hangs: on a silent stream nothing else would tell.
+func (r *Runtime) check(ctx context.Context, cancel context.CancelCauseFunc) {
+	ticker := time.NewTicker(pulse)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if _, err := r.Version(ctx); err != nil {
+				cancel(err)
+				return
+			}
+		}
+	}
+}

@@ -1,0 +1,228 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Labels that kubelet gives to every container and sandbox.
+const (
+	labelPodUID    = "io.kubernetes.pod.uid"
+	labelContainer = "io.kubernetes.container.name"
+)
+
+const (
+	// callTimeout bounds each call. A runtime that starts many pods at once answers slowly.
+	callTimeout = 5 * time.Second
+	// maxReply is in bytes. The list of a crowded node's containers is far smaller.
+	maxReply = 16 << 20
+	// reconnect bounds the wait between attempts to reach a runtime that was away.
+	reconnect = 3 * time.Second
+)
+
+// Runtime is a client of one container runtime. It may be used from many goroutines.
+type Runtime struct {
+	conn *grpc.ClientConn
+	api  cri.RuntimeServiceClient
+}
+
+// New returns a client of the runtime at the UNIX socket, which need not be there yet.
+func New(socket string) (*Runtime, error) {
+	conn, err := grpc.NewClient("unix:"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithNoProxy(),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithIdleTimeout(0),
+		grpc.WithSharedWriteBuffer(true),
+		grpc.WithReadBufferSize(4<<10),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnect},
+			MinConnectTimeout: callTimeout,
+		}),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("making client of container runtime at %s: %w", socket, err)
+	}
+	return &Runtime{conn: conn, api: cri.NewRuntimeServiceClient(conn)}, nil
+}
+
+// Close ends the connection.
+func (r *Runtime) Close() error { return r.conn.Close() }
+
+// Version returns the runtime's name and version, as "containerd 2.2.1".
+func (r *Runtime) Version(ctx context.Context) (string, error) {
+	v, err := call(ctx, "asking container runtime for its version", r.api.Version, &cri.VersionRequest{})
+	if err != nil {
+		return "", err
+	}
+	return v.RuntimeName + " " + strings.TrimPrefix(v.RuntimeVersion, "v"), nil
+}
+
+// State is the state of a container.
+type State uint8
+
+// The states of a container. Unknown is the runtime's own word.
+const (
+	Unknown State = iota
+	Created
+	Running
+	Exited
+)
+
+// Container is one container, as the runtime has it.
+type Container struct {
+	ID    string
+	State State
+	// Attempt counts kubelet's restarts of it, from 0.
+	Attempt uint32
+	// PID is its first process, in the host's PID namespace; 0 unless it runs.
+	PID int
+	// Created, Started and Finished are zero when that has not happened.
+	Created, Started, Finished time.Time
+	// ExitCode and Reason tell how it exited.
+	ExitCode int32
+	Reason   string
+}
+
+// Container returns the newest container of that name in the pod; found is
+// false when the runtime has none, and says nothing beside an error.
+func (r *Runtime) Container(ctx context.Context, podUID, name string) (c Container, found bool, err error) {
+	list, err := r.containers(ctx, map[string]string{labelPodUID: podUID, labelContainer: name})
+	if err != nil {
+		return Container{}, false, err
+	}
+	slices.SortFunc(list, func(a, b *cri.Container) int { return int(max(-1, min(1, b.CreatedAt-a.CreatedAt))) })
+	for _, item := range list {
+		reply, err := call(ctx, "asking container runtime for container", r.api.ContainerStatus,
+			&cri.ContainerStatusRequest{ContainerId: item.Id, Verbose: true})
+		if status.Code(err) == codes.NotFound {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return Container{}, false, err
+		}
+		c, err := read(reply)
+		return c, err == nil, err
+	}
+	return Container{}, false, nil
+}
+
+func read(reply *cri.ContainerStatusResponse) (Container, error) {
+	s := reply.GetStatus()
+	c := Container{
+		ID: s.GetId(), Attempt: s.GetMetadata().GetAttempt(),
+		Created: moment(s.GetCreatedAt()), Started: moment(s.GetStartedAt()), Finished: moment(s.GetFinishedAt()),
+		ExitCode: s.GetExitCode(), Reason: s.GetReason(),
+	}
+	switch s.GetState() {
+	case cri.ContainerState_CONTAINER_CREATED:
+		c.State = Created
+	case cri.ContainerState_CONTAINER_RUNNING:
+		c.State = Running
+	case cri.ContainerState_CONTAINER_EXITED:
+		c.State = Exited
+	case cri.ContainerState_CONTAINER_UNKNOWN:
+		c.State = Unknown
+	}
+	if c.State != Running {
+		return c, nil
+	}
+	var info struct {
+		PID int `json:"pid"` // containerd's and CRI-O's own
+	}
+	if err := json.Unmarshal([]byte(reply.GetInfo()["info"]), &info); err != nil || info.PID <= 0 {
+		return Container{}, unreachable(fmt.Errorf("container runtime does not tell the process of container %s (%v)", c.ID, err))
+	}
+	c.PID = info.PID
+	return c, nil
+}
+
+// moment reads the CRI's nanoseconds since 1970.
+func moment(ns int64) time.Time {
+	if ns <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}
+
+// Pod is what the runtime has of one pod.
+type Pod struct {
+	// Containers are the names of all its containers, also of those that have exited, without repetition.
+	Containers []string
+	// Handler is the runtime handler that its RuntimeClass asked for, "" for the default.
+	Handler string
+	// Type is what really runs it, as "io.containerd.runc.v2"; "" when the runtime does not tell.
+	Type string
+}
+
+// Pod returns what the runtime has of the pod, whose newest sandbox counts; found is false when it has none.
+func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, err error) {
+	labels := map[string]string{labelPodUID: podUID}
+	sandboxes, err := call(ctx, "listing pod sandboxes", r.api.ListPodSandbox,
+		&cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: labels}})
+	if err != nil || len(sandboxes.Items) == 0 {
+		return Pod{}, false, err
+	}
+	newest := slices.MaxFunc(sandboxes.Items, func(a, b *cri.PodSandbox) int {
+		return int(max(-1, min(1, a.CreatedAt-b.CreatedAt)))
+	})
+	p.Handler = newest.RuntimeHandler
+	reply, err := call(ctx, "asking container runtime for pod sandbox", r.api.PodSandboxStatus,
+		&cri.PodSandboxStatusRequest{PodSandboxId: newest.Id, Verbose: true})
+	switch {
+	case status.Code(err) == codes.NotFound:
+		return Pod{}, false, nil
+	case err != nil:
+		return Pod{}, false, err
+	}
+	var info struct {
+		RuntimeType string `json:"runtimeType"` // containerd's own
+	}
+	if json.Unmarshal([]byte(reply.GetInfo()["info"]), &info) == nil {
+		p.Type = info.RuntimeType
+	}
+	list, err := r.containers(ctx, labels)
+	if err != nil {
+		return Pod{}, false, err
+	}
+	for _, c := range list {
+		p.Containers = append(p.Containers, c.Labels[labelContainer])
+	}
+	slices.Sort(p.Containers)
+	p.Containers = slices.Compact(p.Containers)
+	return p, true, nil
+}
+
+func (r *Runtime) containers(ctx context.Context, labels map[string]string) ([]*cri.Container, error) {
+	list, err := call(ctx, "listing containers", r.api.ListContainers,
+		&cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels}})
+	return list.GetContainers(), err
+}
+
+// call does one call with its deadline and classifies its failure.
+func call[Q, A any](ctx context.Context, doing string, method func(context.Context, Q, ...grpc.CallOption) (A, error), q Q) (A, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	answer, err := method(ctx, q)
+	if err != nil {
+		return answer, unreachable(fmt.Errorf("%s: %w", doing, err))
+	}
+	return answer, nil
+}
+
+func unreachable(err error) error { return fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, err) }
