@@ -1,0 +1,15 @@
+// Command pause does nothing until it is asked to end, and then exits with 3.
+package main
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGTERM)
+	<-asked
+	os.Exit(3)
+}
