@@ -126,7 +126,10 @@ type DiskStatus struct {
 	// name is the disk's name in the spec.
 	// +required
 	Name string `json:"name"`
-	// imageDigest is the digest of the image that the disk was made from.
+	// image is the image that the disk was made from, as it stood in the spec.
+	// +optional
+	Image string `json:"image,omitempty"`
+	// imageDigest is that image's digest. A tag that moves does not change it.
 	// +optional
 	ImageDigest string `json:"imageDigest,omitempty"`
 	// size is what the guest sees.

@@ -1,0 +1,75 @@
+// Command berth-agent runs the guests of one node. It runs as a DaemonSet.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/api/resource"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent"
+	"github.com/berth-dev/berth/internal/host/cgroup"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "berth-agent:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	if err := cgroup.EnterHostNamespace(); err != nil {
+		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
+	}
+	o := agent.Options{Version: version}
+	var acceleration, registries, subnet, size string
+	var verbosity int
+	flag.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "name of the node; $NODE_NAME by default")
+	flag.StringVar(&acceleration, "acceleration", string(v1alpha1.AccelerationKVM), "KVM or Emulation")
+	flag.StringVar(&o.StateDir, "state-dir", "/var/lib/berth", "images and disks")
+	flag.StringVar(&o.RunDir, "run-dir", "/run/berth", "what is gone with a reboot; on tmpfs")
+	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "libvirt's sockets")
+	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's CRI socket")
+	flag.StringVar(&registries, "insecure-registries", "", "registries that are spoken to by plain HTTP: host:port, comma-separated")
+	flag.StringVar(&subnet, "guest-subnet", "10.0.2.0/24", "private subnet between a berth and its guest")
+	flag.StringVar(&size, "max-image-size", "256Gi", "limit of what is unpacked from an image")
+	flag.StringVar(&o.MetricsAddress, "metrics-address", ":9760", "address of /metrics, by HTTPS to whom the API server lets; 0 serves none")
+	flag.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9761", "address of /healthz and /readyz; 0 serves none")
+	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")
+	flag.Parse()
+
+	ctrl.SetLogger(logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity)})))
+	o.Acceleration = v1alpha1.Acceleration(acceleration)
+	if o.Acceleration != v1alpha1.AccelerationKVM && o.Acceleration != v1alpha1.AccelerationEmulation {
+		return fmt.Errorf("-acceleration %q: write KVM or Emulation", acceleration)
+	}
+	if o.Node == "" {
+		return fmt.Errorf("-node is missing: name the node")
+	}
+	o.InsecureRegistries = strings.FieldsFunc(registries, func(r rune) bool { return r == ',' || r == ' ' })
+	var err error
+	if o.GuestSubnet, err = netip.ParsePrefix(subnet); err != nil || !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30 {
+		return fmt.Errorf("-guest-subnet %q: write an IPv4 prefix of at most 30 bits, such as 10.0.2.0/24", subnet)
+	}
+	limit, err := resource.ParseQuantity(size)
+	if err != nil {
+		return fmt.Errorf("-max-image-size %q: %w", size, err)
+	}
+	o.MaxImageSize = limit.Value()
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("reading the cluster's address: %w", err)
+	}
+	return agent.Run(ctrl.SetupSignalHandler(), config, o)
+}

@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/image"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// hands are the ways to the host, one for each foreign thing.
+type hands struct {
+	libvirt  *libvirtd.Client
+	runtime  *runtime.Runtime
+	store    *store.Store
+	registry *image.Client
+	cgroups  *cgroup.Host
+	links    *links
+	pulls    *pulls
+	hints    *hints
+	life     context.Context // ends with the agent
+}
+
+func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
+	h.life = ctx
+	if h.store, err = store.Open(a.StateDir, a.RunDir); err != nil {
+		return h, fmt.Errorf("opening the store: %w", err)
+	}
+	if err = os.MkdirAll(filepath.Join(a.RunDir, "consoles"), 0o700); err != nil {
+		return h, fmt.Errorf("making the consoles' directory: %w", err)
+	}
+	if h.cgroups, err = cgroup.New(); err != nil {
+		return h, fmt.Errorf("finding cgroups: %w", err)
+	}
+	h.registry = image.New(image.Options{PlainHTTP: a.InsecureRegistries, MaxBytes: a.MaxImageSize, UserAgent: "berth-agent/" + a.Version})
+	if h.runtime, err = runtime.New(a.RuntimeSocket); err != nil {
+		return h, fmt.Errorf("reaching the container runtime: %w", err)
+	}
+	h.libvirt = libvirtd.New(libvirtd.Options{Sockets: []string{
+		filepath.Join(a.LibvirtDir, "libvirt-sock"), filepath.Join(a.LibvirtDir, "virtqemud-sock"),
+	}}, libvirtd.Watcher{
+		Changed:      func(uuid string) { a.enqueue(types.UID(uuid)) },
+		Resync:       func() { go a.resync() },
+		Connectivity: func(error) { go a.resync() },
+	})
+	h.links = &links{byPod: map[types.UID]*link{}}
+	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
+	h.hints = newHints()
+	return h, nil
+}
+
+// listen begins to feed the loop's queue with what happens on the host.
+func (a *Agent) listen(ctx context.Context, q queue) error {
+	a.queue = q
+	log := ctrl.Log.WithName("host")
+	go func() {
+		if err := a.libvirt.Run(ctx); err != nil && ctx.Err() == nil {
+			log.Error(err, "Lost libvirt for good")
+		}
+	}()
+	go func() {
+		err := a.runtime.Events(ctx, func(pod string) { a.onContainer(types.UID(pod)) }, func() { go a.resync() })
+		if err != nil && ctx.Err() == nil {
+			log.Info("The runtime tells no events; kubelet's word is slower", "cause", err.Error())
+		}
+	}()
+	return nil
+}
+
+// onContainer enqueues the guest of a pod one of whose containers changed.
+func (a *Agent) onContainer(pod types.UID) {
+	if owner, ok := a.ownerOf(pod); ok {
+		a.enqueue(owner)
+	}
+}
+
+// resync enqueues every guest that the host or the cache knows.
+func (a *Agent) resync() {
+	ctx, cancel := context.WithTimeout(a.life, 30*time.Second)
+	defer cancel()
+	log := ctrl.Log.WithName("host")
+	var vms v1alpha1.VirtualMachineList
+	if err := a.client.List(ctx, &vms); err != nil {
+		log.Error(err, "Listing guests")
+	}
+	for i := range vms.Items {
+		a.enqueue(vms.Items[i].UID)
+	}
+	guests, err := a.store.List()
+	if err != nil {
+		log.Error(err, "Listing disks")
+	}
+	for _, g := range guests {
+		a.enqueue(types.UID(g.UID))
+	}
+	domains, err := a.libvirt.Domains(ctx)
+	if err != nil {
+		return // the next connect asks again
+	}
+	for _, d := range domains {
+		if a.isOurs(ctx, d.UUID) {
+			a.enqueue(types.UID(d.UUID))
+		}
+	}
+	a.wakeHost()
+}
+
+// qemuGroup is the group that may open /dev/kvm on the host; the guest's own where there is none.
+func (a *Agent) qemuGroup(user int) uint32 {
+	if root, err := a.libvirt.Root(); err == nil {
+		if info, err := os.Stat(filepath.Join(root, "dev/kvm")); err == nil {
+			if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Gid != 0 {
+				return stat.Gid
+			}
+		}
+	}
+	return uint32(user)
+}
+
+// partition is the pod's slice, so that QEMU is born where the pod's end reaches it. Only machined takes it.
+func (a *Agent) partition(g *guest) string {
+	root, err := a.libvirt.Root()
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(root, "run/systemd/machines")); err != nil {
+		return ""
+	}
+	partition, err := a.cgroups.Partition(string(g.Berth.UID))
+	if err != nil {
+		return "" // it is placed later all the same
+	}
+	return partition
+}
+
+// setOOMScore gives QEMU the score that kubelet gives the berth. Lowering it may be forbidden to us: then the kernel chooses by size alone, which is QEMU.
+func (a *Agent) setOOMScore(g *guest, pid int) error {
+	score, err := process.OOMScore(g.link.shim.PID())
+	if err != nil {
+		return err
+	}
+	return process.SetOOMScore(pid, score)
+}

@@ -1,0 +1,289 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+// Oldest versions that Berth works with.
+var (
+	minLibvirt = [2]int{8, 0}
+	minQEMU    = [2]int{6, 2}
+	minKernel  = [2]int{5, 6} // pidfd_getfd
+)
+
+const (
+	// hostLook is how often the host is looked at though nothing happened.
+	hostLook = 5 * time.Minute
+	// maxListed bounds the lists in a host's status.
+	maxListed = 100
+)
+
+// setupHost makes the loop that keeps this node's VirtualMachineHost true. It has one key.
+func (a *Agent) setupHost(mgr ctrl.Manager) error {
+	loop, err := controller.NewTyped("host", mgr, controller.TypedOptions[types.UID]{
+		Reconciler: reconcile.TypedFunc[types.UID](func(ctx context.Context, _ types.UID) (ctrl.Result, error) {
+			return kube.Outcome(a.syncHost(ctx), hostLook)
+		}),
+	})
+	if err != nil {
+		return fmt.Errorf("making the host's loop: %w", err)
+	}
+	key := func(client.Object) types.UID { return types.UID(a.Node) }
+	own := onGuest[*v1alpha1.VirtualMachineHost](func(h *v1alpha1.VirtualMachineHost) types.UID { return key(h) })
+	if err := loop.Watch(source.TypedKind(mgr.GetCache(), &v1alpha1.VirtualMachineHost{}, own)); err != nil {
+		return fmt.Errorf("watching the host: %w", err)
+	}
+	return loop.Watch(source.TypedFunc[types.UID](func(_ context.Context, q queue) error {
+		a.hostQueue = q
+		q.Add(types.UID(a.Node))
+		return nil
+	}))
+}
+
+// wakeHost has the host looked at.
+func (a *Agent) wakeHost() {
+	if a.hostQueue != nil {
+		a.hostQueue.Add(types.UID(a.Node))
+	}
+}
+
+// syncHost reports what this host is and has.
+func (a *Agent) syncHost(ctx context.Context) error {
+	var host v1alpha1.VirtualMachineHost
+	err := a.client.Get(ctx, types.NamespacedName{Name: a.Node}, &host)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading host: %w", err)
+	}
+	if err != nil {
+		host = v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: a.Node}}
+		if err := a.client.Create(ctx, &host); err != nil {
+			return fmt.Errorf("making host %s: %w", a.Node, err)
+		}
+	}
+	want := a.hostStatus(ctx, &host)
+	if equality.Semantic.DeepEqual(want, &host.Status) {
+		return nil
+	}
+	return kube.ApplyStatus(ctx, a.client, &host, want, kube.AgentManager)
+}
+
+func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHost) *v1alpha1.VirtualMachineHostStatus {
+	s := &v1alpha1.VirtualMachineHostStatus{
+		Acceleration: a.Acceleration, AgentVersion: a.Version, BootID: bootID(), KernelVersion: kernelVersion(),
+		Images: a.hostImages(), StrayDisks: a.strayDisks(ctx), ReleasedBerths: a.releasedBerths(ctx),
+	}
+	facts, err := a.libvirt.HostFacts(ctx)
+	if err != nil {
+		// What was known is still the best guess; that it may be outdated stands in Ready.
+		had := host.Status
+		s.LibvirtVersion, s.QEMUVersion, s.CPUs, s.Memory = had.LibvirtVersion, had.QEMUVersion, had.CPUs, had.Memory
+		s.CPUModels, s.MachineTypes, s.ForeignDomains = had.CPUModels, had.MachineTypes, had.ForeignDomains
+	} else {
+		s.LibvirtVersion, s.QEMUVersion, s.CPUs = facts.LibvirtVersion, facts.QEMUVersion, facts.CPUs
+		s.Memory = resource.NewQuantity(facts.Memory, resource.BinarySI)
+		s.MachineTypes = bounded(facts.MachineTypes, 256)
+		if v := a.virt(facts); v != nil {
+			s.CPUModels = bounded(v.CPUModels, 256)
+		}
+		s.ForeignDomains = a.foreignDomains(ctx)
+	}
+	ready := a.ready(facts, err)
+	s.Problems = a.problems(ready)
+	sound := condition.New(v1alpha1.ConditionWellConfigured, true, v1alpha1.ReasonWellConfigured, "")
+	if len(s.Problems) > 0 {
+		sound = condition.New(v1alpha1.ConditionWellConfigured, false, v1alpha1.ReasonMisconfigured, s.Problems[0].Message)
+	}
+	s.Conditions = condition.Carry([]metav1.Condition{ready, sound}, host.Status.Conditions, host.Generation, a.now())
+	return s
+}
+
+func (a *Agent) virt(facts libvirtd.HostFacts) *libvirtd.Virt {
+	if a.Acceleration == v1alpha1.AccelerationEmulation {
+		return facts.Emulation
+	}
+	return facts.KVM
+}
+
+// ready says whether guests can start here.
+func (a *Agent) ready(facts libvirtd.HostFacts, err error) metav1.Condition {
+	no := func(reason v1alpha1.Reason, format string, args ...any) metav1.Condition {
+		return condition.New(v1alpha1.ConditionHostReady, false, reason, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case olderThan(kernelVersion(), minKernel):
+		return no(v1alpha1.ReasonKernelTooOld, "the kernel is %s: Berth needs %d.%d", kernelVersion(), minKernel[0], minKernel[1])
+	case err != nil:
+		return no(v1alpha1.ReasonLibvirtUnreachable, "libvirtd does not answer: %v; install it or start it (systemctl enable --now libvirtd)", err)
+	case olderThan(facts.LibvirtVersion, minLibvirt):
+		return no(v1alpha1.ReasonLibvirtTooOld, "libvirt is %s: Berth needs %d.%d", facts.LibvirtVersion, minLibvirt[0], minLibvirt[1])
+	case olderThan(facts.QEMUVersion, minQEMU):
+		return no(v1alpha1.ReasonLibvirtTooOld, "QEMU is %s: Berth needs %d.%d", facts.QEMUVersion, minQEMU[0], minQEMU[1])
+	case a.Acceleration == v1alpha1.AccelerationKVM && facts.KVM == nil:
+		return no(v1alpha1.ReasonKVMUnavailable, "KVM cannot be used: %v; enable virtualisation in the firmware, load kvm_intel or kvm_amd, and let the group kvm use /dev/kvm; or set agent.acceleration to Emulation", facts.WhyNoKVM)
+	case a.virt(facts) == nil:
+		return no(v1alpha1.ReasonLibvirtTooOld, "QEMU for x86_64 is missing: install qemu-system-x86")
+	}
+	return condition.New(v1alpha1.ConditionHostReady, true, v1alpha1.ReasonHostReady, "")
+}
+
+// problems lists what is misconfigured, what keeps guests from starting first.
+func (a *Agent) problems(ready metav1.Condition) []v1alpha1.HostProblem {
+	var list []v1alpha1.HostProblem
+	if ready.Status != metav1.ConditionTrue {
+		list = append(list, v1alpha1.HostProblem{Name: ready.Reason, Blocking: true, Message: ready.Message})
+	}
+	root, err := a.libvirt.Root()
+	if err != nil {
+		return list
+	}
+	if raw, err := os.ReadFile(root + "/etc/libvirt/qemu.conf"); err == nil && !limitsControllers(string(raw)) {
+		list = append(list, v1alpha1.HostProblem{Name: "CgroupControllers", Message: `libvirt loses a guest's CPU controls when it moves into its berth: set cgroup_controllers = [ "devices", "memory", "blkio" ] in /etc/libvirt/qemu.conf and restart libvirtd; other domains of this host then keep all limits but those of CPU`})
+	}
+	return list
+}
+
+// limitsControllers reads from a qemu.conf whether libvirt leaves the cpu controllers alone.
+func limitsControllers(conf string) bool {
+	_, rest, found := strings.Cut("\n"+conf, "\ncgroup_controllers")
+	if !found {
+		return false
+	}
+	list, _, _ := strings.Cut(rest, "]")
+	return !strings.Contains(list, `"cpu"`) && !strings.Contains(list, `"cpuset"`) && !strings.Contains(list, `"cpuacct"`)
+}
+
+// foreignDomains are the names of those that are not ours.
+func (a *Agent) foreignDomains(ctx context.Context) []string {
+	domains, err := a.libvirt.Domains(ctx)
+	if err != nil {
+		return nil
+	}
+	var names []string
+	for _, d := range domains {
+		if !a.isOurs(ctx, d.UUID) {
+			names = append(names, d.Name)
+		}
+	}
+	return bounded(names, maxListed)
+}
+
+// isOurs tells whether a domain is Berth's, by its metadata.
+func (a *Agent) isOurs(ctx context.Context, uuid string) bool {
+	if a.store.Has(uuid) {
+		return true
+	}
+	found, err := a.libvirt.Domain(ctx, uuid)
+	if err != nil || !found.Exists {
+		return false
+	}
+	facts, err := domain.ParseFacts(found.XML)
+	return err == nil && facts.Identity != nil
+}
+
+func (a *Agent) hostImages() []v1alpha1.HostImage {
+	images, err := a.store.Images()
+	if err != nil {
+		return nil
+	}
+	var list []v1alpha1.HostImage
+	for _, i := range images {
+		list = append(list, v1alpha1.HostImage{Digest: i.Digest, Size: resource.NewQuantity(i.Allocated, resource.BinarySI)})
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.HostImage) int { return strings.Compare(a.Digest, b.Digest) })
+	return list[:min(len(list), maxListed)]
+}
+
+// strayDisks are the disks of guests that the API server does not know, say after it was restored from a backup.
+func (a *Agent) strayDisks(ctx context.Context) []string {
+	guests, err := a.store.List()
+	if err != nil {
+		return nil
+	}
+	var stray []string
+	for _, g := range guests {
+		if vm, err := a.virtualMachine(ctx, types.UID(g.UID)); err == nil && vm == nil {
+			stray = append(stray, fmt.Sprintf("%s/%s %s", g.Namespace, g.Name, g.UID))
+		}
+	}
+	return bounded(stray, maxListed)
+}
+
+// releasedBerths are the ending berths whose VirtualMachine is gone, and of which no process is left.
+func (a *Agent) releasedBerths(ctx context.Context) []types.UID {
+	var pods corev1.PodList
+	if err := a.client.List(ctx, &pods); err != nil {
+		return nil
+	}
+	var uids []types.UID
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		owner, ours := berth.OwnerUID(pod)
+		if !ours || pod.DeletionTimestamp.IsZero() || !slices.Contains(pod.Finalizers, berth.PodFinalizer) {
+			continue
+		}
+		if vm, err := a.virtualMachine(ctx, owner); err != nil || vm != nil {
+			continue
+		}
+		if left, err := process.Find(string(owner)); err == nil && len(left) == 0 && len(uids) < maxListed {
+			uids = append(uids, pod.UID)
+		}
+	}
+	return uids
+}
+
+func bounded(list []string, limit int) []string {
+	list = slices.Clone(list)
+	slices.Sort(list)
+	list = slices.Compact(list)
+	return list[:min(len(list), limit)]
+}
+
+func kernelVersion() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
+func bootID() string {
+	raw, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(raw))
+}
+
+// olderThan compares the first two numbers of a version. One that cannot be read is not older.
+func olderThan(version string, least [2]int) bool {
+	var have [2]int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &have[0], &have[1]); n != 2 {
+		return false
+	}
+	return have[0] < least[0] || have[0] == least[0] && have[1] < least[1]
+}

@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
+)
+
+// observe reads all that the host has of a guest. It cannot fail: what cannot be read is Unknown.
+func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
+	h := plan.Have{Kept: a.store.Has(string(g.uid))}
+	unknown := func(err error) plan.Have {
+		if h.Unknown == nil {
+			h.Unknown = err
+		}
+		return h
+	}
+	found, err := a.libvirt.Domain(ctx, string(g.uid))
+	if err != nil {
+		return unknown(err)
+	}
+	var facts domain.Facts
+	if h.Domain = domainState(found); found.Exists {
+		if facts, err = domain.ParseFacts(found.XML); err != nil {
+			return unknown(fmt.Errorf("reading domain %s: %w", found.Name, err))
+		}
+		if facts.Identity == nil || facts.Identity.VM != string(g.uid) {
+			return unknown(fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf(
+				"domain %s on node %s has this guest's UUID and is not Berth's: undefine or destroy it with virsh", found.Name, a.Node)))
+		}
+		h.AgentConnected, g.agentConnected = facts.AgentConnected, facts.AgentConnected
+		if g.berthUID == "" {
+			g.berthUID = types.UID(facts.Identity.Berth)
+		}
+	}
+	h.BlockedFor = a.hints.blockedFor(g.uid, h.Domain == plan.DomainBlocked, a.now())
+	h.Guest = a.hints.info(g.uid, h.AgentConnected)
+
+	a.observeContainer(ctx, g, &h)
+	if err := observeProcess(g, &h); err != nil {
+		return unknown(err)
+	}
+	if h.Container == plan.ContainerUnknown {
+		return unknown(fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, g.linkErr))
+	}
+	if g.VM != nil {
+		if err := a.observeDisks(g, &h); err != nil {
+			return unknown(err)
+		}
+		if h.Domain == plan.DomainAbsent && h.Process == plan.ProcessNone {
+			h.End = a.end(g, &h)
+		}
+	}
+	return h
+}
+
+func domainState(d libvirtd.Domain) plan.Domain {
+	switch {
+	case !d.Exists || d.State == libvirtd.Shutoff:
+		return plan.DomainAbsent
+	case d.State == libvirtd.Paused && d.Pause == libvirtd.PausedByUser:
+		return plan.DomainPaused
+	case d.State == libvirtd.Paused && d.Pause == libvirtd.PausedOnIOError:
+		return plan.DomainBlocked
+	case d.State == libvirtd.Running, d.State == libvirtd.Suspended, d.State == libvirtd.ShuttingDown:
+		return plan.DomainRunning
+	case d.State == libvirtd.Crashed:
+		return plan.DomainCrashed
+	default:
+		return plan.DomainUnknown // on its way from one state to another
+	}
+}
+
+// observeContainer finds the shim. Without a berth there is none to find.
+func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
+	g.link, g.linkErr = nil, nil
+	if g.berthUID == "" {
+		h.Container = plan.ContainerAbsent
+		return
+	}
+	g.link, h.Container, g.linkErr = a.connect(ctx, g.uid, g.berthUID)
+	if g.link != nil {
+		h.Shim = g.link.shimState()
+	}
+}
+
+// observeProcess finds where the guest's QEMU is, whatever libvirt says.
+func observeProcess(g *guest, h *plan.Have) error {
+	found, err := process.Find(string(g.uid))
+	if err != nil {
+		return fmt.Errorf("looking for QEMU: %w", err)
+	}
+	g.qemu = found
+	switch len(found) {
+	case 0:
+		h.Process = plan.ProcessNone
+		return nil
+	case 1:
+	default:
+		h.Process = plan.ProcessSeveral
+		return nil
+	}
+	group, err := cgroup.Of(found[0].PID)
+	if errors.Is(err, cgroup.ErrNoProcess) {
+		h.Process = plan.ProcessNone
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading the cgroup of QEMU: %w", err)
+	}
+	pod, container, in := group.Container()
+	switch {
+	case !in:
+		h.Process = plan.ProcessLoose
+	case g.link != nil && container == g.link.container && pod == string(g.berthUID):
+		h.Process = plan.ProcessPlaced
+	case g.link == nil && pod == string(g.berthUID) && h.Container == plan.ContainerAlive:
+		h.Process = plan.ProcessPlaced // its shim is about to be reached
+	default:
+		h.Process = plan.ProcessElsewhere
+	}
+	return nil
+}
+
+// observeDisks reads the guest's disks, and the images below those that are still to be made.
+func (a *Agent) observeDisks(g *guest, h *plan.Have) error {
+	made, err := a.store.Disks(string(g.uid))
+	if err != nil {
+		return fmt.Errorf("reading disks: %w", err)
+	}
+	kept := map[string]bool{}
+	for _, d := range made {
+		s := v1alpha1.DiskStatus{Name: d.Name, ImageDigest: d.Base.Digest, Size: resource.NewQuantity(d.VirtualSize, resource.BinarySI)}
+		for _, had := range g.VM.Status.Disks {
+			if had.Name == d.Name && had.ImageDigest == s.ImageDigest {
+				s.Image, s.Ephemeral = had.Image, had.Ephemeral
+			}
+		}
+		for _, want := range g.VM.Spec.Disks {
+			if want.Name == d.Name && s.Image == "" {
+				s.Image, s.Ephemeral = want.Image, want.Ephemeral
+			}
+		}
+		kept[d.Name] = !s.Ephemeral
+		h.Disks = append(h.Disks, s)
+	}
+	h.Base = map[string]plan.Image{}
+	for _, b := range basesOf(g.VM) {
+		if kept[b.name] {
+			h.Base[b.name] = plan.Image{State: plan.ImageReady}
+			continue
+		}
+		if h.Base[b.name], err = a.image(g, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exitCodes are what a berth's container ends with, as a process would.
+var exitCodes = map[libvirtd.Cause]plan.End{
+	libvirtd.CausePoweredOff: {Reason: v1alpha1.ReasonPoweredOff},
+	libvirtd.CausePanicked:   {Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "the guest's kernel panicked"},
+	libvirtd.CauseDestroyed:  {Reason: v1alpha1.ReasonDestroyed, Code: 137, Message: "the domain was destroyed"},
+	libvirtd.CauseSignalled:  {Reason: v1alpha1.ReasonDestroyed, Code: 143, Message: "QEMU was ended by a signal"},
+	libvirtd.CauseFailed:     {Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU ended by itself or was killed"},
+	libvirtd.CauseMoved:      {Reason: v1alpha1.ReasonDestroyed, Code: 137, Message: "the domain was moved or saved away"},
+}
+
+// end finds out how a guest that is gone ended: from the kernel, from libvirt's event, or from its log.
+func (a *Agent) end(g *guest, h *plan.Have) *plan.End {
+	served := h.Shim != nil && h.Shim.Attached || condition.Is(g.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)
+	if !served {
+		return nil
+	}
+	if g.link != nil {
+		if kills, err := a.cgroups.OOMKills(g.link.group); err == nil && kills > 0 {
+			return &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: "QEMU was over the berth's memory limit"}
+		}
+	}
+	stop, known := a.libvirt.LastStop(string(g.uid))
+	if !known {
+		root, err := a.libvirt.Root()
+		if err != nil {
+			return nil
+		}
+		if stop, err = libvirtd.ReadStop(root, a.domainName(g)); err != nil || stop.Cause == libvirtd.CauseUnknown {
+			return nil
+		}
+	}
+	end := exitCodes[stop.Cause]
+	if stop.Message != "" {
+		end.Message += ": " + stop.Message
+	}
+	return &end
+}

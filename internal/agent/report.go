@@ -1,0 +1,63 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+// report writes what the host has of the guest, if it differs from what stands
+// there. It returns when to look again for want of something worth writing.
+func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error) (time.Duration, error) {
+	if g.VM == nil || !g.writable {
+		return 0, nil
+	}
+	want, wait := plan.Report(g.Want, h, failure, a.now())
+	if wait > 0 {
+		return wait, nil
+	}
+	have := plan.Owned(&g.VM.Status)
+	if equality.Semantic.DeepEqual(want, have) {
+		return 0, nil
+	}
+	if err := kube.ApplyStatus(ctx, a.client, g.VM, want, kube.AgentManager); err != nil {
+		return 0, err
+	}
+	a.tell(g.VM, have, want)
+	return 0, nil
+}
+
+// tell raises Events for what changed: a start, an end, and what is in the way.
+func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
+	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) {
+		kind := corev1.EventTypeWarning
+		if e.ExitCode == 0 {
+			kind = corev1.EventTypeNormal
+		}
+		a.events.Eventf(vm, nil, kind, string(e.Reason), "Stop", "Guest ended with code %d. %s", e.ExitCode, e.Message)
+	}
+	for _, c := range has.Conditions {
+		old := meta.FindStatusCondition(had.Conditions, c.Type)
+		if old != nil && old.Reason == c.Reason && old.Message == c.Message {
+			continue
+		}
+		switch {
+		case c.Reason == string(v1alpha1.ReasonStarted):
+			a.events.Eventf(vm, nil, corev1.EventTypeNormal, c.Reason, "Start", "Guest runs on node %s", a.Node)
+		case c.Reason == string(v1alpha1.ReasonPullingImage):
+			if old == nil || old.Reason != c.Reason {
+				a.events.Eventf(vm, nil, corev1.EventTypeNormal, c.Reason, "Pull", "Fetching images to node %s", a.Node)
+			}
+		case c.Status != metav1.ConditionTrue && c.Message != "" && (has.LastExit == nil || c.Reason != string(has.LastExit.Reason)):
+			a.events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Prepare", "%s", c.Message)
+		}
+	}
+}

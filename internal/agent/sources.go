@@ -1,0 +1,50 @@
+package agent
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+)
+
+func guestUID(vm *v1alpha1.VirtualMachine) types.UID { return vm.UID }
+
+func berthUID(pod *corev1.Pod) types.UID {
+	uid, _ := berth.OwnerUID(pod)
+	return uid
+}
+
+// onGuest enqueues the guest that an object belongs to, whatever happened to the object.
+func onGuest[T client.Object](of func(T) types.UID) handler.TypedEventHandler[T, types.UID] {
+	add := func(q queue, object T) {
+		if uid := of(object); uid != "" {
+			q.Add(uid)
+		}
+	}
+	return handler.TypedFuncs[T, types.UID]{
+		CreateFunc:  func(_ context.Context, e event.TypedCreateEvent[T], q queue) { add(q, e.Object) },
+		UpdateFunc:  func(_ context.Context, e event.TypedUpdateEvent[T], q queue) { add(q, e.ObjectNew) },
+		DeleteFunc:  func(_ context.Context, e event.TypedDeleteEvent[T], q queue) { add(q, e.Object) },
+		GenericFunc: func(_ context.Context, e event.TypedGenericEvent[T], q queue) { add(q, e.Object) },
+	}
+}
+
+// slimPod keeps nothing of pods that are no berths but their names: a node has many.
+func slimPod(o any) (any, error) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	pod.ManagedFields = nil
+	if _, ours := berth.OwnerUID(pod); !ours {
+		pod.Spec, pod.Status = corev1.PodSpec{NodeName: pod.Spec.NodeName}, corev1.PodStatus{}
+		pod.Labels, pod.Annotations = nil, nil
+	}
+	return pod, nil
+}

@@ -1,0 +1,55 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-dev/berth/internal/guest/plan"
+)
+
+// rounds bounds how often one sync looks again after its steps.
+const rounds = 4
+
+// sync brings one guest to what the API wants. Its only memory is the machine itself.
+func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) {
+	g, err := a.want(ctx, uid)
+	if err != nil { // the API server cannot say; a guest that runs is cared for all the same
+		ctrl.LoggerFrom(ctx).V(1).Info("Caring without the API", "cause", err.Error())
+	}
+	have := a.observe(ctx, g)
+	var next plan.Next
+	var failure error
+	for range rounds {
+		next = plan.Decide(g.Want, have, a.now())
+		if len(next.Steps) == 0 {
+			break
+		}
+		if failure = a.act(ctx, g, next.Steps); failure != nil {
+			break
+		}
+		have = a.observe(ctx, g)
+	}
+	wake, reportErr := a.report(ctx, g, have, failure)
+	if next.Wake > 0 && (wake == 0 || next.Wake < wake) {
+		wake = next.Wake
+	}
+	return wake, errors.Join(failure, reportErr, err)
+}
+
+func (a *Agent) act(ctx context.Context, g *guest, steps []plan.Step) error {
+	log := ctrl.LoggerFrom(ctx)
+	for _, step := range steps {
+		began := a.now()
+		if err := a.do(ctx, g, step); err != nil {
+			log.V(1).Info("Step failed", "step", fmt.Sprintf("%T", step), "cause", err.Error())
+			return err
+		}
+		log.V(1).Info("Did step", "step", fmt.Sprintf("%T", step), "took", a.now().Sub(began).String())
+	}
+	return nil
+}

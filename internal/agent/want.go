@@ -1,0 +1,122 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/process"
+)
+
+// guest is one guest for the time of one sync.
+type guest struct {
+	plan.Want
+	uid types.UID
+	// berthUID is the pod whose container counts: the wanted berth, or else the one the domain was made for.
+	berthUID types.UID
+	// writable: its status is this node's to write.
+	writable bool
+
+	// What the last look at the host found.
+	link           *link // nil while there is none; linkErr says why
+	linkErr        error
+	qemu           []process.Process
+	agentConnected bool
+}
+
+// want reads what the API asks of a guest. An error says that the API server was
+// needed and did not answer; what is returned then still serves to care for a guest that runs.
+func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
+	g := &guest{uid: uid}
+	vm, err := a.virtualMachine(ctx, uid)
+	if err != nil || vm == nil {
+		return g, err
+	}
+	g.VM = vm
+	g.writable = vm.Status.NodeName == a.Node
+	g.Elsewhere = vm.Status.NodeName != "" && !g.writable
+	if vm.Status.Berth == nil || !g.writable {
+		return g, nil
+	}
+	var pods corev1.PodList
+	if err := a.client.List(ctx, &pods, client.MatchingFields{indexUID: string(vm.Status.Berth.PodUID)}); err != nil {
+		return g, fmt.Errorf("reading berth: %w", err)
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		if owner, ok := berth.OwnerUID(pod); !ok || owner != uid || pod.Spec.NodeName != a.Node {
+			continue // its name in the status is no proof alone, nor is its own word
+		}
+		drift, err := berth.Drift(vm, pod)
+		if err != nil {
+			return g, err
+		}
+		g.berthUID = pod.UID
+		g.Berth = &plan.Berth{
+			UID: pod.UID, Created: pod.CreationTimestamp.Time, Ending: !pod.DeletionTimestamp.IsZero(),
+			Finished: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
+			Fresh:    true, Drift: drift, Altered: berth.Altered(pod, vm),
+		}
+		for _, c := range pod.Status.ContainerStatuses {
+			if c.Name == berth.Container {
+				g.Berth.Fresh = c.RestartCount == 0 && c.State.Terminated == nil
+				g.Berth.ProbeStarted = c.Started != nil && *c.Started
+			}
+		}
+	}
+	return g, nil
+}
+
+// virtualMachine finds a guest by its UID: in the cache, which holds this node's,
+// or by the name that the node remembers. A watch that is limited to a node calls
+// an object deleted that only moved, so the cache's silence proves nothing.
+func (a *Agent) virtualMachine(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
+	var vms v1alpha1.VirtualMachineList
+	if err := a.client.List(ctx, &vms, client.MatchingFields{indexUID: string(uid)}); err != nil {
+		return nil, fmt.Errorf("reading VirtualMachine: %w", err)
+	}
+	if len(vms.Items) == 1 {
+		return &vms.Items[0], nil
+	}
+	key, known := a.remembered(ctx, uid)
+	if !known {
+		return nil, nil
+	}
+	var vm v1alpha1.VirtualMachine
+	err := a.live.Get(ctx, key, &vm)
+	if client.IgnoreNotFound(err) != nil {
+		return nil, fmt.Errorf("reading VirtualMachine %s: %w", key, err)
+	}
+	if err != nil || vm.UID != uid {
+		return nil, nil // gone, or made anew
+	}
+	return &vm, nil
+}
+
+// remembered is the name of a guest that the cache does not hold, from what the node has of it.
+func (a *Agent) remembered(ctx context.Context, uid types.UID) (types.NamespacedName, bool) {
+	var pods corev1.PodList
+	if err := a.client.List(ctx, &pods, client.MatchingFields{indexOwner: string(uid)}); err == nil && len(pods.Items) > 0 {
+		return client.ObjectKeyFromObject(&pods.Items[0]), true
+	}
+	if guests, err := a.store.List(); err == nil {
+		for _, g := range guests {
+			if g.UID == string(uid) && g.Name != "" {
+				return types.NamespacedName{Namespace: g.Namespace, Name: g.Name}, true
+			}
+		}
+	}
+	if found, err := a.libvirt.Domain(ctx, string(uid)); err == nil && found.Exists {
+		if facts, err := domain.ParseFacts(found.XML); err == nil && facts.Identity != nil {
+			return types.NamespacedName{Namespace: facts.Identity.Namespace, Name: facts.Identity.Name}, true
+		}
+	}
+	return types.NamespacedName{}, false
+}

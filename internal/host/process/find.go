@@ -1,0 +1,186 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxCmdline bounds what is read of a command line, in bytes: QEMU's has its UUID early.
+const maxCmdline = 1 << 16
+
+// Process is a QEMU.
+type Process struct {
+	PID int
+	// UID is the user it runs as.
+	UID uint32
+}
+
+// Find returns every QEMU whose -uuid is the given one. Processes inside of
+// containers do not count: a guest's neighbour could call anything so. An error
+// means that it is unknown whether there is one.
+func Find(uuid string) ([]Process, error) {
+	pids, err := list()
+	if err != nil {
+		return nil, err
+	}
+	var found []Process
+	for _, pid := range pids {
+		p, is, err := inspect(pid, uuid)
+		if err != nil {
+			return nil, err
+		}
+		if is {
+			found = append(found, p)
+		}
+	}
+	return found, nil
+}
+
+func list() ([]int, error) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("listing processes: %w", err)
+	}
+	pids := make([]int, 0, len(names))
+	for _, name := range names {
+		if pid, err := strconv.Atoi(name); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+func inspect(pid int, uuid string) (p Process, is bool, err error) {
+	dir := "/proc/" + strconv.Itoa(pid)
+	cmdline, err := readStart(dir+"/cmdline", maxCmdline)
+	if gone(err) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("reading the command line of process %d: %w", pid, err)
+	}
+	args := bytes.Split(cmdline, []byte{0})
+	at := slices.IndexFunc(args, func(arg []byte) bool { return string(arg) == "-uuid" })
+	if at < 0 || at+1 >= len(args) || string(args[at+1]) != uuid {
+		return p, false, nil
+	}
+	exe, err := os.Readlink(dir + "/exe")
+	if gone(err) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, err)
+	}
+	if !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
+		return p, false, nil
+	}
+	status, err := readStart(dir+"/status", 1<<14)
+	if gone(err) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("reading the status of process %d: %w", pid, err)
+	}
+	if ended, nested := parseStatus(string(status)); ended || nested {
+		return p, false, nil
+	}
+	info, err := os.Stat(dir)
+	if gone(err) {
+		return p, false, nil
+	}
+	if err != nil {
+		return p, false, fmt.Errorf("reading the user of process %d: %w", pid, err)
+	}
+	return Process{PID: pid, UID: owner(info)}, true, nil
+}
+
+func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
+
+func isQEMU(exe string) bool {
+	name := filepath.Base(exe)
+	return strings.HasPrefix(name, "qemu-") || name == "kvm"
+}
+
+// parseStatus reads /proc/PID/status: whether the process has ended, and whether
+// it lives in a PID namespace below ours.
+func parseStatus(status string) (ended, nested bool) {
+	for line := range strings.Lines(status) {
+		key, value, _ := strings.Cut(line, ":")
+		fields := strings.Fields(value)
+		switch key {
+		case "State":
+			ended = len(fields) > 0 && (fields[0] == "Z" || fields[0] == "X")
+		case "NSpid":
+			nested = len(fields) > 1
+		}
+	}
+	return ended, nested
+}
+
+// Helpers returns the kernel threads that move data for a QEMU: before Linux 6.4 vhost has some of its own.
+func Helpers(pid int) ([]int, error) {
+	pids, err := list()
+	if err != nil {
+		return nil, err
+	}
+	var helpers []int
+	want := "vhost-" + strconv.Itoa(pid)
+	for _, p := range pids {
+		dir := "/proc/" + strconv.Itoa(p)
+		comm, err := readStart(dir+"/comm", 64)
+		if gone(err) || err == nil && strings.TrimSpace(string(comm)) != want {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the name of process %d: %w", p, err)
+		}
+		// A process can name itself so, but only a kernel thread has no command line to show.
+		if cmdline, err := readStart(dir+"/cmdline", 1); err == nil && len(cmdline) == 0 {
+			helpers = append(helpers, p)
+		}
+	}
+	return helpers, nil
+}
+
+func readStart(path string, limit int) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	buffer := make([]byte, 0, min(limit, 4096))
+	for len(buffer) < limit {
+		if len(buffer) == cap(buffer) {
+			buffer = slices.Grow(buffer, len(buffer))
+		}
+		n, err := file.Read(buffer[len(buffer):min(cap(buffer), limit)])
+		buffer = buffer[:len(buffer)+n]
+		if n == 0 || err != nil {
+			if err != nil && n == 0 && gone(err) {
+				return nil, err
+			}
+			break
+		}
+	}
+	return buffer, nil
+}
+
+// gone: the process ended while it was looked at.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
+}

@@ -1,0 +1,92 @@
+package process
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Handle holds a process by its pidfd: it means that process and no other, also after its end.
+type Handle struct {
+	pid, fd int
+	file    *os.File // of fd, for the runtime's poller
+}
+
+// Open takes hold of a process. The caller proves afterwards that it is the one it meant.
+func Open(pid int) (*Handle, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("opening process %d: %w", pid, err)
+	}
+	return &Handle{pid: pid, fd: fd, file: os.NewFile(uintptr(fd), "pidfd")}, nil
+}
+
+// PID is the process's number. It means this process only while Alive.
+func (h *Handle) PID() int { return h.pid }
+
+// FD is the pidfd. It is good until Close.
+func (h *Handle) FD() int { return h.fd }
+
+// Alive tells whether the process has not ended. A zombie has.
+func (h *Handle) Alive() bool { return alive(h.fd) }
+
+func alive(fd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n == 0
+}
+
+// Wait returns nil when the process has ended, or an error after Close. It keeps no thread.
+func (h *Handle) Wait() error {
+	conn, err := h.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("watching process %d: %w", h.pid, err)
+	}
+	if err := conn.Read(func(fd uintptr) bool { return !alive(int(fd)) }); err != nil {
+		return fmt.Errorf("watching process %d: %w", h.pid, err)
+	}
+	return nil
+}
+
+// Close lets go of the process.
+func (h *Handle) Close() error { return h.file.Close() }
+
+// Kill ends the process at once. That it has ended already is no error.
+func (p Process) Kill() error {
+	h, err := Open(p.PID)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if info, err := os.Stat("/proc/" + strconv.Itoa(p.PID)); err != nil || owner(info) != p.UID {
+		return nil // another process has its number now
+	}
+	if err := unix.PidfdSendSignal(h.FD(), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("killing process %d: %w", p.PID, err)
+	}
+	return nil
+}
+
+// OOMScore reads a process's oom_score_adj, -1000 to 1000.
+func OOMScore(pid int) (int, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading oom_score_adj of process %d: %w", pid, err)
+	}
+	return strconv.Atoi(strings.TrimSpace(string(raw)))
+}
+
+// SetOOMScore writes it. Lowering takes CAP_SYS_RESOURCE; without that it stays as it is, and that is no error.
+func SetOOMScore(pid, score int) error {
+	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("writing oom_score_adj of process %d: %w", pid, err)
+	}
+	return nil
+}
