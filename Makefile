@@ -1,0 +1,33 @@
+# Everything that people and scripts run. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+export CGO_ENABLED ?= 0
+export BERTH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/berth
+
+OUT := $(CURDIR)/_out
+LAB := $(BERTH_CACHE)/bin/lab -root $(CURDIR)
+NODES ?= 2
+
+.PHONY: help
+help: ## Print this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: lab
+lab:
+	@go build -C hack -buildvcs=false -o $(BERTH_CACHE)/bin/lab ./lab
+
+.PHONY: lab-up
+lab-up: lab ## Bring up a cluster of KVM hosts on this machine, with this tree installed (NODES=2).
+	@$(LAB) up -nodes $(NODES)
+
+.PHONY: lab-down down
+lab-down: lab ## Take it down without a trace; binaries stay cached.
+	@$(LAB) down
+down: lab-down ## The same.
+
+.PHONY: lab-env
+lab-env: lab ## Print what a shell needs: eval "$(make -s lab-env)".
+	@$(LAB) env

@@ -1,0 +1,258 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/hack/lab/build"
+	"github.com/berth-dev/berth/hack/lab/machine"
+	"github.com/berth-dev/berth/hack/lab/registry"
+)
+
+// RegistryVerb is the first argument with which this program serves the registry.
+const RegistryVerb = "registry"
+
+const (
+	pauseImage   = Registry + "/lab/pause:1"
+	corednsImage = Registry + "/lab/coredns:1"
+	// startTimeout bounds the start of each of the lab's layers.
+	startTimeout = 90 * time.Second
+)
+
+// Lab is a cluster below one directory.
+type Lab struct {
+	Dir  string
+	Self string            // this program, for what it runs in machines
+	Bin  map[string]string // directories of binaries, by component
+	*build.Progress
+}
+
+func (l Lab) machine(name string) machine.Dir {
+	return machine.Dir(filepath.Join(l.Dir, "machines", name))
+}
+
+// Machine by name, or an error that says which there are.
+func (l Lab) Machine(name string) (machine.Dir, error) {
+	var running []string
+	for _, m := range l.machines() {
+		if m == name {
+			return l.machine(name), nil
+		}
+		running = append(running, m)
+	}
+	return "", fmt.Errorf("no machine %q; there are: %s", name, strings.Join(running, " "))
+}
+
+// machines that have a directory, running or not.
+func (l Lab) machines() []string {
+	entries, _ := os.ReadDir(filepath.Join(l.Dir, "machines"))
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// Nodes that have a directory.
+func (l Lab) Nodes() []string {
+	var nodes []string
+	for _, m := range l.machines() {
+		if m != control {
+			nodes = append(nodes, m)
+		}
+	}
+	return nodes
+}
+
+func (l Lab) keys() keys          { return keys(filepath.Join(l.Dir, "pki")) }
+func (l Lab) registryDir() string { return filepath.Join(l.Dir, "registry") }
+
+// made lists the directories that this host lacked.
+func (l Lab) made() string { return filepath.Join(l.Dir, "made") }
+
+// Blobs is where the lab's registry keeps blobs.
+func (l Lab) Blobs() string { return filepath.Join(l.registryDir(), registry.BlobDir) }
+
+// Kubeconfig of the cluster's administrator.
+func (l Lab) Kubeconfig() string { return l.keys().kubeconfig("admin") }
+
+// Up brings up what is not up yet: the switch, the control plane, the nodes.
+func (l Lab) Up(nodes int, images map[string]string) error {
+	if err := machine.Switch(cidr(hostAddress), routes("")); err != nil {
+		return err
+	}
+	if err := machine.MakeMountPoints(nodePrivate, l.made()); err != nil {
+		return err
+	}
+	ca, err := openAuthority(l.keys())
+	if err != nil {
+		return err
+	}
+	if err := controlKeys(ca); err != nil {
+		return err
+	}
+	if err := l.start(l.controlSpec()); err != nil {
+		return err
+	}
+	if err := l.wait("registry", "control/registry", func() error { return answers("http://" + Registry + "/v2/") }); err != nil {
+		return err
+	}
+	// Pods need the first of these at once.
+	if err := l.pushBinaries(images); err != nil {
+		return err
+	}
+	var group sync.WaitGroup
+	errs := make([]error, nodes)
+	for i := range nodes {
+		group.Go(func() { errs[i] = l.startNode(ca, Node(i+1)) })
+	}
+	group.Wait()
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := l.wait("API server", "control/apiserver", func() error { return l.kubectl(nil, "get", "--raw=/readyz") }); err != nil {
+		return err
+	}
+	addons, err := rendered("coredns.yaml", map[string]string{"Image": corednsImage, "DNS": serviceDNS, "Domain": clusterDomain})
+	if err != nil {
+		return err
+	}
+	if err := l.wait("DNS", "control/apiserver", func() error {
+		return l.kubectl(addons, "apply", "--server-side", "--force-conflicts", "-f", "-")
+	}); err != nil {
+		return err
+	}
+	for i := range nodes {
+		name := Node(i + 1).Name()
+		if err := l.wait("node "+name, name+"/kubelet", func() error {
+			return l.kubectl(nil, "wait", "--for=condition=Ready", "--timeout=5s", "node/"+name)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l Lab) startNode(ca authority, n Node) error {
+	if err := nodeKeys(ca, n); err != nil {
+		return err
+	}
+	if err := l.nodeFiles(n); err != nil {
+		return err
+	}
+	return l.start(l.nodeSpec(n))
+}
+
+// start a machine that does not run.
+func (l Lab) start(spec machine.Spec) error {
+	dir := l.machine(spec.Name)
+	if dir.Pid() != 0 {
+		return nil
+	}
+	return l.Step("start machine "+spec.Name, func() error {
+		if err := machine.Stop(dir); err != nil { // leftovers
+			return err
+		}
+		return machine.Start(dir, spec)
+	})
+}
+
+// Restart switches a machine off as a power failure would, and on again.
+func (l Lab) Restart(name string) error {
+	dir := l.machine(name)
+	if err := machine.Stop(dir); err != nil {
+		return err
+	}
+	return machine.Restart(dir)
+}
+
+// wait until ready says so. log names the service whose log tells why not, as MACHINE/SERVICE.
+func (l Lab) wait(what, log string, ready func() error) error {
+	return l.Step("wait for "+what, func() error {
+		deadline := time.Now().Add(startTimeout)
+		for {
+			err := ready()
+			if err == nil {
+				return nil
+			}
+			if time.Now().After(deadline) {
+				name, service, _ := strings.Cut(log, "/")
+				path := l.machine(name).LogPath(service)
+				raw, _ := os.ReadFile(path)
+				return fmt.Errorf("not ready in %s: %w\nthe end of %s:\n%s\nmend that and run the same again, or start anew after `make lab-down`",
+					startTimeout, err, path, build.Tail(string(raw), 15))
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	})
+}
+
+func answers(url string) error {
+	response, err := (&http.Client{Timeout: time.Second}).Get(url)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	return nil
+}
+
+// pushBinaries makes and pushes the images of single programs: reference below the registry to path.
+func (l Lab) pushBinaries(paths map[string]string) error {
+	return l.Step("push images of the cluster", func() error {
+		for reference, path := range paths {
+			img, err := build.Binary(path, "65532:65532")
+			if err != nil {
+				return err
+			}
+			if err := build.Push(img, Registry+"/"+reference); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (l Lab) kubectl(stdin []byte, args ...string) error {
+	cmd := exec.Command(filepath.Join(l.Bin["kubernetes"], "kubectl"), append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...)
+	cmd.Stdin = strings.NewReader(string(stdin))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("kubectl %s: %s", args[0], strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// Down removes everything but the cache, whatever state it is in.
+func (l Lab) Down() error {
+	for _, name := range l.machines() {
+		if err := machine.Stop(l.machine(name)); err != nil {
+			return err
+		}
+	}
+	if err := machine.RemoveSwitch(); err != nil {
+		return err
+	}
+	if err := machine.RemoveMountPoints(l.made()); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(l.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// SysResource tells whether processes here may do what CAP_SYS_RESOURCE allows,
+// lower an oom_score_adj above all. Some virtual machines are run without it.
+func SysResource() bool {
+	set, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
+	return err == nil && set == 1
+}

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"github.com/berth-dev/berth/hack/lab/cluster"
+)
+
+func (t *tool) envPath() string { return filepath.Join(t.lab.Dir, "env") }
+
+// writeEnv keeps what env prints, so that asking for it builds nothing.
+func (t *tool) writeEnv(images map[string]string) error {
+	bin := filepath.Join(t.lab.Dir, "bin")
+	if err := os.RemoveAll(bin); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	links := map[string]string{"lab": t.lab.Self}
+	for component, names := range map[string][]string{"kubernetes": {"kubectl"}, "helm": {"helm"}, "containerd": {"ctr"}} {
+		for _, name := range names {
+			links[name] = filepath.Join(t.lab.Bin[component], name)
+		}
+	}
+	for name, target := range links {
+		if err := os.Symlink(target, filepath.Join(bin, name)); err != nil {
+			return err
+		}
+	}
+	vars := map[string]string{
+		"KUBECONFIG":   t.lab.Kubeconfig(),
+		"LAB_REGISTRY": cluster.Registry,
+		"LAB_NODES":    strings.Join(t.lab.Nodes(), " "),
+		"LAB_DIR":      t.lab.Dir,
+	}
+	for name, reference := range images {
+		vars[name] = reference
+	}
+	lines := []string{fmt.Sprintf("export PATH=%s:$PATH", bin)}
+	for name, value := range vars {
+		lines = append(lines, fmt.Sprintf("export %s='%s'", name, value))
+	}
+	sort.Strings(lines)
+	return os.WriteFile(t.envPath(), []byte(strings.Join(lines, "\n")+"\n"), 0o644)
+}
+
+// env prints what a shell needs to work with the lab.
+func (t *tool) env() error {
+	raw, err := os.ReadFile(t.envPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return errors.New("no lab is up: run `make lab-up` first")
+	}
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(raw)
+	return err
+}
