@@ -23,15 +23,15 @@ func APIServer(t testing.TB) (*rest.Config, client.Client) {
 	t.Helper()
 	Need(t, "KUBEBUILDER_ASSETS", "a directory with kube-apiserver and etcd")
 	server := &envtest.Environment{CRDDirectoryPaths: crds(t), ErrorIfCRDPathMissing: true}
-	config, err := server.Start()
-	if err != nil {
-		t.Fatalf("starting kube-apiserver: %v", err)
-	}
-	t.Cleanup(func() {
+	t.Cleanup(func() { // also after a start that failed half-way
 		if err := server.Stop(); err != nil {
 			t.Errorf("stopping kube-apiserver: %v", err)
 		}
 	})
+	config, err := server.Start()
+	if err != nil {
+		t.Fatalf("starting kube-apiserver: %v", err)
+	}
 	c, err := client.New(config, client.Options{Scheme: kube.Scheme()})
 	if err != nil {
 		t.Fatalf("making client: %v", err)
