@@ -22,7 +22,7 @@ func setInet(index int, settings map[int]uint32) error {
 		conf.AddRtAttr(setting, nl.Uint32Attr(value))
 	}
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
+	msg.Index = int32(index) //nolint:gosec // the kernel's own number, an int32 there, too
 	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	req.AddData(msg)
 	req.AddData(spec)

@@ -73,7 +73,7 @@ func guard(r ruleset, w Wiring) {
 	guest, nobody := w.Guest.Addr(), netip.IPv4Unspecified()
 	c := r.conn.AddChain(&nftables.Chain{
 		Name: "ingress", Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
-		Priority: nftables.ChainPriorityFilter, Policy: policy(drop), Device: w.Tap,
+		Priority: nftables.ChainPriorityFilter, Policy: new(drop), Device: w.Tap,
 	})
 	r.rule(c, differs(expr.PayloadBaseLLHeader, 6, w.MAC), verdict(expr.VerdictDrop))
 	r.rule(c, protocol(unix.ETH_P_IP), from(guest), verdict(expr.VerdictAccept))

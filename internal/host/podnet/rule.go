@@ -28,8 +28,6 @@ type ruleset struct {
 	table *nftables.Table
 }
 
-func policy(p nftables.ChainPolicy) *nftables.ChainPolicy { return &p }
-
 func (r ruleset) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, p nftables.ChainPolicy) *nftables.Chain {
 	return r.conn.AddChain(&nftables.Chain{Name: name, Table: r.table, Type: kind, Hooknum: hook, Priority: priority, Policy: &p})
 }
@@ -45,7 +43,7 @@ func compare(op expr.CmpOp, load expr.Any, data []byte) []expr.Any {
 }
 
 func payload(base expr.PayloadBase, offset uint32, data []byte) expr.Any {
-	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))}
+	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))} //nolint:gosec // an address at most
 }
 
 func equals(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {

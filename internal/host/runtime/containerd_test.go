@@ -214,7 +214,7 @@ func start(t *testing.T, r *Runtime, sandboxID string, sandbox *cri.PodSandboxCo
 		PodSandboxId: sandboxID, SandboxConfig: sandbox,
 		Config: &cri.ContainerConfig{
 			Metadata: &cri.ContainerMetadata{Name: "guest", Attempt: attempt}, Image: &cri.ImageSpec{Image: image},
-			Labels: labels(podUID, "guest"), LogPath: "log",
+			Labels: labels(podUID, "guest"), LogPath: fmt.Sprint(attempt),
 		},
 	})
 	if err != nil {
@@ -223,6 +223,10 @@ func start(t *testing.T, r *Runtime, sandboxID string, sandbox *cri.PodSandboxCo
 	if _, err := r.api.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
 		t.Fatal(err)
 	}
+	until(t, "the container is ready to be asked to end", func() bool {
+		log, err := os.ReadFile(filepath.Join(sandbox.LogDirectory, fmt.Sprint(attempt)))
+		return err == nil && strings.Contains(string(log), "ready")
+	})
 	return created.ContainerId
 }
 

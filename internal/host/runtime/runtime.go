@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -145,8 +146,12 @@ func read(reply *cri.ContainerStatusResponse) (Container, error) {
 	var info struct {
 		PID int `json:"pid"` // containerd's and CRI-O's own
 	}
-	if err := json.Unmarshal([]byte(reply.GetInfo()["info"]), &info); err != nil || info.PID <= 0 {
-		return Container{}, unreachable(fmt.Errorf("container runtime does not tell the process of container %s (%v)", c.ID, err))
+	err := json.Unmarshal([]byte(reply.GetInfo()["info"]), &info)
+	if err == nil && info.PID <= 0 {
+		err = errors.New("it tells of none")
+	}
+	if err != nil {
+		return Container{}, unreachable(fmt.Errorf("asking container runtime for the process of container %s: %w", c.ID, err))
 	}
 	c.PID = info.PID
 	return c, nil

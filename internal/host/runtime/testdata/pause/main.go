@@ -1,4 +1,4 @@
-// Command pause does nothing until it is asked to end, and then exits with 3.
+// Command pause says that it is ready, does nothing until it is asked to end, and then exits with 3.
 package main
 
 import (
@@ -10,6 +10,7 @@ import (
 func main() {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
+	_, _ = os.Stdout.WriteString("ready\n")
 	<-asked
 	os.Exit(3)
 }
