@@ -155,6 +155,9 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	if err := xml.Unmarshal([]byte(doc), &d); err != nil {
 		return fmt.Errorf("reading the domain to start: %w", err)
 	}
+	if d.Name == "" || d.UUID == "" {
+		return errors.New("the domain to start has no name or no UUID")
+	}
 	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) error {
 		_, err := l.DomainCreateXML(doc, golibvirt.DomainStartPaused)
 		return err
@@ -196,19 +199,14 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 
 // Resume lets a domain's CPUs run. That they run already is no error; that there is no domain is.
 func (c *Client) Resume(ctx context.Context, id string) error {
-	return c.must(ctx, "resuming", id, (*golibvirt.Libvirt).DomainResume)
+	return c.until(ctx, "resuming", id, c.control, (*golibvirt.Libvirt).DomainResume,
+		func(d Domain) bool { return d.State == Running })
 }
 
 // Suspend halts a domain's CPUs. That they are halted already is no error; that there is no domain is.
 func (c *Client) Suspend(ctx context.Context, id string) error {
-	return c.must(ctx, "suspending", id, (*golibvirt.Libvirt).DomainSuspend)
-}
-
-func (c *Client) must(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
-	if err := c.on(ctx, c.control, id, op); err != nil {
-		return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
-	}
-	return nil
+	return c.until(ctx, "suspending", id, c.control, (*golibvirt.Libvirt).DomainSuspend,
+		func(d Domain) bool { return d.State == Paused })
 }
 
 // Method is a way to ask a guest to power itself off.
@@ -226,28 +224,32 @@ func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
 	if how == ByGuestAgent {
 		over, flag = c.agents, golibvirt.DomainShutdownGuestAgent
 	}
-	return c.unlessGone(ctx, over, "shutting down", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.until(ctx, "shutting down", id, over, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainShutdownFlags(d, flag)
-	})
+	}, gone)
 }
 
 // Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its
 // disks, and a SIGKILL if it is still there after 10 s. That there is no domain
 // is no error.
 func (c *Client) Destroy(ctx context.Context, id string) error {
-	return c.unlessGone(ctx, c.control, "destroying", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.until(ctx, "destroying", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainDestroyFlags(d, golibvirt.DomainDestroyDefault)
-	})
+	}, gone)
 }
 
-// unlessGone does op; if libvirt refuses, the domain may have ended in the meantime, which is what op was for.
-func (c *Client) unlessGone(ctx context.Context, over *line, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }
+
+// until does op. If libvirt refuses, and the domain is already as op should
+// have made it, that is no error: libvirt calls it one, under a code of many
+// meanings.
+func (c *Client) until(ctx context.Context, doing, id string, over *line, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
 	err := c.on(ctx, over, id, op)
-	if err == nil || isAbsent(err) {
+	if err == nil {
 		return nil
 	}
 	if _, ok := errors.AsType[golibvirt.Error](err); ok {
-		if now, lookErr := c.Domain(ctx, id); lookErr == nil && (!now.Exists || now.State == Shutoff) {
+		if now, lookErr := c.Domain(ctx, id); lookErr == nil && done(now) {
 			return nil
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 	"time"
 
@@ -37,27 +38,27 @@ func ReadStop(root, name string) (Stop, error) {
 	return parseStop(text), nil
 }
 
-func tail(root, path string) (string, error) {
+func tail(root, file string) (string, error) {
 	dir, err := os.Open(root)
 	if err != nil {
 		return "", err
 	}
 	defer dir.Close()
-	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
+	fd, err := unix.Openat2(int(dir.Fd()), file, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
-		return "", &fs.PathError{Op: "openat2", Path: path, Err: err}
+		return "", &fs.PathError{Op: "openat2", Path: file, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), path)
+	f := os.NewFile(uintptr(fd), file)
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
 		return "", err
 	}
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is no regular file", path)
+		return "", fmt.Errorf("%s is no regular file", file)
 	}
 	text, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-logTail), logTail))
 	return string(text), err
@@ -86,7 +87,7 @@ func parseStop(text string) Stop {
 			}
 		case strings.Contains(line, " qemu-system-") || strings.Contains(line, " qemu-kvm: "):
 			_, words, _ := strings.Cut(line, ": ")
-			signalled = signalled || strings.HasPrefix(words, "terminating on signal ")
+			signalled = signalled || byStranger(words)
 			own = append(own, words)
 		}
 	}
@@ -94,6 +95,16 @@ func parseStop(text string) Stop {
 		stop.Message = lastOf(own)
 	}
 	return stop
+}
+
+// byStranger is true when QEMU says that a signal ends it which is not
+// libvirtd's. libvirtd sends one too, to clear away the QEMU of a guest that
+// has powered off.
+func byStranger(words string) bool {
+	rest, ok := strings.CutPrefix(words, "terminating on signal ")
+	_, sender, _ := strings.Cut(rest, "(")
+	sender = path.Base(strings.TrimSuffix(sender, ")"))
+	return ok && sender != "libvirtd" && sender != "virtqemud"
 }
 
 // logEntry splits a line that libvirt wrote itself.

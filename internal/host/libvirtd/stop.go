@@ -82,6 +82,9 @@ func (s *stops) lifecycle(id string, event golibvirt.DomainEventType, detail int
 			cause = CausePanicked
 		}
 	case golibvirt.DomainEventShutdown:
+		if before == CausePanicked {
+			return // its corpse is on its way out
+		}
 		switch golibvirt.DomainEventShutdownDetailType(detail) {
 		case golibvirt.DomainEventShutdownGuest:
 			cause = CausePoweredOff

@@ -1,0 +1,154 @@
+package libvirtd
+
+import (
+	"context"
+	"encoding/binary"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestCanary(t *testing.T) {
+	type at = map[string]int32
+	look := func(c *canary, now at) { c.compare(c.begin(), now) }
+	for name, tc := range map[string]struct {
+		happens func(*canary)
+		silent  string
+	}{
+		"what was there at the first look is no news": {func(c *canary) { look(c, at{"a": 1}) }, ""},
+		"a domain appeared with an event":             {func(c *canary) { look(c, at{}); c.hear("a"); look(c, at{"a": 1}) }, ""},
+		"a domain appeared in silence":                {func(c *canary) { look(c, at{}); look(c, at{"a": 1}) }, "a"},
+		"a domain went in silence":                    {func(c *canary) { look(c, at{"a": 1, "b": 2}); look(c, at{"b": 2}) }, "a"},
+		"a domain lives anew in silence":              {func(c *canary) { look(c, at{"a": 1}); look(c, at{"a": 2}) }, "a"},
+		"an event is late":                            {func(c *canary) { look(c, at{}); look(c, at{"a": 1}); c.hear("a") }, ""},
+		"an event comes while libvirtd lists": {func(c *canary) {
+			look(c, at{})
+			heard := c.begin()
+			c.hear("a")
+			c.compare(heard, at{})
+			look(c, at{"a": 1})
+		}, ""},
+		"a new connection forgets": {func(c *canary) { look(c, at{}); look(c, at{"a": 1}); c.reset() }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &canary{}
+			c.reset()
+			tc.happens(c)
+			if first := c.silent(); first != "" {
+				t.Errorf("no patience with %s", first)
+			}
+			if got := c.silent(); got != tc.silent {
+				t.Errorf("silent: %q, want %q", got, tc.silent)
+			}
+		})
+	}
+}
+
+func TestStopsAreBounded(t *testing.T) {
+	var s stops
+	for i := range 3 * maxStops {
+		s.lifecycle(string(binary.BigEndian.AppendUint32(nil, uint32(i))), golibvirt.DomainEventStopped, 0, time.Now())
+	}
+	if len(s.last) != maxStops {
+		t.Errorf("%d ends remembered", len(s.last))
+	}
+}
+
+func TestANewLifeForgetsTheLastEnd(t *testing.T) {
+	var c Client
+	c.stops.lifecycle("a", golibvirt.DomainEventStopped, 0, time.Now())
+	c.stops.lifecycle("a", golibvirt.DomainEventStarted, 0, time.Now())
+	if stop, ok := c.LastStop("a"); ok {
+		t.Errorf("%+v", stop)
+	}
+}
+
+func TestParseStop(t *testing.T) {
+	const (
+		start  = "2026-11-23 21:30:05.882+0000: starting up libvirt version: 9.0.0, kernel: 6.18\nLC_ALL=C \\\n/usr/bin/qemu-system-x86_64 \\\n-name guest=ns_a\n"
+		at     = "2026-11-23 21:31:12.829+0000: shutting down, reason="
+		byHost = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 1 (/sbin/init)\n"
+		byVirt = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)\n"
+	)
+	end := time.Date(2026, 11, 23, 21, 31, 12, 829_000_000, time.UTC)
+	for name, tc := range map[string]struct {
+		log  string
+		want Stop
+	}{
+		"nothing":                      {"", Stop{}},
+		"it still runs":                {start, Stop{}},
+		"it lives again":               {start + at + "crashed\n" + start, Stop{}},
+		"it powered off":               {start + byVirt + at + "shutdown\n", Stop{CausePoweredOff, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
+		"the host ended it":            {start + byHost + at + "shutdown\n", Stop{CauseSignalled, end, "terminating on signal 15 from pid 1 (/sbin/init)"}},
+		"the life before was ended":    {start + byHost + at + "shutdown\n" + start + at + "shutdown\n", Stop{CausePoweredOff, end, ""}},
+		"it was destroyed":             {start + byVirt + at + "destroyed\n", Stop{CauseDestroyed, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
+		"QEMU crashed":                 {start + at + "crashed\n", Stop{CauseFailed, end, ""}},
+		"QEMU did not come up":         {start + "2026-11-23T21:31:10.824916Z qemu-system-x86_64: no such disk\n" + at + "failed\n", Stop{CauseFailed, end, "no such disk"}},
+		"a reason of another release":  {start + at + "boredom\n", Stop{Time: end}},
+		"a line that only looks alike": {start + "xxxx-11-23 21:31:12.829+0000: shutting down, reason=crashed\n", Stop{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if diff := cmp.Diff(tc.want, parseStop(tc.log)); diff != "" {
+				t.Errorf("stop (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func FuzzParseStop(f *testing.F) {
+	f.Add("2026-11-23 21:31:12.829+0000: shutting down, reason=crashed\n2026-11-23T21:31:10Z qemu-system-x86_64: x\xff\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		if stop := parseStop(text); len(stop.Message) > maxOwnText {
+			t.Errorf("a message of %d bytes", len(stop.Message))
+		}
+	})
+}
+
+func TestReadStopRefusesPaths(t *testing.T) {
+	for _, name := range []string{"", "../x", "a/b", "a\x00"} {
+		if _, err := ReadStop("/", name); err == nil {
+			t.Errorf("no error for %q", name)
+		}
+	}
+	if stop, err := ReadStop(t.TempDir(), "x"); err != nil || stop.Cause != CauseUnknown {
+		t.Errorf("no log: %+v, %v", stop, err)
+	}
+}
+
+// FuzzWire feeds go-libvirt whatever a daemon might send.
+func FuzzWire(f *testing.F) {
+	packet := func(length uint32, words ...uint32) []byte {
+		b := binary.BigEndian.AppendUint32(nil, length)
+		for _, w := range words {
+			b = binary.BigEndian.AppendUint32(b, w)
+		}
+		return b
+	}
+	f.Add(packet(28, 0x20008086, 1, 66, 1, 1, 0))
+	f.Add(packet(0))
+	f.Add(packet(0xffffffff, 0x20008086, 1, 66, 1, 1, 1))
+	f.Add(packet(32, 0x20008086, 1, 318, 2, 0, 0, 1))
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		ours, theirs := net.Pipe()
+		w := newWire(ours)
+		go func() {
+			go io.Copy(io.Discard, theirs) //nolint:errcheck // until it is closed
+			_, _ = theirs.Write(stream)
+			theirs.Close()
+		}()
+		c := &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		// The library can be brought to hang on itself, but nobody waits for it.
+		err := c.guarded(ctx, func(l *golibvirt.Libvirt) error { return l.ConnectToURI("test:///default") })
+		if err == nil && len(stream) < 2*minMessage {
+			t.Error("connected to less than two replies")
+		}
+		w.close()
+		<-w.dead
+	})
+}

@@ -1,0 +1,87 @@
+package env
+
+import (
+	"net"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+)
+
+// Act is what a test's guest does once it has printed BootText on its serial port.
+type Act []byte
+
+// The acts, in real-mode code for QEMU's q35.
+var (
+	Idle     = Act{}
+	PowerOff = Act{0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef} // PM1a_CNT: soft off
+	Panic    = Act{0xba, 0x05, 0x05, 0xb0, 0x01, 0xee}       // pvpanic
+	Reboot   = Act{0xb0, 0xfe, 0xe6, 0x64}                   // keyboard controller: reset
+)
+
+// BootText is what a test's guest prints.
+const BootText = "berth: hello from the boot sector\r\n"
+
+// BootDisk writes a raw disk of 1 MiB whose boot sector is a whole guest, for
+// KVM and emulation alike, and a qcow2 layer over it, which belongs to uid and
+// gid. It returns both paths.
+func BootDisk(t testing.TB, dir string, act Act, uid, gid uint32) (raw, overlay string) {
+	t.Helper()
+	const text = 0x7c40
+	code := []byte{
+		0xfa,       // cli
+		0x31, 0xc0, // xor ax, ax
+		0x8e, 0xd8, // mov ds, ax
+		0xbe, text & 0xff, text >> 8, // mov si, text
+		0xba, 0xf8, 0x03, // mov dx, 0x3f8
+		0xac,       // next: lodsb
+		0x84, 0xc0, // test al, al
+		0x74, 0x03, // jz done
+		0xee,       // out dx, al
+		0xeb, 0xf8, // jmp next
+	}
+	code = append(code, act...)
+	code = append(code, 0xf4, 0xeb, 0xfd) // done: hlt, for ever
+	disk := make([]byte, 1<<20)
+	copy(disk, code)
+	copy(disk[text-0x7c00:], BootText)
+	disk[510], disk[511] = 0x55, 0xaa
+	raw, overlay = dir+"/base.raw", dir+"/root.qcow2"
+	if err := os.WriteFile(raw, disk, 0o644); err != nil { //nolint:gosec // QEMU's user reads it
+		t.Fatalf("writing boot disk: %v", err)
+	}
+	cmd := exec.CommandContext(t.Context(), "qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("making overlay: %v: %s", err, out)
+	}
+	if err := os.Chown(overlay, int(uid), int(gid)); err != nil {
+		t.Fatal(err)
+	}
+	return raw, overlay
+}
+
+// Mkdir makes a directory that QEMU's user can enter.
+func Mkdir(t testing.TB, dir string) {
+	t.Helper()
+	if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // see above
+		t.Fatal(err)
+	}
+}
+
+// Eventually waits until a claim is true, a minute at most.
+func Eventually(t testing.TB, what string, claim func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(time.Minute)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !claim() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("waited a minute for %s", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func dialUnix(path string) (net.Conn, error) { return net.DialTimeout("unix", path, time.Second) }
