@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -24,20 +25,24 @@ import (
 type hostile struct {
 	served
 	layer layer
-	// onBlob and onManifest answer instead, if they are set.
-	onBlob, onManifest http.HandlerFunc
+	// blobs and manifests answer instead, if they are set.
+	blobs, manifests atomic.Pointer[http.HandlerFunc]
 }
+
+func (h *hostile) onBlob(f http.HandlerFunc)     { h.blobs.Store(&f) }
+func (h *hostile) onManifest(f http.HandlerFunc) { h.manifests.Store(&f) }
 
 func newHostile(t *testing.T, o Options) *hostile {
 	t.Helper()
 	h := &hostile{layer: files("disk/disk.img", strings.Repeat("some bytes of a disk ", 50)).gzip()}
 	h.served = serve(t, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			blob, manifest := h.blobs.Load(), h.manifests.Load()
 			switch {
-			case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && h.onBlob != nil:
-				h.onBlob(w, r)
-			case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") && h.onManifest != nil:
-				h.onManifest(w, r)
+			case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/blobs/") && blob != nil:
+				(*blob)(w, r)
+			case r.Method == http.MethodGet && strings.Contains(r.URL.Path, "/manifests/") && manifest != nil:
+				(*manifest)(w, r)
 			default:
 				next.ServeHTTP(w, r)
 			}
@@ -56,7 +61,7 @@ func TestConnectionCutAtEveryByte(t *testing.T) {
 	h := newHostile(t, Options{})
 	for n := range h.layer.data {
 		for _, told := range []bool{true, false} {
-			h.onBlob = func(w http.ResponseWriter, _ *http.Request) {
+			h.onBlob(func(w http.ResponseWriter, _ *http.Request) {
 				if told {
 					w.Header().Set("Content-Length", strconv.Itoa(len(h.layer.data)))
 				}
@@ -64,7 +69,7 @@ func TestConnectionCutAtEveryByte(t *testing.T) {
 				if told {
 					panic(http.ErrAbortHandler)
 				}
-			}
+			})
 			err := h.pull()
 			if fault.ReasonOf(err) != v1alpha1.ReasonRegistryUnreachable || fault.ClassOf(err) != fault.Transient {
 				t.Errorf("after %d bytes, length told %v: %s: %v", n, told, fault.ReasonOf(err), err)
@@ -78,20 +83,20 @@ func TestEveryWrongByteIsFound(t *testing.T) {
 	for n := range h.layer.data {
 		spoilt := bytes.Clone(h.layer.data)
 		spoilt[n] ^= 0x40
-		h.onBlob = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(spoilt) }
+		h.onBlob(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(spoilt) })
 		if err := h.pull(); fault.ReasonOf(err) != v1alpha1.ReasonImageDigestMismatch {
 			t.Errorf("byte %d: %s: %v", n, fault.ReasonOf(err), err)
 		}
 	}
-	h.onBlob = func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(append(bytes.Clone(h.layer.data), 0)) }
+	h.onBlob(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(append(bytes.Clone(h.layer.data), 0)) })
 	expect(t, h.pull(), fault.User, v1alpha1.ReasonImageDigestMismatch, "push the image again")
 }
 
 func TestManifestOtherThanItsDigest(t *testing.T) {
 	h := newHostile(t, Options{})
-	h.onManifest = func(w http.ResponseWriter, _ *http.Request) {
+	h.onManifest(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, `{"schemaVersion":2,"layers":[{"digest":"sha256:`+strings.Repeat("ab", 32)+`","size":1}]}`)
-	}
+	})
 	_, err := h.disk(h.ref("test/disk").At("sha256:"+strings.Repeat("cd", 32)), Keychain{})
 	expect(t, err, fault.User, v1alpha1.ReasonImageDigestMismatch, "its manifest")
 }
@@ -106,14 +111,14 @@ func TestRegistryThatStalls(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	}
-	h.onManifest = wait
+	h.onManifest(wait)
 	expect(t, h.pull(), fault.Transient, v1alpha1.ReasonRegistryUnreachable, "sent nothing for too long")
-	h.onManifest = nil
-	h.onBlob = func(w http.ResponseWriter, r *http.Request) {
+	h.manifests.Store(nil)
+	h.onBlob(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write(h.layer.data[:10])
 		w.(http.Flusher).Flush()
 		wait(w, r)
-	}
+	})
 	expect(t, h.pull(), fault.Transient, v1alpha1.ReasonRegistryUnreachable, "sent nothing for too long")
 }
 
@@ -172,7 +177,7 @@ func TestAnswersThatAreNoImage(t *testing.T) {
 		}, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "realm"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h.onManifest = c.handler
+			h.onManifest(c.handler)
 			err := h.pull()
 			expect(t, err, c.class, c.reason, c.says)
 			if len(err.Error()) > 1000 || strings.Contains(err.Error(), "s3cret") {
@@ -180,10 +185,10 @@ func TestAnswersThatAreNoImage(t *testing.T) {
 			}
 		})
 	}
-	h.onManifest = nil
-	h.onBlob = answer(404, "")
+	h.manifests.Store(nil)
+	h.onBlob(answer(404, ""))
 	expect(t, h.pull(), fault.User, v1alpha1.ReasonImageNotFound, "push it")
-	h.onBlob = answer(503, "")
+	h.onBlob(answer(503, ""))
 	expect(t, h.pull(), fault.Transient, v1alpha1.ReasonRegistryUnreachable, "503")
 }
 
