@@ -2,6 +2,8 @@ package v1alpha1
 
 // Reason is one word for why something is as it is. Conditions, Events and
 // metrics use the same word, and it never changes its meaning once released.
+//
+// +kubebuilder:validation:MaxLength=64
 type Reason string
 
 // Reasons of the condition Scheduled.

@@ -97,7 +97,7 @@ type VirtualMachineSpec struct {
 	// cpu is the guest's virtual processors.
 	// +optional
 	// +kubebuilder:default={cores: 1, sockets: 1, threads: 1, model: "host-model"}
-	CPU CPU `json:"cpu,omitempty"`
+	CPU CPU `json:"cpu,omitzero"`
 	// memory is the guest's memory.
 	// +required
 	Memory Memory `json:"memory"`

@@ -24,6 +24,8 @@ const (
 )
 
 // Phase sums a VirtualMachine up in one word, for eyes only: nothing decides by it.
+//
+// +kubebuilder:validation:MaxLength=64
 type Phase string
 
 // The phases.
@@ -65,9 +67,11 @@ type VirtualMachineStatus struct {
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=64
 	Addresses []string `json:"addresses,omitempty"`
 	// image is the image that the guest boots from, as in the spec.
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Image string `json:"image,omitempty"`
 	// restarts counts the guest's restarts in its present berth.
 	// +optional
@@ -76,6 +80,7 @@ type VirtualMachineStatus struct {
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=256
 	PendingChanges []string `json:"pendingChanges,omitempty"`
 
 	// guest is what the guest agent tells.
@@ -99,6 +104,7 @@ type VirtualMachineStatus struct {
 type BerthReference struct {
 	// podName is the pod's name.
 	// +required
+	// +kubebuilder:validation:MaxLength=253
 	PodName string `json:"podName"`
 	// podUID is the pod's UID.
 	// +required
@@ -109,15 +115,19 @@ type BerthReference struct {
 type GuestInfo struct {
 	// hostname is the guest's host name.
 	// +optional
+	// +kubebuilder:validation:MaxLength=253
 	Hostname string `json:"hostname,omitempty"`
 	// os is the guest's operating system, such as "Debian GNU/Linux 12 (bookworm)".
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	OS string `json:"os,omitempty"`
 	// kernel is the guest's kernel release.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	Kernel string `json:"kernel,omitempty"`
 	// agentVersion is the guest agent's version.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	AgentVersion string `json:"agentVersion,omitempty"`
 }
 
@@ -125,12 +135,15 @@ type GuestInfo struct {
 type DiskStatus struct {
 	// name is the disk's name in the spec.
 	// +required
+	// +kubebuilder:validation:MaxLength=20
 	Name string `json:"name"`
 	// image is the image that the disk was made from, as it stood in the spec.
 	// +optional
+	// +kubebuilder:validation:MaxLength=1024
 	Image string `json:"image,omitempty"`
 	// imageDigest is that image's digest. A tag that moves does not change it.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	ImageDigest string `json:"imageDigest,omitempty"`
 	// size is what the guest sees.
 	// +optional

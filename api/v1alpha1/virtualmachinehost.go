@@ -70,18 +70,23 @@ type VirtualMachineHostStatus struct {
 	Acceleration Acceleration `json:"acceleration,omitempty"`
 	// bootID is the kernel's boot ID.
 	// +optional
+	// +kubebuilder:validation:MaxLength=64
 	BootID string `json:"bootID,omitempty"`
 	// agentVersion is the version of Berth's agent.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	AgentVersion string `json:"agentVersion,omitempty"`
 	// libvirtVersion is libvirtd's version.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	LibvirtVersion string `json:"libvirtVersion,omitempty"`
 	// qemuVersion is QEMU's version.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	QEMUVersion string `json:"qemuVersion,omitempty"`
 	// kernelVersion is the host kernel's release.
 	// +optional
+	// +kubebuilder:validation:MaxLength=256
 	KernelVersion string `json:"kernelVersion,omitempty"`
 	// cpus is the number of the host's logical processors.
 	// +optional
@@ -93,11 +98,13 @@ type VirtualMachineHostStatus struct {
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=128
 	CPUModels []string `json:"cpuModels,omitempty"`
 	// machineTypes are the machine types that QEMU knows here.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MaxLength=128
 	MachineTypes []string `json:"machineTypes,omitempty"`
 	// images are the images kept on this host.
 	// +optional
@@ -108,6 +115,7 @@ type VirtualMachineHostStatus struct {
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:MaxLength=1024
 	ForeignDomains []string `json:"foreignDomains,omitempty"`
 	// problems are what is misconfigured, and how to mend it.
 	// +optional
@@ -119,6 +127,7 @@ type VirtualMachineHostStatus struct {
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:MaxLength=1024
 	StrayDisks []string `json:"strayDisks,omitempty"`
 	// releasedBerths are the UIDs of berths that outlived their VirtualMachine and of which no process is left.
 	// +optional
@@ -131,10 +140,13 @@ type VirtualMachineHostStatus struct {
 type HostImage struct {
 	// digest is the image's digest.
 	// +required
+	// +kubebuilder:validation:MaxLength=256
 	Digest string `json:"digest"`
 	// references are the names under which it was asked for.
 	// +optional
 	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MaxLength=1024
 	References []string `json:"references,omitempty"`
 	// size is what it takes on the host.
 	// +optional
@@ -145,11 +157,13 @@ type HostImage struct {
 type HostProblem struct {
 	// name tells the problem from the others, in one word.
 	// +required
+	// +kubebuilder:validation:MaxLength=64
 	Name string `json:"name"`
 	// blocking is true when no guest can start because of it.
 	// +optional
 	Blocking bool `json:"blocking,omitempty"`
 	// message says what is wrong and how to mend it.
 	// +required
+	// +kubebuilder:validation:MaxLength=4096
 	Message string `json:"message"`
 }
