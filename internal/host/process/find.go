@@ -67,6 +67,12 @@ func list() ([]int, error) {
 
 func inspect(pid int, uuid string) (p Process, is bool, err error) {
 	dir := "/proc/" + strconv.Itoa(pid)
+	// The program comes first, since it is the cheaper question and nearly all are none of QEMU. Where it may not be
+	// asked for (a security module hides it), it matters only if the rest fits.
+	exe, exeErr := os.Readlink(dir + "/exe")
+	if gone(exeErr) || exeErr == nil && !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
+		return p, false, nil
+	}
 	cmdline, err := readStart(dir+"/cmdline", maxCmdline)
 	if gone(err) {
 		return p, false, nil
@@ -74,20 +80,11 @@ func inspect(pid int, uuid string) (p Process, is bool, err error) {
 	if err != nil {
 		return p, false, fmt.Errorf("reading the command line of process %d: %w", pid, err)
 	}
-	args := bytes.Split(cmdline, []byte{0})
-	at := slices.IndexFunc(args, func(arg []byte) bool { return string(arg) == "-uuid" })
-	if at < 0 || at+1 >= len(args) || string(args[at+1]) != uuid {
+	if !hasUUID(cmdline, uuid) {
 		return p, false, nil
 	}
-	exe, err := os.Readlink(dir + "/exe")
-	if gone(err) {
-		return p, false, nil
-	}
-	if err != nil {
-		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, err)
-	}
-	if !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
-		return p, false, nil
+	if exeErr != nil {
+		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, exeErr)
 	}
 	status, err := readStart(dir+"/status", 1<<14)
 	if gone(err) {
@@ -107,6 +104,14 @@ func inspect(pid int, uuid string) (p Process, is bool, err error) {
 		return p, false, fmt.Errorf("reading the user of process %d: %w", pid, err)
 	}
 	return Process{PID: pid, UID: owner(info)}, true, nil
+}
+
+// hasUUID reads the first -uuid, which is libvirt's own: text of a tenant's, such
+// as a kernel's command line, comes after it.
+func hasUUID(cmdline []byte, uuid string) bool {
+	args := bytes.Split(cmdline, []byte{0})
+	at := slices.IndexFunc(args, func(arg []byte) bool { return string(arg) == "-uuid" })
+	return at >= 0 && at+1 < len(args) && string(args[at+1]) == uuid
 }
 
 func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
@@ -149,33 +154,62 @@ func Helpers(pid int) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading the name of process %d: %w", p, err)
 		}
-		// A process can name itself so, but only a kernel thread has no command line to show.
-		if cmdline, err := readStart(dir+"/cmdline", 1); err == nil && len(cmdline) == 0 {
+		// Any process can name itself so and would be moved into the guest's cgroup: only the kernel says what is its own.
+		stat, err := readStart(dir+"/stat", 4096)
+		if gone(err) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading the status of process %d: %w", p, err)
+		}
+		if isKernelThread(string(stat)) {
 			helpers = append(helpers, p)
 		}
 	}
 	return helpers, nil
 }
 
+// isKernelThread reads the flag PF_KTHREAD in field 9 of /proc/PID/stat
+// (proc_pid_stat(5)). Field 2 is the process's own choice of a name and may hold
+// anything but ends with the last parenthesis.
+func isKernelThread(stat string) bool {
+	const (
+		kthread = 0x00200000
+		flags   = 9 - 3 // counted from field 3
+	)
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= flags {
+		return false
+	}
+	f, err := strconv.ParseUint(fields[flags], 10, 64)
+	return err == nil && f&kthread != 0
+}
+
+// readStart reads the first bytes of a file, limit at most. It makes the system
+// calls itself: a host has many processes, and the runtime would ask the poller
+// about each file first.
 func readStart(path string, limit int) ([]byte, error) {
-	file, err := os.Open(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
+	defer unix.Close(fd)
 	buffer := make([]byte, 0, min(limit, 4096))
 	for len(buffer) < limit {
 		if len(buffer) == cap(buffer) {
 			buffer = slices.Grow(buffer, len(buffer))
 		}
-		n, err := file.Read(buffer[len(buffer):min(cap(buffer), limit)])
-		buffer = buffer[:len(buffer)+n]
-		if n == 0 || err != nil {
-			if err != nil && n == 0 && gone(err) {
-				return nil, err
-			}
+		n, err := unix.Read(fd, buffer[len(buffer):min(cap(buffer), limit)])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n == 0 {
 			break
 		}
+		buffer = buffer[:len(buffer)+n]
 	}
 	return buffer, nil
 }

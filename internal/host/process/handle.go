@@ -31,8 +31,17 @@ func (h *Handle) PID() int { return h.pid }
 // FD is the pidfd. It is good until Close.
 func (h *Handle) FD() int { return h.fd }
 
-// Alive tells whether the process has not ended. A zombie has.
-func (h *Handle) Alive() bool { return alive(h.fd) }
+// Alive tells whether the process has not ended. A zombie has; and nothing is known to be alive after Close.
+func (h *Handle) Alive() bool {
+	conn, err := h.file.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var is bool
+	// Control holds the descriptor, so that its number cannot mean another file by now.
+	err = conn.Control(func(fd uintptr) { is = alive(int(fd)) })
+	return err == nil && is
+}
 
 func alive(fd int) bool {
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)

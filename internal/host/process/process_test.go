@@ -52,6 +52,18 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// BenchmarkFindAmong500 is a busy host: 500 processes that are none of ours.
+func BenchmarkFindAmong500(b *testing.B) {
+	for range 500 {
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	}
+	BenchmarkFind(b)
+}
+
 func BenchmarkFind(b *testing.B) {
 	for b.Loop() {
 		if _, err := Find(uuid); err != nil {
@@ -88,6 +100,64 @@ func TestHandle(t *testing.T) {
 	if err := (Process{PID: cmd.Process.Pid}).Kill(); err != nil {
 		t.Errorf("killing one that is gone: %v", err)
 	}
+}
+
+func TestAClosedHandleKnowsNobodyAlive(t *testing.T) {
+	h, err := Open(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil || h.Alive() {
+		t.Errorf("closed with %v, alive %t", err, h.Alive())
+	}
+}
+
+func TestHasUUID(t *testing.T) {
+	for _, tt := range []struct {
+		name, cmdline string
+		want          bool
+	}{
+		{"libvirt's", "qemu\x00-uuid\x00" + uuid + "\x00-display\x00none\x00", true},
+		{"a kernel's command line that hides it", "qemu\x00-uuid\x00" + uuid + "\x00-append\x00-uuid\x00-x\x00", true},
+		{"a kernel's command line that claims it", "qemu\x00-uuid\x00other\x00-append\x00-uuid\x00" + uuid + "\x00", false},
+		{"a name that holds it", "qemu\x00-name\x00-uuid " + uuid + "\x00", false},
+		{"cut off", "qemu\x00-uuid", false},
+		{"nothing", "", false},
+	} {
+		if got := hasUUID([]byte(tt.cmdline), uuid); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+}
+
+func TestIsKernelThread(t *testing.T) {
+	for _, tt := range []struct {
+		name, stat string
+		want       bool
+	}{
+		{"kthreadd", "2 (kthreadd) S 0 0 0 0 -1 2129984 0 0", true},
+		{"a process", "9 (vhost-7) S 1 9 9 0 -1 4194304 0 0", false},
+		{"a process with a devious name", "9 (x) S 2 0 0 0 -1 2129984 0) S 1 9 9 0 -1 4194304 0 0", false},
+		{"nothing", "", false},
+		{"half a line", "9 (x) S 2", false},
+	} {
+		if got := isKernelThread(tt.stat); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+	}
+	stat, err := os.ReadFile("/proc/2/stat")
+	if err != nil || !isKernelThread(string(stat)) {
+		t.Errorf("kthreadd itself is none: %q, %v", stat, err)
+	}
+}
+
+func FuzzStatus(f *testing.F) {
+	f.Add("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0")
+	f.Add("Name:\tqemu\nState:\tZ (zombie)\nNSpid:\t42\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		isKernelThread(text)
+		parseStatus(text)
+	})
 }
 
 func TestParseStatus(t *testing.T) {
