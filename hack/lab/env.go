@@ -15,7 +15,7 @@ import (
 func (t *tool) envPath() string { return filepath.Join(t.lab.Dir, "env") }
 
 // writeEnv keeps what env prints, so that asking for it builds nothing.
-func (t *tool) writeEnv(images map[string]string) error {
+func (t *tool) writeEnv(images map[string]string, kvm bool) error {
 	bin := filepath.Join(t.lab.Dir, "bin")
 	if err := os.RemoveAll(bin); err != nil {
 		return err
@@ -39,6 +39,7 @@ func (t *tool) writeEnv(images map[string]string) error {
 		"LAB_REGISTRY": cluster.Registry,
 		"LAB_NODES":    strings.Join(t.lab.Nodes(), " "),
 		"LAB_DIR":      t.lab.Dir,
+		"LAB_KVM":      fmt.Sprint(kvm),
 	}
 	for name, reference := range images {
 		vars[name] = reference

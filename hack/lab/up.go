@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	"github.com/berth-dev/berth/hack/lab/cluster"
 )
@@ -31,13 +33,43 @@ func (t *tool) up(args []string) error {
 		return err
 	}
 	t.lab.Bin = bin
-	if err := t.lab.Up(*nodes, map[string]string{
-		"lab/pause:1":   pause,
-		"lab/coredns:1": filepath.Join(bin["coredns"], "coredns"),
-	}); err != nil {
+
+	// Guests are built while the cluster starts: they need no part of it.
+	var guests map[string]string
+	var kvm bool
+	var guestErr, clusterErr error
+	var group sync.WaitGroup
+	group.Go(func() {
+		if kvm, guestErr = t.cache.KVM(); guestErr == nil {
+			guests, guestErr = t.cache.Guests()
+		}
+	})
+	group.Go(func() {
+		clusterErr = t.lab.Up(*nodes, map[string]string{
+			"lab/pause:1":   pause,
+			"lab/coredns:1": filepath.Join(bin["coredns"], "coredns"),
+		})
+	})
+	group.Wait()
+	if err := errors.Join(clusterErr, guestErr); err != nil {
 		return err
 	}
-	_ = noChart
-	return t.writeEnv(nil)
+	references, err := t.pushGuests(guests)
+	if err != nil {
+		return err
+	}
+	if err := t.writeEnv(references, kvm); err != nil {
+		return err
+	}
+	whole, err := t.hasProduct()
+	if err != nil {
+		return err
+	}
+	if whole && !*noChart {
+		if err := t.install(kvm); err != nil {
+			return err
+		}
+	}
+	t.cache.Say(`the lab is up; look around with: eval "$(make -s lab-env)"`)
+	return nil
 }
-

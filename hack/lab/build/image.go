@@ -5,12 +5,16 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -178,4 +182,17 @@ func Push(img v1.Image, reference string) error {
 		return fmt.Errorf("pushing %s: %w", reference, err)
 	}
 	return nil
+}
+
+// ContentTag is a tag that changes when any of the images does.
+func ContentTag(images map[string]v1.Image) (string, error) {
+	sum := sha256.New()
+	for _, name := range slices.Sorted(maps.Keys(images)) {
+		digest, err := images[name].Digest()
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(sum, name, digest)
+	}
+	return hex.EncodeToString(sum.Sum(nil))[:12], nil
 }

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -223,10 +224,20 @@ func (l Lab) pushBinaries(paths map[string]string) error {
 }
 
 func (l Lab) kubectl(stdin []byte, args ...string) error {
-	cmd := exec.Command(filepath.Join(l.Bin["kubernetes"], "kubectl"), append([]string{"--kubeconfig=" + l.Kubeconfig()}, args...)...)
-	cmd.Stdin = strings.NewReader(string(stdin))
+	return l.client(stdin, filepath.Join(l.Bin["kubernetes"], "kubectl"), args)
+}
+
+// Helm runs helm against the cluster.
+func (l Lab) Helm(args ...string) error {
+	return l.client(nil, filepath.Join(l.Bin["helm"], "helm"), args)
+}
+
+func (l Lab) client(stdin []byte, path string, args []string) error {
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig(), "HELM_CACHE_HOME="+l.Dir, "HELM_CONFIG_HOME="+l.Dir, "HELM_DATA_HOME="+l.Dir)
+	cmd.Stdin = bytes.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("kubectl %s: %s", args[0], strings.TrimSpace(string(out)))
+		return fmt.Errorf("%s %s: %s", filepath.Base(path), args[0], strings.TrimSpace(string(out)))
 	}
 	return nil
 }

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/berth-dev/berth/hack/lab/build"
+	"github.com/berth-dev/berth/hack/lab/cluster"
+)
+
+// programs of Berth that run in the cluster, and as whom.
+var programs = map[string]string{
+	"berth-operator": "65532:65532",
+	"berth-agent":    "0:0",
+	"berth-shim":     "65532:65532",
+}
+
+const (
+	release         = "berth"
+	namespace       = "berth-system"
+	productRegistry = cluster.Registry + "/berth"
+	// chartTimeout is ample for pulling three small images and starting them.
+	chartTimeout = "120s"
+)
+
+// install builds Berth as the tree is now, and installs it or upgrades to it.
+func (t *tool) install(kvm bool) error {
+	images := map[string]v1.Image{}
+	for name, user := range programs {
+		path, err := t.cache.Program(t.root, "./cmd/"+name)
+		if err != nil {
+			return err
+		}
+		if images[name], err = build.Binary(path, user); err != nil {
+			return err
+		}
+	}
+	tag, err := build.ContentTag(images)
+	if err != nil {
+		return err
+	}
+	err = t.cache.Step("push Berth's images", func() error {
+		for name, img := range images {
+			if err := build.Push(img, productRegistry+"/"+name+":"+tag); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	acceleration := "Emulation"
+	if kvm {
+		acceleration = "KVM"
+	}
+	return t.cache.Step("install chart "+release, func() error {
+		return t.lab.Helm("upgrade", "--install", release, filepath.Join(t.root, "charts", "berth"),
+			"--namespace", namespace, "--create-namespace", "--wait", "--timeout", chartTimeout,
+			"--set", "image.registry="+productRegistry,
+			"--set", "image.tag="+tag,
+			"--set", "agent.acceleration="+acceleration,
+			"--set", "agent.insecureRegistries={"+cluster.Registry+"}",
+			"--set", fmt.Sprintf("agent.capabilities.sysResource=%t", cluster.SysResource()),
+		)
+	})
+}
+
+// guests builds the test guests, and pushes them. It returns their references.
+func (t *tool) pushGuests(dirs map[string]string) (map[string]string, error) {
+	references := map[string]string{}
+	for variable, dir := range dirs {
+		img, err := build.LoadImage(dir)
+		if err != nil {
+			return nil, err
+		}
+		if err := build.LinkBlobs(dir, t.lab.Blobs()); err != nil {
+			return nil, err
+		}
+		tag, err := build.ContentTag(map[string]v1.Image{variable: img})
+		if err != nil {
+			return nil, err
+		}
+		references[variable] = fmt.Sprintf("%s/lab/%s:%s", cluster.Registry, guestNames[variable], tag)
+		if err := build.Push(img, references[variable]); err != nil {
+			return nil, err
+		}
+	}
+	return references, nil
+}
+
+var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud"}
+
+// hasProduct tells whether the tree has all programs of Berth.
+func (t *tool) hasProduct() (bool, error) {
+	for name := range programs {
+		_, err := os.Stat(filepath.Join(t.root, "cmd", name, "main.go"))
+		if errors.Is(err, fs.ErrNotExist) {
+			t.cache.Say("no cmd/%s in this tree: Berth is left out", name)
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
