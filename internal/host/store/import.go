@@ -152,14 +152,14 @@ func (in *incoming) create(name string) (io.Writer, error) {
 		in.err = err
 		return nil, err
 	}
-	file := &sparseFile{File: f, name: name, in: in}
-	in.files = append(in.files, file)
-	return file, nil
+	sparse := &sparseFile{file: f, name: name, in: in}
+	in.files = append(in.files, sparse)
+	return sparse, nil
 }
 
 func (in *incoming) close() {
 	for _, f := range in.files {
-		_ = f.Close()
+		_ = f.file.Close()
 	}
 }
 
@@ -170,20 +170,20 @@ func (in *incoming) finish(c Content) (meta, error) {
 		return m, fmt.Errorf("the import brought %d files of %d", len(in.files), len(in.wants))
 	}
 	for _, f := range in.files {
-		if err := f.Truncate(f.size); err != nil { // a hole at the end
+		if err := f.file.Truncate(f.size); err != nil { // a hole at the end
 			return m, err
 		}
 		if f.name == Disk {
-			info, err := diskformat.Inspect(f, f.size)
+			info, err := diskformat.Inspect(f.file, f.size)
 			if err != nil {
 				return m, err
 			}
 			m.Format, m.VirtualSize = info.Format, info.VirtualSize
-			if err := os.Rename(f.Name(), filepath.Join(in.dir, diskFile(info.Format))); err != nil {
+			if err := os.Rename(f.file.Name(), filepath.Join(in.dir, diskFile(info.Format))); err != nil {
 				return m, err
 			}
 		}
-		if err := errors.Join(f.Chmod(0o444), f.Sync()); err != nil {
+		if err := errors.Join(f.file.Chmod(0o444), f.file.Sync()); err != nil {
 			return m, err
 		}
 	}
@@ -192,7 +192,7 @@ func (in *incoming) finish(c Content) (meta, error) {
 
 // sparseFile writes no zeroes: what is not written reads as zero, and takes no space.
 type sparseFile struct {
-	*os.File
+	file *os.File // not embedded: its ReadFrom and WriteString would go round Write
 	name string
 	in   *incoming
 	size int64
@@ -207,7 +207,7 @@ func (f *sparseFile) Write(b []byte) (int, error) {
 	end := start + int64(len(b))
 	base := start
 	flush := func() error {
-		_, err := f.WriteAt(b[start-base:at-base], start)
+		_, err := f.file.WriteAt(b[start-base:at-base], start)
 		return err
 	}
 	for at < end {

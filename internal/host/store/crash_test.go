@@ -1,0 +1,146 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/berth-dev/berth/test/env"
+)
+
+const crashDir = "BERTH_STORE_CRASH_DIR"
+
+// TestKilledAtAnyMoment kills a process that imports, claims, makes disks, replaces and removes, over and over. Whatever
+// it leaves must be whole once the store is opened again, and what was unfinished must be gone.
+func TestKilledAtAnyMoment(t *testing.T) {
+	if dir := os.Getenv(crashDir); dir != "" {
+		work(t, dir)
+		return
+	}
+	if os.Geteuid() != 0 {
+		env.Missing(t, "needs root: a store gives files to the users of guests")
+	}
+	dir := t.TempDir()
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	seen := map[string]int{}
+	for range rounds {
+		child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledAtAnyMoment$")
+		child.Env = append(os.Environ(), crashDir+"="+dir)
+		out, err := child.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 1)); err != nil { // it works now
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(rand.IntN(40_000)) * time.Microsecond) //nolint:gosec // the moment is the test's input, not a wait
+		_ = child.Process.Kill()
+		_ = child.Wait()
+		check(t, dir, seen)
+	}
+	t.Logf("found whole: %v", seen)
+	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 {
+		t.Error("the child never got far enough for this to prove anything")
+	}
+}
+
+// crashed is what work imports: several pieces, so that there are moments in between.
+func crashed(n byte) []byte { return bytes.Repeat([]byte{n + 1}, 3*mib) }
+
+func work(t *testing.T, dir string) {
+	s := openAt(t, dir)
+	fmt.Println()
+	for i := 0; ; i++ {
+		n := byte(i % 5) //nolint:gosec // under 5
+		uid := fmt.Sprintf("00000000-0000-0000-0000-%012d", i%3)
+		err := bring(t, s, disk(n), func(_ context.Context, create func(string) (io.Writer, error)) error {
+			w, err := create(Disk)
+			for b := crashed(n); err == nil && len(b) > 0; b = b[mib/2:] {
+				_, err = w.Write(b[:mib/2])
+			}
+			return err
+		})
+		user, claimed := s.Claim(Identity{Namespace: "default", Name: "web", UID: uid})
+		_, made := s.Overlay(uid, Overlay{Name: "root", Base: disk(n), Size: 1 << 40, User: user})
+		_, remade := s.RecreateOverlay(uid, Overlay{Name: "scratch", Base: disk(n), User: user})
+		kept := errors.Join(s.Allow(disk(n), "proof"), s.Remember("quay.io/a", disk(n).Digest))
+		var removed error
+		if i%4 == 3 {
+			removed = s.Remove(uid)
+		}
+		if err := s.RemoveImage(disk(byte((i + 1) % 5))); err != nil && !errors.Is(err, ErrInUse) { //nolint:gosec // under 5
+			removed = errors.Join(removed, err)
+		}
+		if err := errors.Join(err, claimed, made, remade, kept, removed); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func check(t *testing.T, dir string, seen map[string]int) {
+	t.Helper()
+	s := openAt(t, dir)
+	for _, d := range []string{s.images, s.vms} {
+		for _, name := range names(t, d) {
+			if strings.HasPrefix(name, oldPrefix) || strings.HasPrefix(name, newPrefix) && name != newPrefix+refsFile {
+				t.Errorf("left %s", name)
+			}
+		}
+	}
+	images, err := s.Images()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range images {
+		b, err := os.ReadFile(i.DiskPath())
+		if n := b[0] - 1; err != nil || i.Content != disk(n) || !bytes.Equal(b, crashed(n)) {
+			t.Errorf("image %s is not whole: %d bytes, %v", i.Digest, len(b), err)
+		}
+		seen["image"]++
+	}
+	guests, err := s.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range guests {
+		if g.Name != "web" {
+			t.Errorf("nobody knows whose %s is", g.UID)
+		}
+		seen["guest"]++
+		disks, err := s.Disks(g.UID)
+		if err != nil {
+			t.Error(err)
+		}
+		for _, d := range disks {
+			if d.Base.Format == "" {
+				t.Errorf("disk %s of %s has lost its base", d.Name, g.UID)
+			}
+			if perm, user := mode(t, d.Path); perm != 0o600 || user != g.User {
+				t.Errorf("disk %s has mode %o and user %d", d.Name, perm, user)
+			}
+			seen["disk"]++
+		}
+	}
+	if _, err := s.Recall("quay.io/a"); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(s.images, saltFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
