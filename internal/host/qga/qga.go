@@ -1,0 +1,170 @@
+package qga
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"unicode"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Bounds of what a guest may say.
+const (
+	maxReply      = 64 << 10 // bytes
+	maxText       = 128      // characters
+	maxInterfaces = 16
+	maxAddresses  = 32 // of all interfaces
+)
+
+// Commander sends a guest agent's command, JSON, and returns its reply, JSON.
+type Commander interface {
+	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+}
+
+// Info is what a guest says of itself.
+type Info struct {
+	AgentVersion string
+	Hostname     string
+	OS           OS
+}
+
+// OS is what a guest says of its operating system (os-release(5), uname(2)).
+type OS struct {
+	ID, PrettyName, Version, Kernel string
+}
+
+// Ask asks a guest who it is. What its agent does not know, or does not let
+// anybody ask, stays empty; an error means that no agent answers.
+func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
+	var agent struct {
+		Version text `json:"version"`
+	}
+	if err := ask(ctx, c, uuid, "guest-info", &agent); err != nil {
+		return Info{}, err
+	}
+	var host struct {
+		Name text `json:"host-name"`
+	}
+	var os struct {
+		ID      text `json:"id"`
+		Pretty  text `json:"pretty-name"`
+		Version text `json:"version-id"`
+		Kernel  text `json:"kernel-release"`
+	}
+	for command, into := range map[string]any{"guest-get-host-name": &host, "guest-get-osinfo": &os} {
+		if err := ask(ctx, c, uuid, command, into); err != nil && !errors.Is(err, errRefused) {
+			return Info{}, err
+		}
+	}
+	return Info{
+		AgentVersion: string(agent.Version),
+		Hostname:     string(host.Name),
+		OS:           OS{ID: string(os.ID), PrettyName: string(os.Pretty), Version: string(os.Version), Kernel: string(os.Kernel)},
+	}, nil
+}
+
+// Interface is what a guest says of one of its network interfaces.
+type Interface struct {
+	Name      string
+	MAC       string
+	Addresses []netip.Prefix
+}
+
+// Interfaces asks for the guest's network interfaces, the first few of them.
+func Interfaces(ctx context.Context, c Commander, uuid string) ([]Interface, error) {
+	var reply []struct {
+		Name      text `json:"name"`
+		MAC       text `json:"hardware-address"`
+		Addresses []struct {
+			Address text `json:"ip-address"`
+			Prefix  int  `json:"prefix"`
+		} `json:"ip-addresses"`
+	}
+	if err := ask(ctx, c, uuid, "guest-network-get-interfaces", &reply); err != nil {
+		return nil, err
+	}
+	var all []Interface
+	addresses := 0
+	for _, r := range reply[:min(len(reply), maxInterfaces)] {
+		i := Interface{Name: string(r.Name), MAC: string(r.MAC)}
+		for _, a := range r.Addresses {
+			addr, err := netip.ParseAddr(string(a.Address))
+			if err != nil || addresses == maxAddresses {
+				continue
+			}
+			if prefix := netip.PrefixFrom(addr.WithZone(""), a.Prefix); prefix.IsValid() {
+				i.Addresses = append(i.Addresses, prefix)
+				addresses++
+			}
+		}
+		all = append(all, i)
+	}
+	return all, nil
+}
+
+// errRefused says that the agent answered, and that it will not do this.
+var errRefused = errors.New("the guest agent refused")
+
+func ask(ctx context.Context, c Commander, uuid, command string, into any) error {
+	reply, err := c.AgentCommand(ctx, uuid, `{"execute":"`+command+`"}`)
+	if err == nil {
+		err = parse(reply, into)
+	}
+	if err != nil {
+		return fmt.Errorf("asking guest %s for %s: %w", uuid, command, err)
+	}
+	return nil
+}
+
+// parse reads a reply into a value. Shapes that do not fit make it a refusal.
+func parse(reply string, into any) error {
+	if len(reply) > maxReply {
+		return absent(fmt.Errorf("a reply of %d bytes, %d at most", len(reply), maxReply))
+	}
+	var envelope struct {
+		Return json.RawMessage `json:"return"`
+		Error  json.RawMessage `json:"error"`
+	}
+	if err := json.Unmarshal([]byte(reply), &envelope); err != nil {
+		return absent(errors.New("a reply that is not JSON"))
+	}
+	if len(envelope.Error) > 0 || len(envelope.Return) == 0 || bytes.Equal(envelope.Return, []byte("null")) {
+		return absent(errRefused)
+	}
+	if err := json.Unmarshal(envelope.Return, into); err != nil {
+		return absent(fmt.Errorf("%w: its reply has another shape", errRefused))
+	}
+	return nil
+}
+
+func absent(err error) error { return fault.ByTime(v1alpha1.ReasonAgentAbsent, err) }
+
+// text is a guest's string, made fit to be shown: printable, and not too long.
+type text string
+
+// UnmarshalJSON cuts the string short and leaves out what a terminal might obey.
+func (t *text) UnmarshalJSON(raw []byte) error {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil //nolint:nilerr // a number where a word should be is just not said
+	}
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n == maxText {
+			break
+		}
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
+			b.WriteRune(r)
+			n++
+		}
+	}
+	*t = text(b.String())
+	return nil
+}
