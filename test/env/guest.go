@@ -50,14 +50,29 @@ func BootDisk(t testing.TB, dir string, act Act, uid, gid uint32) (raw, overlay 
 	if err := os.WriteFile(raw, disk, 0o644); err != nil { //nolint:gosec // QEMU's user reads it
 		t.Fatalf("writing boot disk: %v", err)
 	}
-	cmd := exec.CommandContext(t.Context(), "qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("making overlay: %v: %s", err, out)
+	makeDisk(t, overlay, uid, gid, "-b", raw, "-F", "raw")
+	return raw, overlay
+}
+
+// EmptyDisk makes a qcow2 disk of 1 GiB that belongs to uid and gid.
+func EmptyDisk(t testing.TB, path string, uid, gid uint32) {
+	t.Helper()
+	makeDisk(t, path, uid, gid)
+}
+
+func makeDisk(t testing.TB, path string, uid, gid uint32, options ...string) {
+	t.Helper()
+	args := append([]string{"create", "-q", "-f", "qcow2"}, options...)
+	args = append(args, path)
+	if len(options) == 0 {
+		args = append(args, "1G")
 	}
-	if err := os.Chown(overlay, int(uid), int(gid)); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", args...).CombinedOutput(); err != nil {
+		t.Fatalf("making disk: %v: %s", err, out)
+	}
+	if err := os.Chown(path, int(uid), int(gid)); err != nil {
 		t.Fatal(err)
 	}
-	return raw, overlay
 }
 
 // Mkdir makes a directory that QEMU's user can enter.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"path/filepath"
 	"slices"
@@ -441,5 +442,54 @@ func TestNothingListens(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestWholeGuest starts a guest with all that a domain can have.
+func TestWholeGuest(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	facts, err := c.HostFacts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for acceleration, works := range map[v1alpha1.Acceleration]bool{
+		v1alpha1.AccelerationEmulation: facts.Emulation != nil,
+		v1alpha1.AccelerationKVM:       facts.KVM != nil,
+	} {
+		t.Run(string(acceleration), func(t *testing.T) {
+			if !works {
+				env.Missing(t, "needs "+string(acceleration))
+			}
+			g := guest(t, l, "whole"+string(acceleration), env.PowerOff)
+			g.Acceleration = acceleration
+			g.CPU = domain.CPU{Sockets: 2, Cores: 2, Threads: 1, Model: berth.CPUHostModel}
+			g.Seed = g.Disks[0].Backing[0].Path
+			for i := len(g.Disks); i < domain.MaxDisks; i++ {
+				path := filepath.Join(filepath.Dir(g.Console), fmt.Sprintf("d%d.qcow2", i))
+				env.EmptyDisk(t, path, l.UID, l.GID)
+				g.Disks = append(g.Disks, domain.Disk{Name: fmt.Sprintf("d%d", i), Path: path})
+			}
+			g.NIC = &domain.NIC{Tap: "bt" + g.UUID[:8], MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}
+			start := time.Now()
+			create(t, c, g)
+			t.Logf("started paused in %v", time.Since(start))
+			if _, err := net.InterfaceByName(g.NIC.Tap); err != nil {
+				t.Errorf("the tap: %v", err)
+			}
+			d := look(t, c, g.UUID)
+			live, err := domain.ParseFacts(d.XML)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(live.Taps, []string{g.NIC.Tap}) || live.AgentConnected || live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) {
+				t.Errorf("facts %+v", live)
+			}
+			output(t, c, g, env.BootText)
+			env.Eventually(t, "its end", func() bool { return !look(t, c, g.UUID).Exists })
+			if _, err := net.InterfaceByName(g.NIC.Tap); err == nil {
+				t.Error("the tap outlived the guest")
+			}
+		})
 	}
 }
