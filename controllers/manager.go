@@ -72,6 +72,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	vms := &virtualmachine.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("berth-operator"),
+		Status:  &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.OperatorManager},
 		Options: o.Berth, Now: time.Now,
 	}
 	if err := vms.Setup(ctx, mgr); err != nil {

@@ -27,6 +27,8 @@ type Reconciler struct {
 	Client client.Client
 	// Live reads from the API server, for what the cache does not hold.
 	Live client.Reader
+	// Status writes the operator's part of statuses.
+	Status *kube.StatusWriter
 	// Events tells users.
 	Events events.EventRecorder
 	// Options are the administrator's.

@@ -7,14 +7,12 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
-	"github.com/berth-dev/berth/internal/kube"
 )
 
 // ownConditions are those that the operator writes.
@@ -30,14 +28,11 @@ func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) e
 		return nil
 	}
 	want, have := statusOf(seen, failure), owned(&seen.vm.Status)
-	if equality.Semantic.DeepEqual(want, have) {
-		return nil
+	wrote, err := r.Status.Write(ctx, seen.vm, want, have)
+	if wrote {
+		r.tell(seen.vm, have.Conditions, want.Conditions)
 	}
-	if err := kube.ApplyStatus(ctx, r.Client, seen.vm, want, kube.OperatorManager); err != nil {
-		return err
-	}
-	r.tell(seen.vm, have.Conditions, want.Conditions)
-	return nil
+	return err
 }
 
 // tell raises an Event for what went wrong newly, with the condition's own words.

@@ -58,6 +58,7 @@ type Agent struct {
 	hands
 	client client.Client // from the cache: this node's guests and berths
 	live   client.Reader // from the API server
+	status *kube.StatusWriter
 	events events.EventRecorder
 	now    func() time.Time
 
@@ -96,6 +97,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	a := &Agent{
 		Options: o, client: mgr.GetClient(), live: mgr.GetAPIReader(),
+		status: &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.AgentManager},
 		events: mgr.GetEventRecorder("berth-agent"), now: time.Now,
 	}
 	if a.hands, err = a.takeHands(ctx); err != nil {

@@ -10,7 +10,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -86,10 +85,8 @@ func (a *Agent) syncHost(ctx context.Context) error {
 		}
 	}
 	want := a.hostStatus(ctx, &host)
-	if equality.Semantic.DeepEqual(want, &host.Status) {
-		return nil
-	}
-	return kube.ApplyStatus(ctx, a.client, &host, want, kube.AgentManager)
+	_, err = a.status.Write(ctx, &host, want, &host.Status)
+	return err
 }
 
 func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHost) *v1alpha1.VirtualMachineHostStatus {

@@ -5,13 +5,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/guest/plan"
-	"github.com/berth-dev/berth/internal/kube"
 )
 
 // report writes what the host has of the guest, if it differs from what stands
@@ -25,14 +23,11 @@ func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error
 		return wait, nil
 	}
 	have := plan.Owned(&g.VM.Status)
-	if equality.Semantic.DeepEqual(want, have) {
-		return 0, nil
+	wrote, err := a.status.Write(ctx, g.VM, want, have)
+	if wrote {
+		a.tell(g.VM, have, want)
 	}
-	if err := kube.ApplyStatus(ctx, a.client, g.VM, want, kube.AgentManager); err != nil {
-		return 0, err
-	}
-	a.tell(g.VM, have, want)
-	return 0, nil
+	return 0, err
 }
 
 // tell raises Events for what changed: a start, an end, and what is in the way.

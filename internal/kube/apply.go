@@ -3,9 +3,13 @@ package kube
 import (
 	"context"
 	"fmt"
+	"sync"
+	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
@@ -16,15 +20,62 @@ const (
 	AgentManager    = "berth-agent"
 )
 
-// ApplyStatus writes owned, all that manager owns of obj's status, by
-// server-side apply: what it owned before and left out now is removed. It fails
-// with a conflict if the object was deleted and made anew meanwhile.
-func ApplyStatus(ctx context.Context, c client.Client, obj client.Object, owned any, manager string) error {
+// cacheLag is how far the cache may be behind a write of ours. For so long the same is not written again.
+const cacheLag = 2 * time.Second
+
+// StatusWriter writes a manager's part of statuses, and only what differs.
+type StatusWriter struct {
+	Client  client.Client
+	Manager string
+
+	mu     sync.Mutex
+	recent map[types.UID]write
+}
+
+type write struct {
+	owned any
+	at    time.Time
+}
+
+// Write makes the manager's part of obj's status what want says, if have, that
+// part as the cache has it, differs. It tells whether it wrote.
+func (w *StatusWriter) Write(ctx context.Context, obj client.Object, want, have any) (bool, error) {
+	if equality.Semantic.DeepEqual(want, have) || w.wrote(obj.GetUID(), want) {
+		return false, nil
+	}
+	if err := w.apply(ctx, obj, want); err != nil {
+		return false, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.recent == nil {
+		w.recent = map[types.UID]write{}
+	}
+	for uid, old := range w.recent {
+		if time.Since(old.at) > cacheLag {
+			delete(w.recent, uid)
+		}
+	}
+	w.recent[obj.GetUID()] = write{want, time.Now()}
+	return true, nil
+}
+
+// wrote: the same was written a moment ago, and the cache does not have it yet.
+func (w *StatusWriter) wrote(uid types.UID, want any) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last, ok := w.recent[uid]
+	return ok && time.Since(last.at) < cacheLag && equality.Semantic.DeepEqual(last.owned, want)
+}
+
+// apply writes by server-side apply: what the manager owned before and left out
+// now is removed. It fails with a conflict if the object was deleted and made anew meanwhile.
+func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) error {
 	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(owned)
 	if err != nil {
 		return fmt.Errorf("encoding status: %w", err)
 	}
-	gvk, err := apiutil.GVKForObject(obj, c.Scheme())
+	gvk, err := apiutil.GVKForObject(obj, w.Client.Scheme())
 	if err != nil {
 		return fmt.Errorf("naming the kind of %T: %w", obj, err)
 	}
@@ -33,7 +84,7 @@ func ApplyStatus(ctx context.Context, c client.Client, obj client.Object, owned 
 	patch.SetNamespace(obj.GetNamespace())
 	patch.SetName(obj.GetName())
 	patch.SetUID(obj.GetUID())
-	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), client.FieldOwner(manager), client.ForceOwnership)
+	err = w.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), client.FieldOwner(w.Manager), client.ForceOwnership)
 	if err != nil {
 		return fmt.Errorf("writing status of %s %s: %w", gvk.Kind, client.ObjectKeyFromObject(obj), err)
 	}

@@ -3,9 +3,8 @@ package kube
 import (
 	"time"
 
-	ctrl "sigs.k8s.io/controller-runtime"
-
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/internal/fault"
 )
