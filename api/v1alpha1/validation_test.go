@@ -108,9 +108,9 @@ func TestSchema(t *testing.T) {
 			t.Fatal(err)
 		}
 		for change, says := range map[string]string{
-			`{"spec":{"disks":[{"name":"root","image":"b","size":"1Gi"}]}}`:                                                "keeps the image",
-			`{"spec":{"disks":[{"name":"root","image":"a","size":"2Gi"}]}}`:                                                "keeps its size",
-			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi","ephemeral":true}]}}`:                               "stays ephemeral or kept",
+			`{"spec":{"disks":[{"name":"root","image":"b","size":"1Gi"}]}}`:                                             "keeps the image",
+			`{"spec":{"disks":[{"name":"root","image":"a","size":"2Gi"}]}}`:                                             "keeps its size",
+			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi","ephemeral":true}]}}`:                            "stays ephemeral or kept",
 			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi"},{"name":"tmp","image":"b","ephemeral":true}]}}`: "",
 		} {
 			err := c.Patch(t.Context(), object(t, "kept", ""), client.RawPatch("application/merge-patch+json", []byte(change)), client.DryRunAll)

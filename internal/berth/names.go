@@ -57,7 +57,7 @@ const (
 	// PullSecretsDir has a directory for each pull secret, by its name.
 	PullSecretsDir = secretsDir + "/pull"
 	// PullSecretFile is the file in each of them.
-	PullSecretFile = ".dockerconfigjson"
+	PullSecretFile = ".dockerconfigjson" //nolint:gosec // a name
 )
 
 // DomainName names the guest's domain in libvirt: unique in the cluster, and readable in virsh.

@@ -253,9 +253,10 @@ func (a *agent) await(what string, fits func(link.State) bool) link.State {
 }
 
 // attach hands a console to the shim and returns QEMU's end of it.
-func (a *agent) attach(run string) (qemu *os.File) {
+func (a *agent) attach() (qemu *os.File) {
 	a.t.Helper()
 	qemu, console := sockets(a.t)
+	const run = "r1"
 	a.send(link.Attach{Run: run}, console)
 	_ = console.Close()
 	a.await("attached", func(s link.State) bool { return s.Run == run })

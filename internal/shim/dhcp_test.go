@@ -214,9 +214,17 @@ func openPacketSocket(netns string) (int, error) {
 	}
 	// tcpdump -dd udp dst port 67, for IPv4
 	filter := []unix.SockFilter{
-		{Code: 0x28, K: 12}, {Code: 0x15, Jf: 8, K: unix.ETH_P_IP}, {Code: 0x30, K: 23}, {Code: 0x15, Jf: 6, K: unix.IPPROTO_UDP},
-		{Code: 0x28, K: 20}, {Code: 0x45, Jt: 4, K: 0x1fff}, {Code: 0xb1, K: 14}, {Code: 0x48, K: 16}, {Code: 0x15, Jf: 1, K: 67},
-		{Code: 0x6, K: 0x40000}, {Code: 0x6},
+		{Code: 0x28, K: 12},
+		{Code: 0x15, Jf: 8, K: unix.ETH_P_IP},
+		{Code: 0x30, K: 23},
+		{Code: 0x15, Jf: 6, K: unix.IPPROTO_UDP},
+		{Code: 0x28, K: 20},
+		{Code: 0x45, Jt: 4, K: 0x1fff},
+		{Code: 0xb1, K: 14},
+		{Code: 0x48, K: 16},
+		{Code: 0x15, Jf: 1, K: 67},
+		{Code: 0x6, K: 0x40000},
+		{Code: 0x6},
 	}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
 		return 0, err

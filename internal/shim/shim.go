@@ -101,6 +101,7 @@ func (s *shim) receive(r received, closed func()) {
 		}
 	case link.Exit:
 		s.exit = &m
+	case link.Hello, link.State: // one asks for no more than the answer, the other is never sent to us
 	}
 	if !attached {
 		for _, f := range r.files {

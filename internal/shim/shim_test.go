@@ -22,7 +22,7 @@ func TestConsoleGoesToTheLogsAndTheGuestsCodeToKubelet(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_ = stdout.Close()
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	write(t, qemu, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
 	a.send(link.Running{Phase: link.PhaseRunning})
 	expect(t, logs, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
@@ -52,7 +52,7 @@ func TestTheLastByteIsOutBeforeTheEnd(t *testing.T) {
 				_ = stdout.Close() // of a terminal, containerd's shim reads what is left while any end is open
 			}
 			a := c.take()
-			qemu := a.attach("r1")
+			qemu := a.attach()
 			want := bytes.Repeat([]byte("0123456789abcde\n"), 2<<10) // 32 KiB
 			write(t, qemu, want)
 			_ = qemu.Close()
@@ -105,7 +105,7 @@ func TestAnAttachedTerminalIsASerialLine(t *testing.T) {
 	c := start(t, slave, slave)
 	_ = slave.Close()
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	every := make([]byte, 256) // among them ^C ^D ^Z ^S ^Q ^\, carriage return and line feed
 	for i := range every {
 		every[i] = byte(i)
@@ -126,7 +126,7 @@ func TestTypingIntoAPipeEndsWithThePipe(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, stdin, stdout)
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	write(t, typing, []byte("root\n"))
 	_ = typing.Close()
 	expect(t, qemu, []byte("root\n"))
@@ -139,7 +139,7 @@ func TestAStuckReaderOfLogsBlocksNobody(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_ = stdout.Close()
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	const size = 4 << 20
 	line := []byte(strings.Repeat("x", 1023) + "\n")
 	began := time.Now()
@@ -181,7 +181,7 @@ func TestAStuckReaderDelaysTheEndByTwoSeconds(t *testing.T) {
 	_, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	write(t, qemu, make([]byte, 1<<20))
 	_ = qemu.Close()
 	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
@@ -200,7 +200,7 @@ func TestLogsThatNobodyHoldsOpenAreNoEnd(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_, _ = logs.Close(), stdout.Close()
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	write(t, qemu, make([]byte, 1<<20)) // each write of the shim's fails with EPIPE
 	a.send(link.Hello{})
 	a.await("an answer", func(s link.State) bool { return s.Run == "r1" && !s.ConsoleClosed })
@@ -215,7 +215,7 @@ func TestAgentsComeAndGoWithoutALostByte(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	want, done := make(chan []byte, 1), make(chan struct{})
 	go func() { // the guest: never more under way than fits, so that nothing may be dropped
 		var all []byte
@@ -285,7 +285,7 @@ func TestOneContainerIsOneRun(t *testing.T) {
 	_, spare := sockets(t)
 	a.send(link.Attach{Run: "r0"}) // without its descriptor
 	expect(t, logs, []byte("berth: refused run r0: it came with 0 descriptors instead of 1\r\n"))
-	a.attach("r1")
+	a.attach()
 	other, console := sockets(t)
 	a.send(link.Attach{Run: "r2"}, console)
 	_ = console.Close()
@@ -300,7 +300,7 @@ func TestOneContainerIsOneRun(t *testing.T) {
 func TestATerminationIsToldAndNotObeyed(t *testing.T) {
 	c := start(t, null(t), null(t))
 	a := c.take()
-	a.attach("r1")
+	a.attach()
 	for _, ignored := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTSTP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH} {
 		c.signal(ignored)
 	}
@@ -366,7 +366,7 @@ func TestTheStartupProbeSeesTheGuest(t *testing.T) {
 		}
 	}
 	step("shim:waiting", true)
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	step("shim:waiting", true)
 	a.send(link.Running{Phase: link.PhasePaused})
 	step("shim:paused", false)
@@ -401,7 +401,7 @@ func TestTheShimIsSmall(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach("r1")
+	qemu := a.attach()
 	idle := c.memory("VmRSS")
 	t.Logf("idle: VmRSS %d kB, RssAnon %d kB", idle, c.memory("RssAnon"))
 	go func() { _, _ = io.Copy(io.Discard, logs) }()

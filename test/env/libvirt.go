@@ -148,7 +148,7 @@ func (l *Libvirt) Virsh(args ...string) string {
 // start starts a daemon that dies with the test.
 func (l *Libvirt) start(name string, args ...string) *os.Process {
 	l.t.Helper()
-	cmd := exec.Command(name, args...) //nolint:gosec,noctx // a test's own; it ends in remove
+	cmd := exec.Command(name, args...) // it ends in remove
 	cmd.Stdout, cmd.Stderr = l.log, l.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started := make(chan error)

@@ -44,8 +44,8 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 		Magic:                 [4]byte([]byte(qcow2Magic)),
 		Version:               3,
 		ClusterBits:           overlayClusterBits,
-		Size:                  uint64(size),      //nolint:gosec // checked above
-		L1Size:                uint32(l1Entries), //nolint:gosec // at most 131072
+		Size:                  uint64(size),
+		L1Size:                uint32(l1Entries),
 		L1TableOffset:         3 * overlayCluster,
 		RefcountTableOffset:   1 * overlayCluster,
 		RefcountTableClusters: 1,
@@ -60,8 +60,8 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 		extensions.Write(binary.BigEndian.AppendUint32(nil, extensionBackingFormat))
 		extensions.Write(binary.BigEndian.AppendUint32(nil, uint32(len(o.BackingFormat)))) //nolint:gosec // a few letters
 		extensions.Write(format)
-		extensions.Write(make([]byte, 8)) // the end
-		h.BackingFileOffset = uint64(headerSize + extensions.Len())
+		extensions.Write(make([]byte, 8))                           // the end
+		h.BackingFileOffset = uint64(headerSize + extensions.Len()) //nolint:gosec // positive
 		extensions.WriteString(o.Backing)
 	}
 

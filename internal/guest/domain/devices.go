@@ -1,6 +1,8 @@
 package domain
 
 import (
+	"slices"
+
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -51,7 +53,7 @@ func (d Disk) device(i int) libvirtxml.DomainDisk {
 		BackingStore: chain(d.Backing),
 		Target:       target(i),
 		Serial:       d.Name,
-		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1}, //nolint:gosec // an index
+		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1},
 		Address:      slot(slotDisks + i),
 	}
 }
@@ -59,10 +61,10 @@ func (d Disk) device(i int) libvirtxml.DomainDisk {
 // chain names every file below a disk and ends explicitly: without the end libvirt would look into the last file for more.
 func chain(backing []Backing) *libvirtxml.DomainDiskBackingStore {
 	store := &libvirtxml.DomainDiskBackingStore{}
-	for i := len(backing) - 1; i >= 0; i-- {
+	for _, b := range slices.Backward(backing) {
 		store = &libvirtxml.DomainDiskBackingStore{
-			Format:       &libvirtxml.DomainDiskFormat{Type: string(backing[i].Format)},
-			Source:       file(backing[i].Path),
+			Format:       &libvirtxml.DomainDiskFormat{Type: string(b.Format)},
+			Source:       file(b.Path),
 			BackingStore: store,
 		}
 	}
@@ -92,7 +94,7 @@ func (n NIC) device() libvirtxml.DomainInterface {
 		Address: slot(slotNIC),
 	}
 	if n.MTU > 0 {
-		nic.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)} //nolint:gosec // positive
+		nic.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)}
 	}
 	return nic
 }
@@ -102,11 +104,11 @@ func file(path string) *libvirtxml.DomainDiskSource {
 }
 
 func target(i int) *libvirtxml.DomainDiskTarget {
-	return &libvirtxml.DomainDiskTarget{Dev: "vd" + string(rune('a'+i)), Bus: "virtio"}
+	return &libvirtxml.DomainDiskTarget{Dev: "vd" + string(rune('a'+i)), Bus: "virtio"} //nolint:gosec // a letter
 }
 
 func slot(n int) *libvirtxml.DomainAddress {
 	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{
-		Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(uint(n)), Function: new(uint(0)), //nolint:gosec // a slot
+		Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(uint(n)), Function: new(uint(0)),
 	}}
 }

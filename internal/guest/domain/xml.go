@@ -88,7 +88,7 @@ func (g Guest) features() *libvirtxml.DomainFeatureList {
 	}
 	if g.emulated() && g.TranslationCache > 0 {
 		f.TCG = &libvirtxml.DomainFeatureTCG{TBCache: &libvirtxml.DomainFeatureTCGTBCache{
-			Unit: "MiB", Size: uint(g.TranslationCache / kibi / kibi), //nolint:gosec // positive
+			Unit: "MiB", Size: uint(g.TranslationCache / kibi / kibi),
 		}}
 	}
 	return f

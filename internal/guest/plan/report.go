@@ -113,6 +113,7 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 			failed, reason = append(failed, image.Err.Error()), fault.ReasonOf(image.Err)
 		case ImageMissing, ImagePulling:
 			pulling = append(pulling, strings.TrimSpace(strings.TrimPrefix(base, "\x00")+" "+image.Progress))
+		case ImageReady:
 		}
 	}
 	slices.Sort(failed)

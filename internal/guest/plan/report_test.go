@@ -33,53 +33,85 @@ func TestReport(t *testing.T) {
 		freed   types.UID
 		wait    bool
 	}{
-		{name: "a guest that runs", want: Want{VM: vm(), Berth: fresh()},
+		{
+			name: "a guest that runs", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true}, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
-			running: "True Started", disks: "True DisksReady"},
-		{name: "a start that goes well is not worth a word", want: Want{VM: vm(), Berth: fresh()},
+			running: "True Started", disks: "True DisksReady",
+		},
+		{
+			name: "a start that goes well is not worth a word", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAbsent, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
-			running: "False Starting", disks: "True DisksReady", wait: true},
-		{name: "until it takes long", want: Want{VM: vm(), Berth: fresh(old)},
+			running: "False Starting", disks: "True DisksReady", wait: true,
+		},
+		{
+			name: "until it takes long", want: Want{VM: vm(), Berth: fresh(old)},
 			have:    Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAbsent, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
-			running: "False Starting", disks: "True DisksReady"},
-		{name: "a pull is told at once", want: Want{VM: vm(), Berth: fresh()},
+			running: "False Starting", disks: "True DisksReady",
+		},
+		{
+			name: "a pull is told at once", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImagePulling)},
-			running: "False Starting", disks: "False PullingImage"},
-		{name: "so is an image that does not exist", want: Want{VM: vm(), Berth: fresh()},
+			running: "False Starting", disks: "False PullingImage",
+		},
+		{
+			name: "so is an image that does not exist", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: map[string]Image{"root": {State: ImageFailed, Err: notFound}}},
-			running: "False Starting", disks: "False ImageNotFound"},
-		{name: "a step that failed for the disk's sake", want: Want{VM: vm(), Berth: fresh()},
+			running: "False Starting", disks: "False ImageNotFound",
+		},
+		{
+			name: "a step that failed for the disk's sake", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
 			failure: fault.ByUser(v1alpha1.ReasonDiskTooSmall, errors.New("too small")),
-			running: "False Starting", disks: "False DiskTooSmall"},
-		{name: "a step that failed for another", want: Want{VM: vm(), Berth: fresh()},
+			running: "False Starting", disks: "False DiskTooSmall",
+		},
+		{
+			name: "a step that failed for another", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
 			failure: fault.ByUser(v1alpha1.ReasonDomainNameTaken, errors.New("taken")),
-			running: "False DomainNameTaken", disks: "True DisksReady"},
-		{name: "a libvirtd that does not answer", want: Want{VM: vm(ran), Berth: fresh(used)},
+			running: "False DomainNameTaken", disks: "True DisksReady",
+		},
+		{
+			name: "a libvirtd that does not answer", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Unknown: fault.ByTime(v1alpha1.ReasonLibvirtUnreachable, errors.New("no answer"))},
-			running: "Unknown LibvirtUnreachable", disks: "False DisksReady"},
-		{name: "a power-off", want: Want{VM: vm(ran), Berth: fresh(used)},
+			running: "Unknown LibvirtUnreachable", disks: "False DisksReady",
+		},
+		{
+			name: "a power-off", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}},
-			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff},
-		{name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
+			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff,
+		},
+		{
+			name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
-			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost},
-		{name: "an ending berth is released when nothing is left in it", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
+		},
+		{
+			name: "an ending berth is released when nothing is left in it", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true, Terminating: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}},
-			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff, freed: "pod-1"},
-		{name: "not while a process is left", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff, freed: "pod-1",
+		},
+		{
+			name: "not while a process is left", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive},
-			running: "False NotRunning", disks: "False DisksReady"},
-		{name: "not while that is unknown", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
+			running: "False NotRunning", disks: "False DisksReady",
+		},
+		{
+			name: "not while that is unknown", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Unknown: errors.New("?")},
-			running: "Unknown InternalError", disks: "True DisksReady"},
-		{name: "a deleted guest without disks", want: Want{VM: vm(deleted), Berth: fresh(ending)}, have: gone,
-			running: "False NotRunning", disks: "False DisksRemoved", freed: "pod-1"},
-		{name: "an altered berth", want: Want{VM: vm(), Berth: fresh(altered)}, have: gone,
-			running: "False BerthAltered", disks: "False DisksReady"},
-		{name: "an outdated berth", want: Want{VM: vm(), Berth: fresh(used, drifted)}, have: gone,
-			running: "False BerthOutdated", disks: "False DisksReady"},
+			running: "Unknown InternalError", disks: "True DisksReady",
+		},
+		{
+			name: "a deleted guest without disks", want: Want{VM: vm(deleted), Berth: fresh(ending)}, have: gone,
+			running: "False NotRunning", disks: "False DisksRemoved", freed: "pod-1",
+		},
+		{
+			name: "an altered berth", want: Want{VM: vm(), Berth: fresh(altered)}, have: gone,
+			running: "False BerthAltered", disks: "False DisksReady",
+		},
+		{
+			name: "an outdated berth", want: Want{VM: vm(), Berth: fresh(used, drifted)}, have: gone,
+			running: "False BerthOutdated", disks: "False DisksReady",
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -50,7 +50,7 @@ func (k *Keychain) Add(config []byte) error {
 	var file struct {
 		Auths map[string]struct {
 			Username string `json:"username"`
-			Password string `json:"password"` //nolint:gosec // it is what the file holds
+			Password string `json:"password"`
 			Auth     string `json:"auth"`
 		} `json:"auths"`
 	}

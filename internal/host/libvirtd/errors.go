@@ -17,7 +17,7 @@ const maxMessageText = 1024
 
 func isAbsent(err error) bool {
 	e, ok := errors.AsType[golibvirt.Error](err)
-	return ok && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrNoDomain
+	return ok && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrNoDomain //nolint:gosec // a small number
 }
 
 // classify sorts an error of a call. What is no answer of libvirt's has been classified where the answer stayed away.
@@ -27,7 +27,7 @@ func classify(err error) error {
 		return err
 	}
 	err = fmt.Errorf("libvirt: %s (error %d)", bounded(e.Message), e.Code)
-	switch golibvirt.ErrorNumber(e.Code) { //nolint:exhaustive // the rest may pass
+	switch golibvirt.ErrorNumber(e.Code) { //nolint:exhaustive,gosec // the rest may pass; a small number
 	case golibvirt.ErrNoDomain:
 		return fault.ByTime(v1alpha1.ReasonNotRunning, err)
 	case golibvirt.ErrAgentUnresponsive, golibvirt.ErrAgentUnsynced, golibvirt.ErrAgentCommandTimeout, golibvirt.ErrAgentCommandFailed:

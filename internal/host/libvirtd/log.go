@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -137,8 +138,8 @@ func causeOf(reason string, signalled bool) Cause {
 // lastOf joins the last lines, as many as fit.
 func lastOf(lines []string) string {
 	size := 0
-	for i := len(lines) - 1; i >= 0; i-- {
-		if size += len(lines[i]) + 1; size > maxOwnText {
+	for i, line := range slices.Backward(lines) {
+		if size += len(line) + 1; size > maxOwnText {
 			lines = lines[i+1:]
 			break
 		}

