@@ -1,0 +1,36 @@
+# Berth's three images, for those who have a container engine:
+#
+#   docker build --target operator -t ghcr.io/berth-dev/berth-operator:dev .
+#
+# and likewise agent and shim. Each is one static binary on nothing. The lab
+# makes its own without an engine.
+
+FROM --platform=$BUILDPLATFORM golang:1.26 AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY api api
+COPY cmd cmd
+COPY controllers controllers
+COPY internal internal
+ARG TARGETARCH VERSION=dev
+RUN mkdir /out && CGO_ENABLED=0 GOOS=linux GOARCH=$TARGETARCH \
+    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
+
+FROM scratch AS operator
+COPY --from=build /out/berth-operator /
+USER 65532:65532
+ENTRYPOINT ["/berth-operator"]
+
+# Root, but by named capabilities only: see the chart. It speaks to registries,
+# and knows the public certificate authorities.
+FROM scratch AS agent
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
+COPY --from=build /out/berth-agent /
+USER 0:0
+ENTRYPOINT ["/berth-agent"]
+
+FROM scratch AS shim
+COPY --from=build /out/berth-shim /
+USER 65532:65532
+ENTRYPOINT ["/berth-shim"]
