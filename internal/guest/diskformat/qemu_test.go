@@ -102,7 +102,7 @@ func TestDataGoesThroughAnOverlay(t *testing.T) {
 	const baseSize, size = 3 << 20, 700 << 30
 	data := make([]byte, baseSize)
 	for i := range data {
-		data[i] = byte(rand.Uint32()) //nolint:gosec // test data
+		data[i] = byte(rand.Uint32())
 	}
 	raw := write(t, filepath.Join(dir, "base.raw"), data)
 	b, err := Overlay(OverlayOptions{Size: size, Backing: raw, BackingFormat: Raw})

@@ -49,7 +49,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		if _, err := out.Read(make([]byte, 1)); err != nil { // it works now
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(rand.IntN(40_000)) * time.Microsecond) //nolint:gosec // the moment is the test's input, not a wait
+		time.Sleep(time.Duration(rand.IntN(40_000)) * time.Microsecond) // the moment is the input, not a wait
 		_ = child.Process.Kill()
 		_ = child.Wait()
 		check(t, dir, seen)
@@ -67,7 +67,7 @@ func work(t *testing.T, dir string) {
 	s := openAt(t, dir)
 	fmt.Println()
 	for i := 0; ; i++ {
-		n := byte(i % 5) //nolint:gosec // under 5
+		n := byte(i % 5)
 		uid := fmt.Sprintf("00000000-0000-0000-0000-%012d", i%3)
 		err := bring(t, s, disk(n), func(_ context.Context, create func(string) (io.Writer, error)) error {
 			w, err := create(Disk)
@@ -84,7 +84,7 @@ func work(t *testing.T, dir string) {
 		if i%4 == 3 {
 			removed = s.Remove(uid)
 		}
-		if err := s.RemoveImage(disk(byte((i + 1) % 5))); err != nil && !errors.Is(err, ErrInUse) { //nolint:gosec // under 5
+		if err := s.RemoveImage(disk(byte((i + 1) % 5))); err != nil && !errors.Is(err, ErrInUse) {
 			removed = errors.Join(removed, err)
 		}
 		if err := errors.Join(err, claimed, made, remade, kept, removed); err != nil {
@@ -98,7 +98,7 @@ func check(t *testing.T, dir string, seen map[string]int) {
 	s := openAt(t, dir)
 	for _, d := range []string{s.images, s.vms} {
 		for _, name := range names(t, d) {
-			if strings.HasPrefix(name, oldPrefix) || strings.HasPrefix(name, newPrefix) && name != newPrefix+refsFile {
+			if strings.HasPrefix(name, oldPrefix) || strings.HasPrefix(name, newPrefix) {
 				t.Errorf("left %s", name)
 			}
 		}
