@@ -1,0 +1,79 @@
+package build
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// tiny builds the tiny guest and returns its images' directories: one that
+// boots from its disk, one of its kernel alone.
+func (c *Cache) tiny() (map[string]string, error) {
+	kernel, err := c.kernelPackage()
+	if err != nil {
+		return nil, err
+	}
+	files, err := embedded("tiny")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := c.part("guest-tiny", fmt.Sprint(kernel, files), func(dir string) error { return makeTiny(dir, kernel, files) })
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{ImageTiny: filepath.Join(dir, "disk"), ImageKernel: filepath.Join(dir, "kernel")}, nil
+}
+
+func makeTiny(dir, kernel string, files map[string][]byte) error {
+	work, err := os.MkdirTemp("", "berth-tiny-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := unpack(files, work); err != nil {
+		return err
+	}
+	in := func(name string) string { return filepath.Join(work, name) }
+	entries := []entry{
+		{"bin", "", 0o755}, {"bin/busybox", "/bin/busybox", 0o755}, {"dev", "", 0o755},
+		{"etc", "", 0o755}, {"etc/udhcpc", in("udhcpc"), 0o755}, {"etc/console", in("console"), 0o755},
+		{"etc/acpi", "", 0o755}, {"etc/acpi/PWRF", "", 0o755}, {"etc/acpi/PWRF/00000080", in("power"), 0o755},
+		{"init", in("init"), 0o755},
+	}
+	modules, err := addModules(kernel, string(files["modules"]), in("order"))
+	if err != nil {
+		return err
+	}
+	entries = append(entries, modules...)
+	if err := writeInitramfs(in("initrd"), entries); err != nil {
+		return err
+	}
+	vmlinuz, err := only(filepath.Join(kernel, "boot", "vmlinuz-*"))
+	if err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"mkfs.vfat", "-C", "disk.raw", "32768"},
+		{"mcopy", "-i", "disk.raw", vmlinuz, "::vmlinuz"},
+		{"mcopy", "-i", "disk.raw", "initrd", "syslinux.cfg", "::"},
+		{"syslinux", "--install", "disk.raw"},
+		{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"},
+	} {
+		if err := run(work, nil, args...); err != nil {
+			return err
+		}
+	}
+	for name, contents := range map[string][]File{
+		"disk":   {{Path: "/disk/disk.qcow2", From: in("disk.qcow2"), Mode: 0o440, UID: qemuUID}},
+		"kernel": {{Path: "/boot/vmlinuz", From: vmlinuz, Mode: 0o644}, {Path: "/boot/initrd", From: in("initrd"), Mode: 0o644}},
+	} {
+		img, err := Data(contents)
+		if err != nil {
+			return err
+		}
+		if err := SaveImage(img, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
