@@ -33,6 +33,9 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 			break
 		}
 		have = a.observe(ctx, g)
+		if next.Wake > 0 { // these steps take their time
+			break
+		}
 	}
 	wake, reportErr := a.report(ctx, g, have, failure)
 	if next.Wake > 0 && (wake == 0 || next.Wake < wake) {

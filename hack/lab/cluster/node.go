@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"crypto/x509/pkix"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,6 +26,14 @@ var kubeletSysctls = map[string]string{
 	"/proc/sys/kernel/panic_on_oops":      "1",
 	"/proc/sys/kernel/keys/root_maxkeys":  "1000000",
 	"/proc/sys/kernel/keys/root_maxbytes": "25000000",
+}
+
+// shields are the files that a node sees otherwise than this machine: sysctls, and
+// its own name, which libvirtd looks up at each start of a guest and must not wait for.
+func shields(n Node) map[string]string {
+	files := maps.Clone(kubeletSysctls)
+	files["/etc/hosts"] = "127.0.0.1 localhost\n" + n.address() + " " + n.Name()
+	return files
 }
 
 // nodeKeys makes the certificate by which a node's kubelet is known to the API, and it to others.
@@ -80,7 +89,7 @@ func (l Lab) nodeSpec(n Node) machine.Spec {
 		Address: cidr(n.address()),
 		Routes:  routes(n.Name()),
 		Private: nodePrivate,
-		Shields: kubeletSysctls,
+		Shields: shields(n),
 		Services: []machine.Service{
 			{Name: "virtlogd", Args: []string{"virtlogd"}},
 			{Name: "libvirtd", Args: []string{"libvirtd"}, After: "unix:/run/libvirt/virtlogd-sock"},
