@@ -19,6 +19,7 @@ import (
 const usage = `usage: lab [-root DIR] VERB
 
   up [-nodes N] [-no-chart]         bring up what is not up, install this tree
+  build                             fill the cache, start nothing
   down                              remove everything but the cache
   env                               print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
@@ -55,6 +56,8 @@ func run() error {
 	switch {
 	case verb == "up":
 		return t.locked(func() error { return t.up(args[1:]) })
+	case verb == "build" && len(args) == 1:
+		return t.build()
 	case verb == "down" && len(args) == 1:
 		return t.locked(t.lab.Down)
 	case verb == "env" && len(args) == 1:

@@ -20,19 +20,10 @@ func (t *tool) up(args []string) error {
 	if *nodes < 1 || *nodes > cluster.MaxNodes {
 		return fmt.Errorf("-nodes %d: give a number from 1 to %d", *nodes, cluster.MaxNodes)
 	}
-	if err := t.cache.Packages(); err != nil {
-		return err
-	}
-	hack := filepath.Join(t.root, "hack")
-	bin, err := t.cache.Components(filepath.Join(hack, "lab", "components"))
+	pause, err := t.components()
 	if err != nil {
 		return err
 	}
-	pause, err := t.cache.Program(hack, "./lab/pause")
-	if err != nil {
-		return err
-	}
-	t.lab.Bin = bin
 
 	// Guests are built while the cluster starts: they need no part of it.
 	var guests map[string]string
@@ -47,7 +38,7 @@ func (t *tool) up(args []string) error {
 	group.Go(func() {
 		clusterErr = t.lab.Up(*nodes, map[string]string{
 			"lab/pause:1":   pause,
-			"lab/coredns:1": filepath.Join(bin["coredns"], "coredns"),
+			"lab/coredns:1": filepath.Join(t.lab.Bin["coredns"], "coredns"),
 		})
 	})
 	group.Wait()
@@ -72,4 +63,27 @@ func (t *tool) up(args []string) error {
 	}
 	t.cache.Say(`the lab is up; look around with: eval "$(make -s lab-env)"`)
 	return nil
+}
+
+// components builds what a cluster is made of, and returns the path of the pause program.
+func (t *tool) components() (string, error) {
+	if err := t.cache.Packages(); err != nil {
+		return "", err
+	}
+	hack := filepath.Join(t.root, "hack")
+	bin, err := t.cache.Components(filepath.Join(hack, "lab", "components"))
+	if err != nil {
+		return "", err
+	}
+	t.lab.Bin = bin
+	return t.cache.Program(hack, "./lab/pause")
+}
+
+// build fills the cache and starts nothing.
+func (t *tool) build() error {
+	if _, err := t.components(); err != nil {
+		return err
+	}
+	_, err := t.cache.Guests()
+	return err
 }

@@ -30,7 +30,7 @@ func (c *Cache) cloud() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return c.part("guest-cloud", fmt.Sprint(kernel, files), func(dir string) error { return makeCloud(dir, kernel, files) })
+	return c.part("guest-cloud", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeCloud(dir, kernel, files) })
 }
 
 func makeCloud(dir, kernel string, files map[string][]byte) error {
@@ -93,7 +93,7 @@ func makeCloud(dir, kernel string, files map[string][]byte) error {
 func makeRoot(root, lab, kernel string, files map[string][]byte) error {
 	release, _, _ := strings.Cut(suite, "/")
 	args := []string{
-		"mmdebstrap", "--mode=root", "--variant=minbase", "--quiet",
+		"mmdebstrap", "--mode=root", "--variant=minbase",
 		"--include=" + strings.Join(strings.Fields(string(files["packages"])), ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--customize-hook=mkdir $1/lab && cp " + lab + "/* $1/lab/ && chroot $1 /bin/sh /lab/setup && rm -r $1/lab",

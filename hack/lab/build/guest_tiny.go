@@ -17,7 +17,7 @@ func (c *Cache) tiny() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := c.part("guest-tiny", fmt.Sprint(kernel, files), func(dir string) error { return makeTiny(dir, kernel, files) })
+	dir, err := c.part("guest-tiny", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeTiny(dir, kernel, files) })
 	if err != nil {
 		return nil, err
 	}

@@ -89,7 +89,10 @@ func (l Lab) Kubeconfig() string { return l.keys().kubeconfig("admin") }
 
 // Up brings up what is not up yet: the switch, the control plane, the nodes.
 func (l Lab) Up(nodes int, images map[string]string) error {
-	if err := machine.Switch(cidr(hostAddress), routes("")); err != nil {
+	if err := l.alone(); err != nil {
+		return err
+	}
+	if err := machine.Switch(l.Dir, cidr(hostAddress), routes("")); err != nil {
 		return err
 	}
 	if err := machine.MakeMountPoints(nodePrivate, l.made()); err != nil {
@@ -242,8 +245,20 @@ func (l Lab) client(stdin []byte, path string, args []string) error {
 	return nil
 }
 
+// alone makes sure that no other lab is up here: names and addresses are the same in each.
+func (l Lab) alone() error {
+	owner, err := machine.Owner()
+	if err == nil && owner != "" && owner != l.Dir {
+		err = fmt.Errorf("another lab is up on this machine, in %s; take it down first, with its BERTH_CACHE=%s", owner, filepath.Dir(owner))
+	}
+	return err
+}
+
 // Down removes everything but the cache, whatever state it is in.
 func (l Lab) Down() error {
+	if err := l.alone(); err != nil {
+		return err
+	}
 	for _, name := range l.machines() {
 		if err := machine.Stop(l.machine(name)); err != nil {
 			return err

@@ -17,19 +17,37 @@ const nicName = "eth0"
 
 func portName(machine string) string { return "bl-" + machine }
 
-// Switch makes the switch between the machines, gives this host an address on
-// it, and routes to what lies behind the machines.
-func Switch(address string, routes map[string]string) error {
+// Owner is who made the switch that is here, or "" when there is none.
+func Owner() (string, error) {
 	link, err := netlink.LinkByName(bridgeName)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		link = &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}
-		if err := netlink.LinkAdd(link); err != nil {
-			return fmt.Errorf("making bridge %s: %w", bridgeName, err)
-		}
-	} else if err != nil {
-		return fmt.Errorf("looking for bridge %s: %w", bridgeName, err)
+		return "", nil
 	}
-	return configure(link, address, routes)
+	if err != nil {
+		return "", fmt.Errorf("looking for bridge %s: %w", bridgeName, err)
+	}
+	return link.Attrs().Alias, nil
+}
+
+// Switch makes the switch between the machines of owner, gives this host an
+// address on it, and routes to what lies behind the machines.
+func Switch(owner, address string, routes map[string]string) error {
+	if was, err := Owner(); err != nil || was == owner {
+		return err
+	}
+	link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName}}
+	if err := netlink.LinkAdd(link); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("making bridge %s: %w", bridgeName, err)
+	}
+	made, err := netlink.LinkByName(bridgeName)
+	if err != nil {
+		return err
+	}
+	if err := configure(made, address, routes); err != nil {
+		return err
+	}
+	// Last: it says that the rest is done.
+	return netlink.LinkSetAlias(made, owner)
 }
 
 // RemoveSwitch removes the switch; its routes go with it.

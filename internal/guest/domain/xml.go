@@ -17,8 +17,8 @@ const (
 	slotSerial
 	slotRNG
 	slotBalloon
-	slotSeed
 	slotDisks
+	slotSeed = 30 // behind the disks: the first of them is the guest's vda
 )
 
 const kibi = 1 << 10

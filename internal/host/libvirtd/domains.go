@@ -158,6 +158,11 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	if d.Name == "" || d.UUID == "" {
 		return errors.New("the domain to start has no name or no UUID")
 	}
+	if d.Type == "kvm" {
+		if err := c.kvmUsable(); err != nil {
+			return fmt.Errorf("starting domain %s: %w", d.Name, err)
+		}
+	}
 	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) error {
 		_, err := l.DomainCreateXML(doc, golibvirt.DomainStartPaused)
 		return err

@@ -73,6 +73,9 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 // try returns nil and why if libvirt says that guests cannot run this way.
 func (c *Client) try(ctx context.Context, kind string) (_ *Virt, why, err error) {
 	v, err := c.virt(ctx, kind)
+	if err == nil && kind == "kvm" {
+		err = c.kvmUsable()
+	}
 	if fault.ReasonOf(err) == v1alpha1.ReasonKVMUnavailable {
 		return nil, err, nil
 	}

@@ -44,7 +44,7 @@ func (h *Handle) Alive() bool {
 }
 
 func alive(fd int) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0) //nolint:gosec // a descriptor
 	return err == nil && n == 0
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -36,10 +37,7 @@ var debian = guest{
 }
 
 func with(name, reply string) guest {
-	g := guest{}
-	for k, v := range debian {
-		g[k] = v
-	}
+	g := maps.Clone(debian)
 	g[name] = reply
 	return g
 }
