@@ -7,7 +7,6 @@ SHELL := /bin/bash
 export CGO_ENABLED ?= 0
 export BERTH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/berth
 
-OUT := $(CURDIR)/_out
 LAB := $(BERTH_CACHE)/bin/lab -root $(CURDIR)
 NODES ?= 2
 
@@ -31,3 +30,13 @@ down: lab-down ## The same.
 .PHONY: lab-env
 lab-env: lab ## Print what a shell needs: eval "$(make -s lab-env)".
 	@$(LAB) env
+
+.PHONY: generate
+generate: ## Write all generated files: after a change of the API, an RBAC marker or the chart.
+	@controller_gen=$$(hack/tool.sh tools/generate); helm=$$(hack/tool.sh lab/components/helm); \
+	go build -C hack -buildvcs=false -o $(CURDIR)/_out/generate ./generate; \
+	PATH=$$controller_gen:$$helm:$$PATH _out/generate
+
+.PHONY: lint
+lint: ## Linters, import rules, generated files, sizes.
+	@hack/lint.sh

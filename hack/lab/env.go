@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -41,9 +42,7 @@ func (t *tool) writeEnv(images map[string]string, kvm bool) error {
 		"LAB_DIR":      t.lab.Dir,
 		"LAB_KVM":      fmt.Sprint(kvm),
 	}
-	for name, reference := range images {
-		vars[name] = reference
-	}
+	maps.Copy(vars, images)
 	lines := []string{fmt.Sprintf("export PATH=%s:$PATH", bin)}
 	for name, value := range vars {
 		lines = append(lines, fmt.Sprintf("export %s='%s'", name, value))

@@ -47,11 +47,11 @@ func writeCpio(out io.Writer, entries []entry) error {
 
 // writeMember: a header of hexadecimal fields, the name, the data, each padded to 4 bytes.
 func writeMember(out io.Writer, inode int, name string, mode int, data []byte) error {
-	header := "070701"
+	head := []byte("070701")
 	for _, field := range []int{inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0} {
-		header += fmt.Sprintf("%08x", field)
+		head = fmt.Appendf(head, "%08x", field)
 	}
-	head := append([]byte(header+name), 0)
+	head = append(append(head, name...), 0)
 	for _, part := range [][]byte{head, data} {
 		padding := make([]byte, -len(part)&3)
 		if _, err := out.Write(append(part, padding...)); err != nil {

@@ -35,9 +35,15 @@ func makeTiny(dir, kernel string, files map[string][]byte) error {
 	}
 	in := func(name string) string { return filepath.Join(work, name) }
 	entries := []entry{
-		{"bin", "", 0o755}, {"bin/busybox", "/bin/busybox", 0o755}, {"dev", "", 0o755},
-		{"etc", "", 0o755}, {"etc/udhcpc", in("udhcpc"), 0o755}, {"etc/console", in("console"), 0o755},
-		{"etc/acpi", "", 0o755}, {"etc/acpi/PWRF", "", 0o755}, {"etc/acpi/PWRF/00000080", in("power"), 0o755},
+		{"bin", "", 0o755},
+		{"bin/busybox", "/bin/busybox", 0o755},
+		{"dev", "", 0o755},
+		{"etc", "", 0o755},
+		{"etc/udhcpc", in("udhcpc"), 0o755},
+		{"etc/console", in("console"), 0o755},
+		{"etc/acpi", "", 0o755},
+		{"etc/acpi/PWRF", "", 0o755},
+		{"etc/acpi/PWRF/00000080", in("power"), 0o755},
 		{"init", in("init"), 0o755},
 	}
 	modules, err := addModules(kernel, string(files["modules"]), in("order"))

@@ -17,7 +17,7 @@ const kvmTimeout = 8 * time.Second
 // device, run firmware under it, and hang when a kernel enters 64-bit mode. The
 // answer holds until the machine is started anew.
 func (c *Cache) KVM() (bool, error) {
-	if _, err := os.Stat("/dev/kvm"); err != nil {
+	if !exists("/dev/kvm") {
 		c.Say("no /dev/kvm here: guests are emulated, slowly")
 		return false, nil
 	}
@@ -29,9 +29,8 @@ func (c *Cache) KVM() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	var works bool
 	dir, err := c.part("kvm", string(boot), func(dir string) error {
-		works, err = kernelBoots(kernel)
+		works, err := kernelBoots(kernel)
 		if works && err == nil {
 			return os.WriteFile(filepath.Join(dir, "works"), nil, 0o644)
 		}
@@ -40,23 +39,28 @@ func (c *Cache) KVM() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if _, err := os.Stat(filepath.Join(dir, "works")); err != nil {
+	works := exists(filepath.Join(dir, "works"))
+	if !works {
 		c.Say("/dev/kvm answers but does not run Linux here: guests are emulated, slowly")
-		return false, nil
 	}
-	return true, nil
+	return works, nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 // kernelBoots starts Linux under KVM and waits for its first line.
 func kernelBoots(kernel string) (bool, error) {
-	vmlinuz, err := filepath.Glob(filepath.Join(kernel, "boot", "vmlinuz-*"))
-	if err != nil || len(vmlinuz) == 0 {
+	vmlinuz, err := only(filepath.Join(kernel, "boot", "vmlinuz-*"))
+	if err != nil {
 		return false, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), kvmTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "kvm", "-m", "128", "-nodefaults", "-display", "none",
-		"-no-reboot", "-serial", "stdio", "-kernel", vmlinuz[0], "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1")
+		"-no-reboot", "-serial", "stdio", "-kernel", vmlinuz, "-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return false, err

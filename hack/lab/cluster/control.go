@@ -8,7 +8,7 @@ import (
 )
 
 // controlKeys makes the certificates of the control plane and of its users.
-func controlKeys(a authority) error {
+func controlKeys(a *authority) error {
 	if err := a.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, controlAddress, serviceAPI, "127.0.0.1",
 		"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+clusterDomain); err != nil {
 		return err

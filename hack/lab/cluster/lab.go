@@ -147,7 +147,7 @@ func (l Lab) Up(nodes int, images map[string]string) error {
 	return nil
 }
 
-func (l Lab) startNode(ca authority, n Node) error {
+func (l Lab) startNode(ca *authority, n Node) error {
 	if err := nodeKeys(ca, n); err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func shields(n Node) map[string]string {
 }
 
 // nodeKeys makes the certificate by which a node's kubelet is known to the API, and it to others.
-func nodeKeys(a authority, n Node) error {
+func nodeKeys(a *authority, n Node) error {
 	user := "system:node:" + n.Name()
 	if err := a.user(n.Name(), user, "system:nodes"); err != nil {
 		return err

@@ -37,11 +37,12 @@ type authority struct {
 }
 
 // openAuthority reads the cluster's authority, or makes it.
-func openAuthority(k keys) (authority, error) {
-	a := authority{keys: k}
+func openAuthority(k keys) (*authority, error) {
+	a := &authority{keys: k}
 	raw, err := os.ReadFile(k.key("ca"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return a, a.create()
+		err := a.create()
+		return a, err
 	}
 	if err != nil {
 		return a, err
@@ -85,7 +86,7 @@ func (a *authority) create() error {
 }
 
 // issue makes a certificate for a subject, for use as client and server.
-func (a authority) issue(name string, subject pkix.Name, hosts ...string) error {
+func (a *authority) issue(name string, subject pkix.Name, hosts ...string) error {
 	if _, err := os.Stat(a.keys.key(name)); err == nil {
 		return nil
 	}
@@ -113,7 +114,7 @@ func (a authority) issue(name string, subject pkix.Name, hosts ...string) error 
 	return a.write(name, crt, key)
 }
 
-func (a authority) write(name string, crt *x509.Certificate, key *ecdsa.PrivateKey) error {
+func (a *authority) write(name string, crt *x509.Certificate, key *ecdsa.PrivateKey) error {
 	der, err := x509.CreateCertificate(rand.Reader, crt, a.crt, key.Public(), a.key)
 	if err != nil {
 		return fmt.Errorf("signing the certificate of %s: %w", name, err)
@@ -133,8 +134,8 @@ func (a authority) write(name string, crt *x509.Certificate, key *ecdsa.PrivateK
 	)
 }
 
-// kubeconfig makes a certificate for a user of the API, and the file to use it with.
-func (a authority) user(name, user string, groups ...string) error {
+// user makes a certificate for a user of the API, and the file to use it with.
+func (a *authority) user(name, user string, groups ...string) error {
 	if err := a.issue(name, pkix.Name{CommonName: user, Organization: groups}); err != nil {
 		return err
 	}
