@@ -15,7 +15,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent"
-	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/cgroup" //nolint:depguard // the process starts anew before anything of it runs
 )
 
 // version is set by the linker.

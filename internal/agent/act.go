@@ -182,7 +182,7 @@ func (a *Agent) machine(g *guest, user int) (domain.Guest, error) {
 		CPU:          domain.CPU{Sockets: int(vm.Spec.CPU.Sockets), Cores: int(vm.Spec.CPU.Cores), Threads: int(vm.Spec.CPU.Threads), Model: vm.Spec.CPU.Model},
 		Memory:       vm.Spec.Memory.Size.Value(),
 		Console:      a.consolePath(string(g.uid)),
-		UID:          uint32(user),
+		UID:          uint32(user), //nolint:gosec // a uid
 		GID:          a.qemuGroup(user),
 	}
 	if a.Acceleration == v1alpha1.AccelerationEmulation {

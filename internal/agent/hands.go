@@ -52,8 +52,8 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 		filepath.Join(a.LibvirtDir, "libvirt-sock"), filepath.Join(a.LibvirtDir, "virtqemud-sock"),
 	}}, libvirtd.Watcher{
 		Changed:      func(uuid string) { a.enqueue(types.UID(uuid)) },
-		Resync:       func() { go a.resync() },
-		Connectivity: func(error) { go a.resync() },
+		Resync:       func() { go a.resync() },      //nolint:contextcheck // it has the agent's whole life
+		Connectivity: func(error) { go a.resync() }, //nolint:contextcheck // it has the agent's whole life
 	})
 	h.links = &links{byPod: map[types.UID]*link{}}
 	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
@@ -71,7 +71,7 @@ func (a *Agent) listen(ctx context.Context, q queue) error {
 		}
 	}()
 	go func() {
-		err := a.runtime.Events(ctx, func(pod string) { a.onContainer(types.UID(pod)) }, func() { go a.resync() })
+		err := a.runtime.Events(ctx, func(pod string) { a.onContainer(types.UID(pod)) }, func() { go a.resync() }) //nolint:contextcheck // it has the agent's whole life
 		if err != nil && ctx.Err() == nil {
 			log.Info("The runtime tells no events; kubelet's word is slower", "cause", err.Error())
 		}
@@ -126,7 +126,7 @@ func (a *Agent) qemuGroup(user int) uint32 {
 			}
 		}
 	}
-	return uint32(user)
+	return uint32(user) //nolint:gosec // a uid
 }
 
 // partition is the pod's slice, so that QEMU is born where the pod's end reaches it. Only machined takes it.

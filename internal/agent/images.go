@@ -163,7 +163,7 @@ func (a *Agent) available(g *guest, b base) (store.Content, error) {
 	none := store.Content{}
 	ref, err := image.ParseReference(b.ref)
 	if err != nil {
-		return none, nil // the pull says it
+		return none, nil //nolint:nilerr // the pull says it
 	}
 	digest := b.pin
 	if digest == "" {
@@ -182,7 +182,7 @@ func (a *Agent) available(g *guest, b base) (store.Content, error) {
 	}
 	keys, err := a.keychain(g)
 	if err != nil {
-		return none, nil // the pull says it
+		return none, nil //nolint:nilerr // the pull says it
 	}
 	may, err := a.store.Allowed(content, keys.Proofs(ref))
 	if err != nil || !may {

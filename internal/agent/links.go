@@ -99,7 +99,7 @@ func (a *Agent) connect(ctx context.Context, vm, pod types.UID) (*link, plan.Con
 		return nil, plan.ContainerUnknown, err
 	}
 	a.links.put(pod, n)
-	go a.read(vm, pod, n)
+	go a.read(vm, pod, n) //nolint:gosec,contextcheck // it outlives the step, and ends with the link
 	return n, plan.ContainerAlive, nil
 }
 
@@ -162,6 +162,7 @@ func (n *link) send(ctx context.Context, m shimlink.Message, files ...*os.File) 
 		n.phase = m.Phase
 	case shimlink.Exit:
 		n.exiting = true
+	case shimlink.Hello, shimlink.State: // its answer tells all
 	}
 	return nil
 }

@@ -95,7 +95,7 @@ func (a *Agent) virtualMachine(ctx context.Context, uid types.UID) (*v1alpha1.Vi
 		return nil, fmt.Errorf("reading VirtualMachine %s: %w", key, err)
 	}
 	if err != nil || vm.UID != uid {
-		return nil, nil // gone, or made anew
+		return nil, nil //nolint:nilerr // gone, or made anew
 	}
 	return &vm, nil
 }
