@@ -38,6 +38,8 @@ var (
 const (
 	// hostLook is how often the host is looked at though nothing happened.
 	hostLook = 5 * time.Minute
+	// troubledLook is the same while no guest can start on it: most of what mends a host cannot be heard.
+	troubledLook = 15 * time.Second
 	// maxListed bounds the lists in a host's status.
 	maxListed = 100
 )
@@ -46,7 +48,11 @@ const (
 func (a *Agent) setupHost(mgr ctrl.Manager) error {
 	loop, err := controller.NewTyped("host", mgr, controller.TypedOptions[types.UID]{
 		Reconciler: reconcile.TypedFunc[types.UID](func(ctx context.Context, _ types.UID) (ctrl.Result, error) {
-			return kube.Outcome(a.syncHost(ctx), hostLook)
+			ready, err := a.syncHost(ctx)
+			if !ready {
+				return kube.Outcome(err, troubledLook)
+			}
+			return kube.Outcome(err, hostLook)
 		}),
 	})
 	if err != nil {
@@ -71,22 +77,22 @@ func (a *Agent) wakeHost() {
 	}
 }
 
-// syncHost reports what this host is and has.
-func (a *Agent) syncHost(ctx context.Context) error {
+// syncHost reports what this host is and has, and whether guests can start on it.
+func (a *Agent) syncHost(ctx context.Context) (ready bool, err error) {
 	var host v1alpha1.VirtualMachineHost
-	err := a.client.Get(ctx, types.NamespacedName{Name: a.Node}, &host)
+	err = a.client.Get(ctx, types.NamespacedName{Name: a.Node}, &host)
 	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("reading host: %w", err)
+		return false, fmt.Errorf("reading host: %w", err)
 	}
 	if err != nil {
 		host = v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: a.Node}}
 		if err := a.client.Create(ctx, &host); err != nil {
-			return fmt.Errorf("making host %s: %w", a.Node, err)
+			return false, fmt.Errorf("making host %s: %w", a.Node, err)
 		}
 	}
 	want := a.hostStatus(ctx, &host)
 	_, err = a.status.Write(ctx, &host, want, &host.Status)
-	return err
+	return condition.Is(want.Conditions, v1alpha1.ConditionHostReady, metav1.ConditionTrue), err
 }
 
 func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHost) *v1alpha1.VirtualMachineHostStatus {

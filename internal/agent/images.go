@@ -98,7 +98,7 @@ func (p *pulls) begin(key pullKey) bool {
 	} else if !found.done {
 		return false
 	} else {
-		found.done = false
+		found.done, found.content = false, store.Content{}
 	}
 	return true
 }
@@ -140,7 +140,7 @@ func (a *Agent) image(g *guest, b base) (plan.Image, error) {
 		case p.done:
 			return plan.Image{State: plan.ImageFailed, Err: p.err, Retry: p.retry}, nil
 		case p.content.Digest == "":
-			return plan.Image{State: plan.ImagePulling, Progress: "asking the registry"}, nil
+			return plan.Image{State: plan.ImagePulling, Progress: "asking the registry", Err: p.err}, nil
 		}
 		progress := "waiting"
 		if i := a.store.Importing(p.content); i != nil {

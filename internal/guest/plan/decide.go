@@ -167,12 +167,14 @@ func exit(w Want, h Have) []Step {
 func ended(w Want, h Have) End {
 	ours := h.End == nil || h.End.Reason == v1alpha1.ReasonDestroyed
 	switch {
+	case h.End != nil && !h.End.Told.IsZero():
+		return *h.End
 	case ours && h.Shim.Terminating && h.Shim.TerminatingFor >= w.grace():
-		return End{v1alpha1.ReasonForcedOff, 137, "the guest did not power off within its grace period and was ended"}
+		return End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
 	case startingUp(w, h) && h.Shim.RunningFor >= w.startupLimit():
-		return End{v1alpha1.ReasonStartupProbeFailed, 137, "the guest did not pass its startupProbe in time and was ended"}
+		return End{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
 	case h.End == nil:
-		return End{v1alpha1.ReasonQEMUFailed, 1, "QEMU ended, nobody saw why"}
+		return End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU ended, nobody saw why"}
 	}
 	return *h.End
 }

@@ -61,6 +61,9 @@ func drifted(b *Berth)  { b.Drift = []string{"cpu"} }
 func altered(b *Berth)  { b.Altered = "container \"spy\" was added" }
 
 func images(state ImageState) map[string]Image {
+	if state != ImageFailed {
+		return map[string]Image{"root": {State: state}}
+	}
 	return map[string]Image{"root": {State: state, Err: errors.New("no such image"), Retry: now.Add(7 * time.Second)}}
 }
 

@@ -97,7 +97,8 @@ type Image struct {
 	State ImageState
 	// Progress tells how far a pull is, for people.
 	Progress string
-	// Err is why a pull failed, Retry when it may be tried again.
+	// Err is why a pull failed, Retry when it may be tried again. An image on its way has the Err of the last attempt
+	// until the registry answers, so that retries do not hide what is wrong.
 	Err   error
 	Retry time.Time
 	// Digest is the image's digest once known.
@@ -120,6 +121,8 @@ type End struct {
 	Reason  v1alpha1.Reason
 	Code    int32
 	Message string
+	// Told is when the shim was told so; from then on the verdict stands. Zero before.
+	Told time.Time
 }
 
 // guest: there is, or may be, a QEMU of this guest.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -107,17 +108,15 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	}
 	var failed, pulling []string
 	var reason v1alpha1.Reason
-	for base, image := range h.Base {
-		switch image.State {
-		case ImageFailed:
+	for _, base := range slices.Sorted(maps.Keys(h.Base)) {
+		switch image := h.Base[base]; {
+		case image.State == ImageReady:
+		case image.Err != nil:
 			failed, reason = append(failed, image.Err.Error()), fault.ReasonOf(image.Err)
-		case ImageMissing, ImagePulling:
+		default:
 			pulling = append(pulling, strings.TrimSpace(strings.TrimPrefix(base, "\x00")+" "+image.Progress))
-		case ImageReady:
 		}
 	}
-	slices.Sort(failed)
-	slices.Sort(pulling)
 	switch {
 	case h.guest() || !w.accepts():
 		return is(len(h.Disks) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
@@ -155,11 +154,14 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 		end = ended(w, h)
 	case was && h.Container != ContainerAlive && h.End != nil:
 		end = *h.End
-		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
-			end = End{v1alpha1.ReasonShimLost, 137, "the berth's container ended, and the guest with it"}
+		if end.Reason == v1alpha1.ReasonDestroyed && end.Told.IsZero() { // by us, because its container was gone
+			end = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
 		}
 	default:
 		return had
+	}
+	if !end.Told.IsZero() {
+		now = end.Told
 	}
 	exit := &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Shorten(end.Message), Time: metav1.NewTime(now).Rfc3339Copy()}
 	if !was && had != nil && had.Reason == exit.Reason && had.ExitCode == exit.ExitCode && had.Message == exit.Message {

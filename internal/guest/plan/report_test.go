@@ -59,6 +59,11 @@ func TestReport(t *testing.T) {
 			running: "False Starting", disks: "False ImageNotFound",
 		},
 		{
+			name: "which a new attempt does not hide", want: Want{VM: vm(), Berth: fresh()},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: map[string]Image{"root": {State: ImagePulling, Err: notFound}}},
+			running: "False Starting", disks: "False ImageNotFound",
+		},
+		{
 			name: "a step that failed for the disk's sake", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
 			failure: fault.ByUser(v1alpha1.ReasonDiskTooSmall, errors.New("too small")),

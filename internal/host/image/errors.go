@@ -36,7 +36,7 @@ func mismatch(ref Reference, what string) error {
 
 func unreachable(ref Reference, err error) error {
 	return fault.ByTime(v1alpha1.ReasonRegistryUnreachable,
-		fmt.Errorf("image %s: registry %s does not serve it: %w", ref, ref.Registry, err))
+		fmt.Errorf("image %s: registry %s does not serve it, and is asked again: %w", ref, ref.Registry, err))
 }
 
 // refusal classifies an answer that is no success.

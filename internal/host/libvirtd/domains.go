@@ -190,7 +190,7 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 	case holder == id:
 		return nil
 	case holder != "":
-		return fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf("the host has another domain named %s, with UUID %s", name, holder))
+		return fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf("the host has another domain named %s, with UUID %s: rename or undefine it with virsh, or give the VirtualMachine another name", name, holder))
 	case !isAbsent(err):
 		return fmt.Errorf("starting domain %s: %w", name, classify(err))
 	}
