@@ -36,11 +36,12 @@ func (t *tool) writeEnv(images map[string]string, kvm bool) error {
 		}
 	}
 	vars := map[string]string{
-		"KUBECONFIG":   t.lab.Kubeconfig(),
-		"LAB_REGISTRY": cluster.Registry,
-		"LAB_NODES":    strings.Join(t.lab.Nodes(), " "),
-		"LAB_DIR":      t.lab.Dir,
-		"LAB_KVM":      fmt.Sprint(kvm),
+		"KUBECONFIG":        t.lab.Kubeconfig(),
+		"LAB_REGISTRY":      cluster.Registry,
+		"LAB_TEST_REGISTRY": cluster.TestRegistry,
+		"LAB_NODES":         strings.Join(t.lab.Nodes(), " "),
+		"LAB_DIR":           t.lab.Dir,
+		"LAB_KVM":           fmt.Sprint(kvm),
 	}
 	maps.Copy(vars, images)
 	lines := []string{fmt.Sprintf("export PATH=%s:$PATH", bin)}

@@ -65,7 +65,7 @@ func (t *tool) install(kvm bool) error {
 			"--set", "image.registry="+productRegistry,
 			"--set", "image.tag="+tag,
 			"--set", "agent.acceleration="+acceleration,
-			"--set", "agent.insecureRegistries={"+cluster.Registry+"}",
+			"--set", "agent.insecureRegistries={"+cluster.Registry+","+cluster.TestRegistry+"}",
 			"--set", fmt.Sprintf("agent.capabilities.sysResource=%t", cluster.SysResource()),
 		)
 	})

@@ -16,6 +16,9 @@ const (
 	// Registry is the lab's OCI registry, spoken to by plain HTTP from
 	// everywhere: this host, nodes, pods.
 	Registry = controlAddress + ":5000"
+	// TestRegistry is where a test may serve a registry of its own, one that
+	// misbehaves, by plain HTTP. Nobody listens there otherwise.
+	TestRegistry = hostAddress + ":5001"
 
 	apiServer = "https://" + controlAddress + ":6443"
 	// control is the machine of the control plane.
