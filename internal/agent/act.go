@@ -71,6 +71,8 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Kill:
 		return a.kill(uid)
 	case plan.Exit:
+		s.End.Told = a.now()
+		a.hints.ended(g.uid, s.End)
 		return g.link.send(ctx, shimlink.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
 	case plan.Clear:
 		return a.clear(uid)
@@ -168,6 +170,7 @@ func (a *Agent) create(ctx context.Context, g *guest) error {
 	if err != nil {
 		return fmt.Errorf("describing the domain: %w", err)
 	}
+	a.hints.begin(g.uid)
 	return a.libvirt.CreatePaused(ctx, doc)
 }
 

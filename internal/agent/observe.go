@@ -186,6 +186,9 @@ func (a *Agent) end(g *guest, h *plan.Have) *plan.End {
 	if !served {
 		return nil
 	}
+	if end, ok := a.hints.verdict(g.uid); ok {
+		return &end
+	}
 	if g.link != nil {
 		if kills, err := a.cgroups.OOMKills(g.link.group); err == nil && kills > 0 {
 			return &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: "QEMU was over the berth's memory limit"}
