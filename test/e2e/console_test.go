@@ -4,10 +4,18 @@ import (
 	"bufio"
 	"context"
 	"io"
+	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/remotecommand"
 )
 
 // console follows a guest's serial console, as kubectl logs -f shows it.
@@ -62,9 +70,15 @@ func (c *console) String() string {
 // await waits until the console has shown a text.
 func (c *console) await(text string) {
 	c.l.Helper()
+	c.awaitTimes(text, 1)
+}
+
+// awaitTimes waits until the console has shown a text so many times.
+func (c *console) awaitTimes(text string, times int) {
+	c.l.Helper()
 	deadline := time.NewTimer(patience)
 	defer deadline.Stop()
-	for !strings.Contains(c.String(), text) {
+	for strings.Count(c.String(), text) < times {
 		select {
 		case <-c.more:
 		case <-deadline.C:
@@ -74,27 +88,34 @@ func (c *console) await(text string) {
 	}
 }
 
-// typed opens the guest's console for typing, as kubectl attach does.
-func (l *lab) attach(vm string) io.WriteCloser {
+// say types a line into the guest's console, as in kubectl attach -it.
+func (l *lab) say(vm, line string) {
 	l.Helper()
-	ctx, cancel := context.WithCancel(l.Context())
-	cmd := exec.CommandContext(ctx, "kubectl", "-n", l.ns, "attach", "-i", vm)
-	in, err := cmd.StdinPipe()
+	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
 		l.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		l.Fatalf("kubectl attach: %v", err)
+	clients, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		l.Fatal(err)
 	}
-	l.Cleanup(func() { cancel(); _ = cmd.Wait() })
-	return in
-}
-
-// say types a line into the guest's console.
-func (l *lab) say(vm, line string) {
-	l.Helper()
-	in := l.attach(vm)
-	if _, err := io.WriteString(in, line+"\n"); err != nil {
+	url := clients.CoreV1().RESTClient().Post().Namespace(l.ns).Resource("pods").Name(vm).SubResource("attach").
+		VersionedParams(&corev1.PodAttachOptions{Stdin: true, Stdout: true, TTY: true}, scheme.ParameterCodec).URL()
+	attach, err := remotecommand.NewWebSocketExecutor(config, http.MethodGet, url.String())
+	if err != nil {
+		l.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(l.Context())
+	in, typed := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- attach.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard, Tty: true})
+	}()
+	if _, err := io.WriteString(typed, line+"\n"); err != nil {
 		l.Fatalf("typing %q: %v", line, err)
 	}
+	l.Cleanup(func() { // an end of input would close the console for who comes next
+		cancel()
+		<-done
+	})
 }
