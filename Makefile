@@ -40,3 +40,11 @@ generate: ## Write all generated files: after a change of the API, an RBAC marke
 .PHONY: lint
 lint: ## Linters, import rules, generated files, sizes.
 	@hack/lint.sh
+
+.PHONY: test
+test: lab ## All tests: linters, real parts, journeys in a lab (taken down again unless it was up).
+	@hack/test.sh
+
+.PHONY: demo
+demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, with every step explained.
+	@hack/demo.sh

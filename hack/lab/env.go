@@ -64,3 +64,28 @@ func (t *tool) env() error {
 	_, err = os.Stdout.Write(raw)
 	return err
 }
+
+// parts prints where tests find the real parts that they are run against.
+func (t *tool) parts() error {
+	if _, err := t.components(); err != nil {
+		return err
+	}
+	dir := filepath.Join(t.cache.Dir, "parts")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, component := range map[string]string{
+		"kube-apiserver": "kubernetes", "kubectl": "kubernetes", "etcd": "etcd", "helm": "helm",
+		"containerd": "containerd", "containerd-shim-runc-v2": "containerd", "ctr": "containerd", "runc": "runc",
+	} {
+		link := filepath.Join(dir, name)
+		if err := os.Remove(link); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.Symlink(filepath.Join(t.lab.Bin[component], name), link); err != nil {
+			return err
+		}
+	}
+	_, err := fmt.Printf("export KUBEBUILDER_ASSETS='%s'\nexport PATH='%s':$PATH\n", dir, dir)
+	return err
+}

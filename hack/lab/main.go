@@ -22,6 +22,7 @@ const usage = `usage: lab [-root DIR] VERB
   build                             fill the cache, start nothing
   down                              remove everything but the cache
   env                               print exports for eval
+  parts                             build what tests run against, print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
   service VERB MACHINE SERVICE      start, stop or restart one service
   restart MACHINE                   power failure, then power
@@ -62,6 +63,8 @@ func run() error {
 		return t.locked(t.lab.Down)
 	case verb == "env" && len(args) == 1:
 		return t.env()
+	case verb == "parts" && len(args) == 1:
+		return t.parts()
 	case verb == "exec" && len(args) > 2:
 		dir, err := t.lab.Machine(args[1])
 		if err != nil {

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# All that `make test` does: linters, tests on real parts, and journeys in a
+# lab, which is brought up for them and taken down again unless it was there.
+# Every step runs even if one before it failed; the end says which did.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+: "${BERTH_CACHE:?run make test}"
+lab() { "$BERTH_CACHE/bin/lab" -root "$PWD" "$@"; }
+failed=()
+
+step() {
+	local name=$1 start=$SECONDS
+	shift
+	printf '\n== %s\n' "$name"
+	if "$@"; then
+		printf '== %s: ok, %d s\n' "$name" $((SECONDS - start))
+	else
+		printf '== %s: FAILED, %d s\n' "$name" $((SECONDS - start))
+		failed+=("$name")
+	fi
+}
+
+# parts names the real parts to the tests: an API server, containerd, helm.
+parts() {
+	local exports
+	exports=$(lab parts) && eval "$exports" && export BERTH_TEST_REQUIRE=1
+}
+
+# unit runs every test but the journeys.
+unit() {
+	local packages
+	packages=$(go list ./... | grep -v /test/e2e) || return
+	# shellcheck disable=SC2086 # one package a word
+	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
+}
+
+journeys() {
+	local was_up=no
+	lab env >/dev/null 2>&1 && was_up=yes
+	lab up || return
+	eval "$(lab env)"
+	local verdict=0
+	go test -count=1 -timeout 40m -parallel 3 ./test/e2e || verdict=1
+	[ "$was_up" = yes ] || lab down || verdict=1
+	return "$verdict"
+}
+
+step "build the lab's parts" lab build
+step "find them" parts
+step "lint" hack/lint.sh
+step "tests on real parts" unit
+step "journeys in the lab" journeys
+
+if [ ${#failed[@]} -gt 0 ]; then
+	printf '\nFAILED: %s\n' "${failed[@]}"
+	exit 1
+fi
+printf '\nAll passed in %d s.\n' "$SECONDS"
