@@ -42,7 +42,7 @@ func TestLife(t *testing.T) {
 	vm := l.vm("disked", "to be Ready", isReady)
 	node, digest := vm.Status.NodeName, vm.Status.Disks[0].ImageDigest
 	console := l.logs("disked")
-	console.await("tiny: up disked")
+	console.await("tiny: up")
 	if first, _, _ := strings.Cut(console.String(), "tiny: up"); !strings.Contains(first, "Linux version") {
 		t.Errorf("the console does not begin with the kernel's first words: %.200q", first)
 	}
@@ -61,7 +61,7 @@ func TestLife(t *testing.T) {
 	if vm.Status.NodeName != node || vm.Status.Disks[0].ImageDigest != digest {
 		t.Errorf("it came back on %s with %s, was on %s with %s", vm.Status.NodeName, vm.Status.Disks[0].ImageDigest, node, digest)
 	}
-	l.logs("disked").await("tiny: up disked")
+	l.logs("disked").await("tiny: up")
 
 	t.Log("pause and resume")
 	uid := l.pod("disked", "to be there", func(p *corev1.Pod) bool { return p != nil }).UID
