@@ -6,20 +6,20 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/qga"
 )
 
 // hints are what is worth remembering of guests and can be lost.
 type hints struct {
 	mu      sync.Mutex
 	blocked map[types.UID]time.Time
-	guests  map[types.UID]*v1alpha1.GuestInfo
+	agents  map[types.UID]*guestInfo
 	ends    map[types.UID]plan.End
 }
 
 func newHints() *hints {
-	return &hints{blocked: map[types.UID]time.Time{}, guests: map[types.UID]*v1alpha1.GuestInfo{}, ends: map[types.UID]plan.End{}}
+	return &hints{blocked: map[types.UID]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
 }
 
 // blockedFor is how long ago the guest was first seen as blocked.
@@ -38,20 +38,40 @@ func (h *hints) blockedFor(uid types.UID, is bool, now time.Time) time.Duration 
 	return now.Sub(since)
 }
 
-// info is what the guest agent told; it is forgotten when the agent goes, and then asked again.
-func (h *hints) info(uid types.UID, connected bool) *v1alpha1.GuestInfo {
+// agent is what the guest's agent has told since it connected, and, if it is time to ask it, where the answer goes.
+// A guest whose CPUs stand still is not asked.
+func (h *hints) agent(uid types.UID, connected, runs bool, now time.Time) (known guestInfo, ask *guestInfo) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !connected {
-		delete(h.guests, uid)
+		delete(h.agents, uid)
+		return known, nil
 	}
-	return h.guests[uid]
+	it := h.agents[uid]
+	if it == nil {
+		it = &guestInfo{wait: firstInfo}
+		h.agents[uid] = it
+	}
+	if runs && !it.asking && !now.Before(it.again) {
+		it.asking, ask = true, it
+	}
+	return *it, ask
 }
 
-func (h *hints) tell(uid types.UID, info *v1alpha1.GuestInfo) {
+// answer takes note of what a guest's agent told, and tells whether that is new. An agent that has answered once and
+// then does not still is the same agent.
+func (h *hints) answer(it *guestInfo, told qga.Info, err error, now time.Time) (isNew bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.guests[uid] = info
+	it.asking, it.again = false, now.Add(it.wait)
+	it.wait = min(2*it.wait, lastInfo)
+	if err != nil {
+		return false
+	}
+	info := infoOf(told)
+	isNew = !it.answered || *it.info != *info
+	it.answered, it.info = true, info
+	return isNew
 }
 
 // ended remembers the verdict on a guest, which nobody can find again once its container is gone.
@@ -73,5 +93,14 @@ func (h *hints) verdict(uid types.UID) (plan.End, bool) {
 func (h *hints) begin(uid types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.ends, uid)
+}
+
+// forget drops all about a guest that is gone from this node.
+func (h *hints) forget(uid types.UID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.blocked, uid)
+	delete(h.agents, uid)
 	delete(h.ends, uid)
 }

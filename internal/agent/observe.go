@@ -41,13 +41,13 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 			return unknown(fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf(
 				"domain %s on node %s has this guest's UUID and is not Berth's: undefine or destroy it with virsh", found.Name, a.Node)))
 		}
-		h.AgentConnected, g.agentConnected = facts.AgentConnected, facts.AgentConnected
+		g.agentConnected = facts.AgentConnected
 		if g.berthUID == "" {
 			g.berthUID = types.UID(facts.Identity.Berth)
 		}
 	}
 	h.BlockedFor = a.hints.blockedFor(g.uid, h.Domain == plan.DomainBlocked, a.now())
-	h.Guest = a.hints.info(g.uid, h.AgentConnected)
+	a.observeAgent(g, &h, facts.AgentConnected)
 
 	a.observeContainer(ctx, g, &h)
 	if err := observeProcess(g, &h); err != nil {

@@ -37,6 +37,10 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 			break
 		}
 	}
+	if g.VM == nil && err == nil && have.Unknown == nil && !have.Kept {
+		a.hints.forget(uid)
+		a.pulls.forget(uid)
+	}
 	wake, reportErr := a.report(ctx, g, have, failure)
 	if next.Wake > 0 && (wake == 0 || next.Wake < wake) {
 		wake = next.Wake
