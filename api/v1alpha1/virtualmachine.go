@@ -70,7 +70,7 @@ const (
 
 // VirtualMachineSpec is what the user wants of a guest.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.kernel) || size(self.disks) > 0",message="the guest has nothing to boot from: give disks or kernel"
+// +kubebuilder:validation:XValidation:rule="has(self.kernel) || has(self.disks) && size(self.disks) > 0",message="the guest has nothing to boot from: give disks or kernel"
 // +kubebuilder:validation:XValidation:rule="!(self.state == 'Paused' && has(self.livenessProbe))",message="a paused guest cannot answer its livenessProbe and would be restarted: remove the probe, or use state Stopped"
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, e.name == d.name))",message="disks need different names"
 type VirtualMachineSpec struct {
