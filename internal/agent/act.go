@@ -73,7 +73,11 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Exit:
 		s.End.Told = a.now()
 		a.hints.ended(g.uid, s.End)
-		return g.link.send(ctx, shimlink.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
+		err := g.link.send(ctx, shimlink.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
+		if err == nil && s.End.Reason != v1alpha1.ReasonNotRunning {
+			a.meters.exited(s.End.Reason)
+		}
+		return err
 	case plan.Clear:
 		return a.clear(uid)
 	case plan.RemoveDisks:

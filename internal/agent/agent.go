@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
@@ -60,6 +61,7 @@ type Agent struct {
 	live   client.Reader // from the API server
 	status *kube.StatusWriter
 	events events.EventRecorder
+	meters *meters
 	now    func() time.Time
 
 	queue     queue // of guests, by their VirtualMachine's UID
@@ -98,10 +100,13 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	a := &Agent{
 		Options: o, client: mgr.GetClient(), live: mgr.GetAPIReader(),
 		status: &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.AgentManager},
-		events: mgr.GetEventRecorder("berth-agent"), now: time.Now,
+		events: mgr.GetEventRecorder("berth-agent"), now: time.Now, meters: newMeters(),
 	}
 	if a.hands, err = a.takeHands(ctx); err != nil {
 		return err
+	}
+	if err := a.meters.register(metrics.Registry, o.StateDir, a.libvirt.Connected); err != nil {
+		return fmt.Errorf("registering metrics: %w", err)
 	}
 	if err := a.index(ctx, mgr.GetFieldIndexer()); err != nil {
 		return err

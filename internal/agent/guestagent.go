@@ -55,6 +55,7 @@ func (a *Agent) askAgent(g *guest, into *guestInfo) {
 	defer cancel()
 	told, err := qga.Ask(ctx, a.libvirt, string(g.uid))
 	if err != nil {
+		a.meters.agentFailures.Inc()
 		ctrl.Log.WithName("host").V(1).Info("Guest agent does not answer", "vm", g.uid, "cause", err.Error())
 	}
 	if a.hints.answer(into, told, err, a.now()) {

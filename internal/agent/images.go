@@ -226,6 +226,7 @@ func (a *Agent) pull(g *guest, names []string) {
 				if err == nil {
 					err = a.fetch(a.life, key, keys)
 				}
+				a.meters.pulled(err)
 				a.pulls.end(key, err, a.now())
 				a.enqueue(key.vm)
 			}()
@@ -260,6 +261,7 @@ func (a *Agent) fetch(ctx context.Context, key pullKey, keys image.Keychain) err
 		return found.Files(ctx, files, create)
 	})
 	<-job.Done()
+	a.meters.pullBytes.Add(float64(job.Bytes()))
 	if err := job.Err(); err != nil {
 		return fmt.Errorf("image %s: %w", key.base.ref, err)
 	}

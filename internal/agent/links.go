@@ -143,6 +143,7 @@ func (a *Agent) read(vm, pod types.UID, n *link) {
 	})
 	if err != nil && n.shim.Alive() {
 		log.Info("Shim does not keep to the protocol", "cause", err.Error())
+		a.meters.breaches.Inc()
 		a.links.drop(pod, n)
 		a.enqueue(vm)
 	}

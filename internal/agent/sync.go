@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -37,6 +36,7 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 			break
 		}
 	}
+	a.meters.states.saw(uid, g.state(&have))
 	if g.VM == nil && err == nil && have.Unknown == nil && !have.Kept {
 		a.hints.forget(uid)
 		a.pulls.forget(uid)
@@ -52,11 +52,14 @@ func (a *Agent) act(ctx context.Context, g *guest, steps []plan.Step) error {
 	log := ctrl.LoggerFrom(ctx)
 	for _, step := range steps {
 		began := a.now()
-		if err := a.do(ctx, g, step); err != nil {
-			log.V(1).Info("Step failed", "step", fmt.Sprintf("%T", step), "cause", err.Error())
+		err := a.do(ctx, g, step)
+		took := a.now().Sub(began)
+		a.meters.stepped(step, took, err)
+		if err != nil {
+			log.V(1).Info("Step failed", "step", stepName(step), "cause", err.Error())
 			return err
 		}
-		log.V(1).Info("Did step", "step", fmt.Sprintf("%T", step), "took", a.now().Sub(began).String())
+		log.V(1).Info("Did step", "step", stepName(step), "took", took.String())
 	}
 	return nil
 }
