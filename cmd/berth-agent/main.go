@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/go-logr/logr"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -44,6 +45,8 @@ func run() error {
 	flag.StringVar(&registries, "insecure-registries", "", "registries that are spoken to by plain HTTP: host:port, comma-separated")
 	flag.StringVar(&subnet, "guest-subnet", "10.0.2.0/24", "private subnet between a berth and its guest")
 	flag.StringVar(&size, "max-image-size", "256Gi", "limit of what is unpacked from an image")
+	flag.DurationVar(&o.Images.Keep, "keep-images", 7*24*time.Hour, "how long an image stays that no guest uses; 0 is for ever")
+	flag.IntVar(&o.Images.Full, "full-percent", 85, "how full the file system of -state-dir may be before unused images go early; 100 is never")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":9760", "address of /metrics, by HTTPS to whom the API server lets; 0 serves none")
 	flag.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9761", "address of /healthz and /readyz; 0 serves none")
 	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")
@@ -67,6 +70,9 @@ func run() error {
 		return fmt.Errorf("-max-image-size %q: %w", size, err)
 	}
 	o.MaxImageSize = limit.Value()
+	if o.Images.Keep < 0 || o.Images.Full < 0 || o.Images.Full > 100 {
+		return fmt.Errorf("-keep-images is %s, -full-percent is %d: write no less than 0, and at most 100 percent", o.Images.Keep, o.Images.Full)
+	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("reading the cluster's address: %w", err)

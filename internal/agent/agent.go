@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/kube"
 )
 
@@ -47,6 +49,8 @@ type Options struct {
 	InsecureRegistries []string
 	// MaxImageSize limits what is unpacked from an image, in bytes.
 	MaxImageSize int64
+	// Images say how long images stay that no guest uses.
+	Images store.Limits
 	// GuestSubnet is the private subnet between a berth and its guest: its first address is the berth's, its second the guest's.
 	GuestSubnet netip.Prefix
 	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
@@ -167,6 +171,9 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 		if err := loop.Watch(s); err != nil {
 			return fmt.Errorf("watching: %w", err)
 		}
+	}
+	if err := mgr.Add(manager.RunnableFunc(a.collectImages)); err != nil {
+		return fmt.Errorf("adding the collector of images: %w", err)
 	}
 	return a.setupHost(mgr)
 }

@@ -227,6 +227,9 @@ func (a *Agent) pull(g *guest, names []string) {
 					err = a.fetch(a.life, key, keys)
 				}
 				a.meters.pulled(err)
+				if fault.ReasonOf(err) == v1alpha1.ReasonStoreFull {
+					a.collect() // before it is tried again
+				}
 				a.pulls.end(key, err, a.now())
 				a.enqueue(key.vm)
 			}()

@@ -87,6 +87,9 @@ func (a *Agent) connect(ctx context.Context, vm, pod types.UID) (*link, plan.Con
 		return nil, plan.ContainerDead, nil
 	}
 	shim, err := process.Open(found.PID)
+	if errors.Is(err, unix.ESRCH) { // it has ended, and the runtime will not say so before QEMU has left its cgroup
+		return nil, plan.ContainerDead, nil
+	}
 	if err != nil {
 		return nil, plan.ContainerUnknown, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("opening the shim's process: %w", err))
 	}

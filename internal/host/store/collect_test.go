@@ -1,0 +1,84 @@
+package store
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestCollect(t *testing.T) {
+	now := time.Now()
+	const keep = time.Hour
+	for name, c := range map[string]struct {
+		limits Limits
+		after  time.Duration
+		used   bool
+		goes   bool
+	}{
+		"an old one that nothing uses goes":      {limits: Limits{Keep: keep, Full: 100}, after: 2 * keep, goes: true},
+		"a young one stays":                      {limits: Limits{Keep: keep, Full: 100}, after: keep / 2},
+		"an old one in use stays":                {limits: Limits{Keep: keep, Full: 100}, after: 2 * keep, used: true},
+		"one in use stays on a full disk":        {limits: Limits{Full: 0}, after: 2 * keep, used: true},
+		"a full disk makes a young one go":       {limits: Limits{Keep: keep, Full: 0}, after: keep / 2, goes: true},
+		"one that was just brought stays":        {limits: Limits{Keep: keep, Full: 0}, after: time.Minute},
+		"without limits an old one stays":        {limits: Limits{Full: 100}, after: 1000 * keep},
+		"an old one goes on a disk with no room": {limits: Limits{Keep: keep, Full: 0}, after: 2 * keep, goes: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			with(t, s, disk(1), mib)
+			if c.used {
+				user := claim(t, s, web)
+				if _, err := s.Overlay(web, Overlay{Name: "root", Base: disk(1), User: user}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			removed, err := s.Collect(c.limits, now.Add(c.after))
+			if err != nil {
+				t.Fatal(err)
+			}
+			left, err := s.Images()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if (len(removed) == 1) != c.goes || (len(left) == 0) != c.goes {
+				t.Errorf("removed %v, left %v", removed, left)
+			}
+		})
+	}
+}
+
+func TestCollectCountsFromTheLastUse(t *testing.T) {
+	s, now := open(t), time.Now()
+	limits := Limits{Keep: time.Hour, Full: 100}
+	with(t, s, disk(1), mib)
+	with(t, s, disk(2), mib)
+	user := claim(t, s, web)
+	if _, err := s.Overlay(web, Overlay{Name: "root", Base: disk(1), User: user}); err != nil {
+		t.Fatal(err)
+	}
+	collect := func(after time.Duration) []string {
+		t.Helper()
+		removed, err := s.Collect(limits, now.Add(after))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var digests []string
+		for _, i := range removed {
+			digests = append(digests, i.Digest)
+		}
+		return digests
+	}
+	if got := collect(2 * time.Hour); !slices.Equal(got, []string{disk(2).Digest}) {
+		t.Errorf("removed %v", got)
+	}
+	if err := s.Remove(web); err != nil {
+		t.Fatal(err)
+	}
+	if got := collect(2*time.Hour + time.Minute); got != nil {
+		t.Errorf("removed %v a minute after its last use", got)
+	}
+	if got := collect(3*time.Hour + time.Minute); !slices.Equal(got, []string{disk(1).Digest}) {
+		t.Errorf("removed %v an hour after its last use", got)
+	}
+}
