@@ -46,8 +46,14 @@ var connect = sync.OnceValues(func() (client.WithWatch, error) {
 // start gives a test its namespace; the test runs side by side with others.
 func start(t *testing.T) *lab {
 	t.Helper()
-	env.Need(t, "LAB_REGISTRY", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
 	t.Parallel()
+	return startAlone(t)
+}
+
+// startAlone is start for a test that disturbs a node: it runs before all that run side by side.
+func startAlone(t *testing.T) *lab {
+	t.Helper()
+	env.Need(t, "LAB_REGISTRY", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
 	c, err := connect()
 	if err != nil {
 		t.Fatalf("reaching the lab: %v", err)

@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// imaged is a guest with a disk from an image of the misbehaving registry, and more lines of YAML.
+func imaged(repository, more string) string {
+	return tiny + fmt.Sprintf("  disks:\n  - name: data\n    image: %s/%s\n", os.Getenv("LAB_TEST_REGISTRY"), repository) + more
+}
+
+func TestBadImages(t *testing.T) {
+	l := start(t)
+	l.recovers(bad{
+		manifest:  imaged(l.ns+"/away", ""),
+		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "is asked again",
+		mend: func(l *lab) {
+			misbehaving.put(l.ns+"/away", newDisk(l))
+			misbehaving.listen(l)
+		},
+	})
+	l.kubectl("", "delete", "vm", "tiny")
+	const disks = v1alpha1.ConditionDisksReady
+	good := func(repository string) func(l *lab) {
+		return func(l *lab) { misbehaving.put(l.ns+repository, newDisk(l)) }
+	}
+	behaves := func(repository string) func(l *lab) {
+		return func(l *lab) { misbehaving.mend(l.ns + repository) }
+	}
+	holds := func(content func(l *lab) string) func(l *lab) {
+		return func(l *lab) { misbehaving.put(l.ns+"/disk", content(l)) }
+	}
+	for _, c := range []struct {
+		bad
+		repository, more string
+	}{
+		{repository: "/missing", bad: bad{
+			name:   "missing",
+			reason: v1alpha1.ReasonImageNotFound, says: "correct the name, or push it", mend: good("/missing"),
+		}},
+		{repository: "/stall", bad: bad{
+			name: "from a registry that stalls", before: good("/stall"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "sent nothing for too long", mend: behaves("/stall"),
+		}},
+		{repository: "/corrupt", bad: bad{
+			name: "other than its digest", before: good("/corrupt"),
+			reason: v1alpha1.ReasonImageDigestMismatch, says: "push the image again", mend: behaves("/corrupt"),
+		}},
+		{repository: "/disk", bad: bad{
+			name: "no disk", before: holds(func(*lab) string { return "#!/bin/sh\n" }),
+			reason: v1alpha1.ReasonImageNotDisk, says: "no whole number of 512-byte sectors", mend: good("/disk"),
+		}},
+		{repository: "/disk", bad: bad{
+			name: "qcow2 with a backing file", before: holds(func(l *lab) string { return qcow2(l, "-b", "/etc/passwd", "-F", "raw") }),
+			reason: v1alpha1.ReasonImageUnsafe, says: "has a backing file: flatten it", mend: good("/disk"),
+		}},
+		{repository: "/disk", bad: bad{
+			name: "qcow2 with a data file", before: holds(func(l *lab) string { return qcow2(l, "-o", "data_file=data") }),
+			reason: v1alpha1.ReasonImageUnsafe, says: "external data file: flatten it", mend: good("/disk"),
+		}},
+		{repository: "/disk", more: "    size: 1Mi\n", bad: bad{
+			name: "larger than its disk", before: holds(func(l *lab) string { return newDisk(l) + newDisk(l) }),
+			reason: v1alpha1.ReasonDiskTooSmall, says: "raise size",
+			mend: func(l *lab) {
+				l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p", `[{"op":"replace","path":"/spec/disks/0/size","value":"2Mi"}]`)
+			},
+		}},
+		{repository: "/private", bad: bad{
+			name: "private, without a pull secret", before: good("/private"),
+			reason: v1alpha1.ReasonImageUnauthorized, says: "name a Secret in imagePullSecrets",
+			mend: func(l *lab) {
+				pullSecret(l, password)
+				l.patch("tiny", `{"imagePullSecrets":[{"name":"pull"}]}`)
+			},
+		}},
+		{repository: "/private", more: "  imagePullSecrets: [{name: pull}]\n", bad: bad{
+			name: "private, with a pull secret that is missing", before: good("/private"),
+			reason: v1alpha1.ReasonSecretMissing, says: "create it with kubectl create secret docker-registry",
+			mend: func(l *lab) { pullSecret(l, password) },
+		}},
+		{repository: "/private", more: "  imagePullSecrets: [{name: pull}]\n", bad: bad{
+			name:   "private, with a wrong pull secret",
+			before: func(l *lab) { good("/private")(l); pullSecret(l, "wrong") },
+			reason: v1alpha1.ReasonImageUnauthorized, says: "mend the Secret",
+			mend: func(l *lab) { l.kubectl("", "delete", "secret", "pull"); pullSecret(l, password) },
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := start(t)
+			c.condition, c.manifest = disks, imaged(l.ns+c.repository, c.more)
+			l.recovers(c.bad)
+		})
+	}
+}
+
+func pullSecret(l *lab, password string) {
+	l.Helper()
+	l.kubectl("", "create", "secret", "docker-registry", "pull",
+		"--docker-server="+os.Getenv("LAB_TEST_REGISTRY"), "--docker-username=robot", "--docker-password="+password)
+}
+
+// qcow2 is a disk as qemu-img makes it.
+func qcow2(l *lab, args ...string) string {
+	l.Helper()
+	path := filepath.Join(l.TempDir(), "disk.qcow2")
+	cmd := exec.CommandContext(l.Context(), "qemu-img", append(append([]string{"create", "-q", "-f", "qcow2"}, args...), path, "1M")...)
+	cmd.Dir = filepath.Dir(path)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		l.Fatalf("%v: %s", err, out)
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		l.Fatal(err)
+	}
+	return string(raw)
+}
