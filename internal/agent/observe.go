@@ -182,12 +182,12 @@ var exitCodes = map[libvirtd.Cause]plan.End{
 
 // end finds out how a guest that is gone ended: from the kernel, from libvirt's event, or from its log.
 func (a *Agent) end(g *guest, h *plan.Have) *plan.End {
+	if end, ok := a.hints.verdict(g.uid); ok {
+		return &end
+	}
 	served := h.Shim != nil && h.Shim.Attached || condition.Is(g.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)
 	if !served {
 		return nil
-	}
-	if end, ok := a.hints.verdict(g.uid); ok {
-		return &end
 	}
 	if g.link != nil {
 		if kills, err := a.cgroups.OOMKills(g.link.group); err == nil && kills > 0 {

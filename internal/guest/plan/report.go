@@ -51,6 +51,9 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 	slices.SortFunc(conditions, byType)
 	s.Conditions = condition.Carry(conditions, had.Conditions, w.VM.Generation, now)
 
+	if h.Shim != nil && h.Shim.Attached && h.Domain == DomainAbsent && h.Process != ProcessNone {
+		return s, killAgain // its QEMU is about to end; how, shows then
+	}
 	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
 		if age := now.Sub(w.Berth.Created); age < quiet {
 			wait = quiet - age
@@ -150,11 +153,13 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	switch {
 	case h.Unknown != nil || h.guest():
 		return had
+	case h.End != nil && !h.End.Told.IsZero():
+		end = *h.End
 	case h.Shim != nil && h.Shim.Attached:
 		end = ended(w, h)
 	case was && h.Container != ContainerAlive && h.End != nil:
 		end = *h.End
-		if end.Reason == v1alpha1.ReasonDestroyed && end.Told.IsZero() { // by us, because its container was gone
+		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
 		}
 	default:

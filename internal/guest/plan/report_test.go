@@ -86,6 +86,16 @@ func TestReport(t *testing.T) {
 			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff,
 		},
 		{
+			name: "an end that the shim was told, though the status says already that nothing runs", want: Want{VM: vm(), Berth: fresh(used, finished)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonPoweredOff, Told: now}},
+			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff,
+		},
+		{
+			name: "a QEMU that is about to end", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true}},
+			running: "False Starting", disks: "True DisksReady", wait: true,
+		},
+		{
 			name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
