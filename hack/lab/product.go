@@ -94,7 +94,7 @@ func (t *tool) pushGuests(dirs map[string]string) (map[string]string, error) {
 	return references, nil
 }
 
-var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud"}
+var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud", build.ImageTools: "tools"}
 
 // hasProduct tells whether the tree has all programs of Berth.
 func (t *tool) hasProduct() (bool, error) {
