@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -45,6 +46,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	}
 	next := decide(seen)
 	err = r.act(ctx, seen, next)
+	if len(next) > 0 && (err == nil || apierrors.IsConflict(err)) {
+		// What was seen is out of date. The watch brings what we did, and then it is told: in one write, and
+		// never that there is no berth because the cache did not have it yet.
+		return kube.Outcome(err, seen.wake())
+	}
 	if e := r.report(ctx, seen, err); e != nil { // the one write to the VM's status
 		return kube.Outcome(errors.Join(err, e), 0)
 	}

@@ -1,0 +1,304 @@
+package controllers_test
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/test/env"
+)
+
+// user is the field manager of the user, who applies.
+const user = "kubectl"
+
+func TestOperator(t *testing.T) {
+	config, c := env.APIServer(t)
+	nodes := env.NewWorld(t, c)
+	for _, name := range []string{"n1", "n2"} {
+		nodes.Node(name)
+		nodes.Host(name, v1alpha1.VirtualMachineHostStatus{
+			Acceleration: v1alpha1.AccelerationKVM,
+			Conditions:   []metav1.Condition{env.Condition(v1alpha1.ConditionHostReady, true, v1alpha1.ReasonHostReady)},
+		})
+	}
+	t.Run("writes no more than it must", func(t *testing.T) {
+		w := play{env.NewWorld(t, c)}
+		o := startOperator(t, config, "one")
+		env.Eventually(t, "labels of the node", func() bool {
+			var node corev1.Node
+			return c.Get(t.Context(), client.ObjectKey{Name: "n1"}, &node) == nil && node.Labels[berth.LabelReady] == "true"
+		})
+		o.wrote()
+		w.apply("web", nil)
+		w.runs("web", "n1")
+		w.delete("web")
+		w.ends("web", w.Pod("web"), true)
+		want := []string{
+			"patch virtualmachines",        // its finalizer
+			"create pods",                  //
+			"patch virtualmachines/status", // Pending
+			"patch virtualmachines/status", // Starting
+			"patch virtualmachines/status", // Running
+			"patch virtualmachines/status", // Ready
+			"delete pods",                  //
+			"patch virtualmachines/status", // Stopping
+			"patch pods",                   // its finalizer
+			"patch virtualmachines/status", // no berth
+			"patch virtualmachines",        // its finalizer
+		}
+		// It may be fewer, if it sees two changes at once, and one more, if its cache has not seen its own last write.
+		if got := o.wrote(); len(got) > len(want)+1 {
+			t.Errorf("-want +got:\n%s", cmp.Diff(want, got))
+		}
+	})
+	t.Run("leads a guest through its life", func(t *testing.T) {
+		startOperator(t, config, "one")
+		life(play{env.NewWorld(t, c)})
+	})
+	t.Run("may be killed after every write", func(t *testing.T) {
+		o := startOperator(t, config, "one")
+		o.setDeadly(true)
+		life(play{env.NewWorld(t, c)})
+		o.setDeadly(false)
+		var berths int
+		for _, what := range o.wrote() {
+			if what == "create pods" {
+				berths++
+			}
+		}
+		if berths != 4 {
+			t.Errorf("it asked for %d berths, want one for each of 4 starts", berths)
+		}
+	})
+	t.Run("leads alone of two", func(t *testing.T) {
+		first, second := startOperator(t, config, "elected"), startOperator(t, config, "elected")
+		w := play{env.NewWorld(t, c)}
+		w.apply("web", nil)
+		w.runs("web", "n1")
+		one, other := first.wrote(), second.wrote()
+		if len(one) > 0 && len(other) > 0 {
+			t.Errorf("both wrote: %q and %q", one, other)
+		}
+		if len(one) > 0 {
+			first.kill()
+		} else {
+			second.kill()
+		}
+		w.delete("web")
+		w.ends("web", w.Pod("web"), true)
+	})
+}
+
+// life leads a guest through everything that its user may ask for.
+func life(w play) {
+	t := w.T
+	w.apply("web", nil)
+	first := w.runs("web", "n1")
+	w.promises(first)
+
+	w.apply("web", map[string]any{"cpu": map[string]any{"cores": 2}})
+	w.until("web", "a change that waits", func(vm *v1alpha1.VirtualMachine) bool {
+		return cmp.Equal(vm.Status.PendingChanges, []string{"cpu"}) && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonChangesPending)
+	})
+	w.apply("web", nil)
+	w.until("web", "no change that waits, once it is taken back", func(vm *v1alpha1.VirtualMachine) bool {
+		return len(vm.Status.PendingChanges) == 0 && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionTrue, v1alpha1.ReasonUpToDate)
+	})
+	w.apply("web", map[string]any{"cpu": map[string]any{"cores": 2}})
+	w.until("web", "the change again", func(vm *v1alpha1.VirtualMachine) bool { return len(vm.Status.PendingChanges) == 1 })
+	if pod := w.Pod("web"); pod.UID != first.UID || pod.DeletionTimestamp != nil {
+		t.Fatal("a guest that ran lost its berth to a change")
+	}
+	w.Agent("web", guest(false, v1alpha1.ReasonPoweredOff))
+	w.ends("web", first, false)
+	second := w.runs("web", "n1")
+	if len(w.VM("web").Status.PendingChanges) > 0 || second.Spec.Containers[0].Resources.Requests.Cpu().MilliValue() != 200 {
+		t.Error("the new berth does not have the change")
+	}
+
+	w.apply("web", map[string]any{"state": "Stopped"})
+	w.ends("web", second, false)
+	w.until("web", "a guest that is stopped", func(vm *v1alpha1.VirtualMachine) bool {
+		return vm.Status.Phase == v1alpha1.PhaseStopped && meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionReady) == nil &&
+			vm.Status.Berth == nil && vm.Status.NodeName == "n1"
+	})
+	w.apply("web", nil)
+	third := w.runs("web", "n1")
+	w.apply("web", map[string]any{"restartedAt": "today"})
+	w.ends("web", third, false)
+	fourth := w.runs("web", "n1")
+	w.usersAlone("web")
+	w.delete("web")
+	w.ends("web", fourth, true)
+}
+
+// play is a world with a user in it.
+type play struct{ *env.World }
+
+// apply applies a VirtualMachine as its user does, with changes to its spec.
+func (w play) apply(name string, changes map[string]any) {
+	w.T.Helper()
+	spec := map[string]any{
+		"memory": map[string]any{"size": "1Gi"},
+		"disks":  []any{map[string]any{"name": "root", "image": "registry.example/debian:12"}},
+	}
+	for key, value := range changes {
+		spec[key] = value
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
+	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachine"))
+	u.SetNamespace(w.Namespace)
+	u.SetName(name)
+	u.SetLabels(map[string]string{"team": "blue"})
+	u.SetAnnotations(map[string]string{"example.com/why": "a test"})
+	if err := w.Apply(w.T.Context(), client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(user)); err != nil {
+		w.T.Fatalf("applying: %v", err)
+	}
+}
+
+func (w play) delete(name string) {
+	w.T.Helper()
+	if err := w.Delete(w.T.Context(), w.VM(name)); err != nil {
+		w.T.Fatal(err)
+	}
+}
+
+func (w play) until(name, what string, claim func(*v1alpha1.VirtualMachine) bool) {
+	w.T.Helper()
+	var vm *v1alpha1.VirtualMachine
+	w.T.Cleanup(func() {
+		if w.T.Failed() && vm != nil {
+			raw, _ := json.MarshalIndent(vm.Status, "", " ")
+			w.T.Logf("when %s was awaited: %s", what, raw)
+			vm = nil
+		}
+	})
+	env.Eventually(w.T, what, func() bool {
+		vm = w.VM(name)
+		return vm != nil && claim(vm)
+	})
+	vm = nil
+}
+
+// runs waits for a new berth, gives it a node, and starts a guest in it.
+func (w play) runs(name, node string) *corev1.Pod {
+	w.T.Helper()
+	env.Eventually(w.T, "a berth", func() bool { return w.Pod(name) != nil })
+	w.Bind(name, node)
+	pod := w.Pod(name)
+	w.until(name, "a status that names the berth", func(vm *v1alpha1.VirtualMachine) bool {
+		return vm.Status.NodeName == node && vm.Status.Berth != nil && vm.Status.Berth.PodUID == pod.UID
+	})
+	w.Agent(name, guest(true, v1alpha1.ReasonStarted))
+	w.Kubelet(name, corev1.PodRunning, true)
+	w.until(name, "a guest that is ready", func(vm *v1alpha1.VirtualMachine) bool {
+		return vm.Status.Phase == v1alpha1.PhaseRunning && says(vm, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady) &&
+			cmp.Equal(vm.Status.Addresses, []string{"10.9.8.7"})
+	})
+	return pod
+}
+
+// ends waits until the operator ends a berth, plays its end, and sees that the
+// operator gives finalizers up only on evidence, first the pod's.
+func (w play) ends(name string, pod *corev1.Pod, forGood bool) {
+	w.T.Helper()
+	env.Eventually(w.T, "the berth's end", func() bool { return w.Pod(name).DeletionTimestamp != nil })
+	w.until(name, "a guest that stops", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Phase == v1alpha1.PhaseStopping })
+	w.KubeletEnds(pod)
+	if p := w.Pod(name); p == nil || p.UID != pod.UID {
+		w.T.Fatal("the berth went before its guest was proven gone")
+	}
+	status := guest(false, v1alpha1.ReasonNotRunning)
+	status.ReleasedBerth = pod.UID
+	w.Agent(name, status)
+	env.Eventually(w.T, "the berth's going", func() bool { p := w.Pod(name); return p == nil || p.UID != pod.UID })
+	if !forGood {
+		return
+	}
+	if w.VM(name) == nil {
+		w.T.Fatal("the VirtualMachine went before its disks")
+	}
+	w.until(name, "a status without berth", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Berth == nil })
+	status.Disks = nil
+	status.Conditions = []metav1.Condition{env.Condition(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonDisksRemoved)}
+	w.Agent(name, status)
+	env.Eventually(w.T, "the VirtualMachine's going", func() bool { return w.VM(name) == nil })
+}
+
+// promises checks what DESIGN promises of a berth, as the API server took it.
+func (w play) promises(pod *corev1.Pod) {
+	t := w.T
+	t.Helper()
+	vm := w.VM(pod.Name)
+	if owner, ours := berth.OwnerUID(pod); !ours || owner != vm.UID {
+		t.Error("the berth is not its VirtualMachine's")
+	}
+	if reason := berth.Altered(pod, vm); reason != "" {
+		t.Errorf("the berth counts as altered: %s", reason)
+	}
+	if !cmp.Equal(pod.Finalizers, []string{berth.PodFinalizer}) {
+		t.Errorf("finalizers of the berth are %q", pod.Finalizers)
+	}
+	s := pod.Spec
+	if len(s.Containers) != 1 || len(s.Volumes) != 0 || *s.AutomountServiceAccountToken || *s.TerminationGracePeriodSeconds != 70 || s.RestartPolicy != corev1.RestartPolicyAlways {
+		t.Errorf("the berth is not as promised: %+v", s)
+	}
+	memory := resource.NewQuantity(berth.Memory(vm, false), resource.BinarySI)
+	r := s.Containers[0].Resources
+	if !r.Limits.Memory().Equal(*memory) || !r.Requests.Memory().Equal(*memory) || !r.Limits.Cpu().IsZero() || r.Requests.Cpu().MilliValue() != 100 {
+		t.Errorf("the berth's resources are %+v", r)
+	}
+}
+
+// usersAlone checks that nobody but the user wrote anything but status and finalizers.
+func (w play) usersAlone(name string) {
+	w.T.Helper()
+	managers := map[string]bool{}
+	for _, entry := range w.VM(name).ManagedFields {
+		managers[entry.Manager] = true
+		if entry.Manager == user {
+			continue
+		}
+		var fields map[string]map[string]any
+		if err := json.Unmarshal(entry.FieldsV1.GetRawBytes(), &fields); err != nil {
+			w.T.Fatal(err)
+		}
+		for key, inside := range fields {
+			for field := range inside {
+				if key != "f:status" && (key != "f:metadata" || field != "f:finalizers") {
+					w.T.Errorf("%s wrote %s of %s", entry.Manager, field, key)
+				}
+			}
+		}
+	}
+	if !managers["berth-operator"] || !managers["berth-agent"] {
+		w.T.Errorf("operator and agent should be among the managers: %v", managers)
+	}
+}
+
+// guest is what an agent says of a guest.
+func guest(running bool, reason v1alpha1.Reason) v1alpha1.VirtualMachineStatus {
+	return v1alpha1.VirtualMachineStatus{
+		Conditions: []metav1.Condition{
+			env.Condition(v1alpha1.ConditionDisksReady, true, v1alpha1.ReasonDisksReady),
+			env.Condition(v1alpha1.ConditionRunning, running, reason),
+		},
+		Disks:         []v1alpha1.DiskStatus{{Name: "root"}},
+		ReleasedBerth: types.UID(""),
+	}
+}
+
+func says(vm *v1alpha1.VirtualMachine, kind string, status metav1.ConditionStatus, reason v1alpha1.Reason) bool {
+	return condition.Is(vm.Status.Conditions, kind, status) && condition.Reason(vm.Status.Conditions, kind) == reason
+}
