@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ type hands struct {
 	links    *links
 	pulls    *pulls
 	hints    *hints
+	facts    *hostFacts
 	life     context.Context // ends with the agent
 }
 
@@ -51,13 +53,17 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 	h.libvirt = libvirtd.New(libvirtd.Options{Sockets: []string{
 		filepath.Join(a.LibvirtDir, "libvirt-sock"), filepath.Join(a.LibvirtDir, "virtqemud-sock"),
 	}}, libvirtd.Watcher{
-		Changed:      func(uuid string) { a.enqueue(types.UID(uuid)) },
-		Resync:       func() { go a.resync() },      //nolint:contextcheck // it has the agent's whole life
-		Connectivity: func(error) { go a.resync() }, //nolint:contextcheck // it has the agent's whole life
+		Changed: func(uuid string) { a.enqueue(types.UID(uuid)) },
+		Resync:  func() { go a.resync() }, //nolint:contextcheck // it has the agent's whole life
+		Connectivity: func(err error) { //nolint:contextcheck // it has the agent's whole life
+			a.facts.heard(err, a.now())
+			go a.resync()
+		},
 	})
 	h.links = &links{byPod: map[types.UID]*link{}}
 	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
 	h.hints = newHints()
+	h.facts = &hostFacts{away: errors.New("libvirtd was not reached yet"), since: a.now()}
 	return h, nil
 }
 

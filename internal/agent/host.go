@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -48,11 +50,8 @@ const (
 func (a *Agent) setupHost(mgr ctrl.Manager) error {
 	loop, err := controller.NewTyped("host", mgr, controller.TypedOptions[types.UID]{
 		Reconciler: reconcile.TypedFunc[types.UID](func(ctx context.Context, _ types.UID) (ctrl.Result, error) {
-			ready, err := a.syncHost(ctx)
-			if !ready {
-				return kube.Outcome(err, troubledLook)
-			}
-			return kube.Outcome(err, hostLook)
+			wake, err := a.syncHost(ctx)
+			return kube.Outcome(err, wake)
 		}),
 	})
 	if err != nil {
@@ -77,52 +76,66 @@ func (a *Agent) wakeHost() {
 	}
 }
 
-// syncHost reports what this host is and has, and whether guests can start on it.
-func (a *Agent) syncHost(ctx context.Context) (ready bool, err error) {
+// syncHost reports what this host is and has, and whether guests can start on it. It returns when to look again.
+func (a *Agent) syncHost(ctx context.Context) (time.Duration, error) {
 	var host v1alpha1.VirtualMachineHost
-	err = a.client.Get(ctx, types.NamespacedName{Name: a.Node}, &host)
+	err := a.client.Get(ctx, types.NamespacedName{Name: a.Node}, &host)
 	if client.IgnoreNotFound(err) != nil {
-		return false, fmt.Errorf("reading host: %w", err)
+		return 0, fmt.Errorf("reading host: %w", err)
 	}
 	if err != nil {
 		host = v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: a.Node}}
-		if err := a.client.Create(ctx, &host); err != nil {
-			return false, fmt.Errorf("making host %s: %w", a.Node, err)
+		err := a.client.Create(ctx, &host)
+		if apierrors.IsAlreadyExists(err) {
+			return time.Second, nil // the cache is behind
+		}
+		if err != nil {
+			return 0, fmt.Errorf("making host %s: %w", a.Node, err)
 		}
 	}
-	want := a.hostStatus(ctx, &host)
+	want, wake := a.hostStatus(ctx, &host)
 	_, err = a.status.Write(ctx, &host, want, &host.Status)
-	return condition.Is(want.Conditions, v1alpha1.ConditionHostReady, metav1.ConditionTrue), err
+	return wake, err
 }
 
-func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHost) *v1alpha1.VirtualMachineHostStatus {
-	s := &v1alpha1.VirtualMachineHostStatus{
-		Acceleration: a.Acceleration, AgentVersion: a.Version, BootID: bootID(), KernelVersion: kernelVersion(),
-		Images: a.hostImages(), StrayDisks: a.strayDisks(ctx), ReleasedBerths: a.releasedBerths(ctx),
-	}
-	facts, err := a.libvirt.HostFacts(ctx)
-	if err != nil {
-		// What was known is still the best guess; that it may be outdated stands in Ready.
-		had := host.Status
-		s.LibvirtVersion, s.QEMUVersion, s.CPUs, s.Memory = had.LibvirtVersion, had.QEMUVersion, had.CPUs, had.Memory
-		s.CPUModels, s.MachineTypes, s.ForeignDomains = had.CPUModels, had.MachineTypes, had.ForeignDomains
-	} else {
+// hostStatus is what can be said of the host now, and when to look again. What cannot be read stays as it was.
+func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHost) (*v1alpha1.VirtualMachineHostStatus, time.Duration) {
+	had := host.Status
+	s := had.DeepCopy()
+	s.Acceleration, s.AgentVersion, s.BootID, s.KernelVersion = a.Acceleration, a.Version, bootID(), kernelVersion()
+	s.Images, s.StrayDisks, s.ReleasedBerths = a.hostImages(had.Images), a.strayDisks(ctx, had.StrayDisks), a.releasedBerths(ctx, had.ReleasedBerths)
+	s.ForeignDomains = a.foreignDomains(ctx, had.ForeignDomains)
+
+	facts, known, err := a.facts.now(a.now(), a.askFacts)
+	if known && err == nil {
 		s.LibvirtVersion, s.QEMUVersion, s.CPUs = facts.LibvirtVersion, facts.QEMUVersion, facts.CPUs
 		s.Memory = resource.NewQuantity(facts.Memory, resource.BinarySI)
-		s.MachineTypes = bounded(facts.MachineTypes, 256)
+		s.MachineTypes, s.CPUModels = bounded(facts.MachineTypes, 256), nil
 		if v := a.virt(facts); v != nil {
 			s.CPUModels = bounded(v.CPUModels, 256)
 		}
-		s.ForeignDomains = a.foreignDomains(ctx)
 	}
-	ready := a.ready(facts, err)
-	s.Problems = a.problems(ready)
+	ready := condition.Unknown(v1alpha1.ConditionHostReady, v1alpha1.ReasonStarting, "libvirt is asked what this host can do")
+	if old := meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionHostReady); old != nil {
+		ready = *old
+	}
+	if known {
+		ready = a.ready(facts, err)
+	}
+	s.Problems = nil
+	if ready.Status == metav1.ConditionFalse {
+		s.Problems = append(s.Problems, v1alpha1.HostProblem{Name: ready.Reason, Blocking: true, Message: ready.Message})
+	}
+	s.Problems = append(s.Problems, problems(a.checks(ctx, s), had.Problems)...)
 	sound := condition.New(v1alpha1.ConditionWellConfigured, true, v1alpha1.ReasonWellConfigured, "")
 	if len(s.Problems) > 0 {
 		sound = condition.New(v1alpha1.ConditionWellConfigured, false, v1alpha1.ReasonMisconfigured, s.Problems[0].Message)
 	}
-	s.Conditions = condition.Carry([]metav1.Condition{ready, sound}, host.Status.Conditions, host.Generation, a.now())
-	return s
+	s.Conditions = condition.Carry([]metav1.Condition{ready, sound}, had.Conditions, host.Generation, a.now())
+	if ready.Status != metav1.ConditionTrue || !known {
+		return s, troubledLook
+	}
+	return s, hostLook
 }
 
 func (a *Agent) virt(facts libvirtd.HostFacts) *libvirtd.Virt {
@@ -154,37 +167,11 @@ func (a *Agent) ready(facts libvirtd.HostFacts, err error) metav1.Condition {
 	return condition.New(v1alpha1.ConditionHostReady, true, v1alpha1.ReasonHostReady, "")
 }
 
-// problems lists what is misconfigured, what keeps guests from starting first.
-func (a *Agent) problems(ready metav1.Condition) []v1alpha1.HostProblem {
-	var list []v1alpha1.HostProblem
-	if ready.Status != metav1.ConditionTrue {
-		list = append(list, v1alpha1.HostProblem{Name: ready.Reason, Blocking: true, Message: ready.Message})
-	}
-	root, err := a.libvirt.Root()
-	if err != nil {
-		return list
-	}
-	if raw, err := os.ReadFile(root + "/etc/libvirt/qemu.conf"); err == nil && !limitsControllers(string(raw)) {
-		list = append(list, v1alpha1.HostProblem{Name: "CgroupControllers", Message: `libvirt loses a guest's CPU controls when it moves into its berth: set cgroup_controllers = [ "devices", "memory", "blkio" ] in /etc/libvirt/qemu.conf and restart libvirtd; other domains of this host then keep all limits but those of CPU`})
-	}
-	return list
-}
-
-// limitsControllers reads from a qemu.conf whether libvirt leaves the cpu controllers alone.
-func limitsControllers(conf string) bool {
-	_, rest, found := strings.Cut("\n"+conf, "\ncgroup_controllers")
-	if !found {
-		return false
-	}
-	list, _, _ := strings.Cut(rest, "]")
-	return !strings.Contains(list, `"cpu"`) && !strings.Contains(list, `"cpuset"`) && !strings.Contains(list, `"cpuacct"`)
-}
-
 // foreignDomains are the names of those that are not ours.
-func (a *Agent) foreignDomains(ctx context.Context) []string {
+func (a *Agent) foreignDomains(ctx context.Context, had []string) []string {
 	domains, err := a.libvirt.Domains(ctx)
 	if err != nil {
-		return nil
+		return had
 	}
 	var names []string
 	for _, d := range domains {
@@ -208,10 +195,10 @@ func (a *Agent) isOurs(ctx context.Context, uuid string) bool {
 	return err == nil && facts.Identity != nil
 }
 
-func (a *Agent) hostImages() []v1alpha1.HostImage {
+func (a *Agent) hostImages(had []v1alpha1.HostImage) []v1alpha1.HostImage {
 	images, err := a.store.Images()
 	if err != nil {
-		return nil
+		return had
 	}
 	var list []v1alpha1.HostImage
 	for _, i := range images {
@@ -222,31 +209,37 @@ func (a *Agent) hostImages() []v1alpha1.HostImage {
 }
 
 // strayDisks are the disks of guests that the API server does not know, say after it was restored from a backup.
-func (a *Agent) strayDisks(ctx context.Context) []string {
+func (a *Agent) strayDisks(ctx context.Context, had []string) []string {
 	guests, err := a.store.List()
 	if err != nil {
-		return nil
+		return had
 	}
 	var stray []string
 	for _, g := range guests {
-		if vm, err := a.virtualMachine(ctx, types.UID(g.UID)); err == nil && vm == nil {
-			stray = append(stray, fmt.Sprintf("%s/%s %s", g.Namespace, g.Name, g.UID))
+		name := fmt.Sprintf("%s/%s %s", g.Namespace, g.Name, g.UID)
+		vm, err := a.virtualMachine(ctx, types.UID(g.UID))
+		if err == nil && vm == nil || err != nil && slices.Contains(had, name) {
+			stray = append(stray, name)
 		}
 	}
 	return bounded(stray, maxListed)
 }
 
 // releasedBerths are the ending berths whose VirtualMachine is gone, and of which no process is left.
-func (a *Agent) releasedBerths(ctx context.Context) []types.UID {
+func (a *Agent) releasedBerths(ctx context.Context, had []types.UID) []types.UID {
 	var pods corev1.PodList
 	if err := a.client.List(ctx, &pods); err != nil {
-		return nil
+		return had
 	}
 	var uids []types.UID
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		owner, ours := berth.OwnerUID(pod)
 		if !ours || pod.DeletionTimestamp.IsZero() || !slices.Contains(pod.Finalizers, berth.PodFinalizer) {
+			continue
+		}
+		if slices.Contains(had, pod.UID) { // what is proven stays so
+			uids = append(uids, pod.UID)
 			continue
 		}
 		if vm, err := a.virtualMachine(ctx, owner); err != nil || vm != nil {

@@ -31,6 +31,12 @@ func New() (*Host, error) {
 	return h, nil
 }
 
+// Unified tells whether the machine uses cgroup v2 alone: no controller of ours is on v1.
+func (h *Host) Unified() bool {
+	_, v1 := h.dirs["memory"]
+	return !v1
+}
+
 // parseMounts reads proc_pid_mountinfo(5). It takes whole hierarchies only: the
 // one that a runtime mounts into a container begins at the container's own cgroup.
 func parseMounts(data []byte) map[string]string {

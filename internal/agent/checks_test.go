@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/host/kubelet"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+)
+
+func TestChecks(t *testing.T) {
+	sound := kubelet.Config{ShutdownGrace: 3 * time.Minute, ShutdownGraceCritical: 30 * time.Second}
+	kubeletSays := func(change func(*kubelet.Config)) []check {
+		config := sound
+		change(&config)
+		return checkKubelet(config, nil, 8)
+	}
+	const kvm, tcg = v1alpha1.AccelerationKVM, v1alpha1.AccelerationEmulation
+	for name, c := range map[string]struct {
+		checks []check
+		want   string // the one problem
+		says   string
+	}{
+		"a sound kubelet":                {checks: checkKubelet(sound, nil, 8)},
+		"no grace at a host's shutdown":  {checks: kubeletSays(func(c *kubelet.Config) { c.ShutdownGrace = 0 }), want: "ShutdownGracePeriod", says: "set shutdownGracePeriod"},
+		"none for critical pods":         {checks: kubeletSays(func(c *kubelet.Config) { c.ShutdownGraceCritical = 0 }), want: "ShutdownGracePeriod", says: "set shutdownGracePeriodCriticalPods"},
+		"single processes are killed":    {checks: kubeletSays(func(c *kubelet.Config) { c.SingleProcessOOMKill = true }), want: "SingleProcessOOMKill", says: "to false"},
+		"too few processes":              {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 519 }), want: "PodPidsLimit", says: "to 520 or more"},
+		"enough processes":               {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 520 })},
+		"a kubelet inside of another":    {checks: checkKubelet(kubelet.Config{}, kubelet.ErrAbsent, 8)},
+		"no foreign domains":             {checks: []check{checkForeign(nil)}},
+		"foreign domains":                {checks: []check{checkForeign([]string{"a", "b", "c", "d", "e", "f"})}, want: "ForeignDomains", says: "6 running domains of this host are not Berth's (a, b, c, d, e)"},
+		"bare metal":                     {checks: []check{checkCPU("flags\t\t: fpu vme\n", nil, kvm)}},
+		"a virtual machine":              {checks: []check{checkCPU("model : x\nflags\t\t: fpu hypervisor lahf_lm\n", nil, kvm)}, want: "NestedVirtualization", says: "a virtual machine itself"},
+		"a hypervisor by another name":   {checks: []check{checkCPU("model name : hypervisor\nflags : fpu\n", nil, kvm)}},
+		"emulation":                      {checks: []check{checkCPU("flags : hypervisor\n", nil, tcg)}, want: "Emulation", says: "set agent.acceleration to KVM"},
+		"cgroup v2":                      {checks: []check{checkCgroups(true)}},
+		"cgroup v1":                      {checks: []check{checkCgroups(false)}, want: "CgroupV1"},
+		"SELinux is off":                 {checks: []check{checkSELinux("", nil)}},
+		"SELinux is permissive":          {checks: []check{checkSELinux("0", nil)}},
+		"SELinux is enforcing":           {checks: []check{checkSELinux("1", nil)}, want: "SELinux", says: "permissive"},
+		"SELinux cannot be read, so far": {checks: []check{checkSELinux("", errors.New("no"))}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := problems(c.checks, nil)
+			if c.want == "" {
+				if len(got) > 0 {
+					t.Errorf("problems: %v", got)
+				}
+				return
+			}
+			if len(got) != 1 || got[0].Name != c.want || !strings.Contains(got[0].Message, c.says) {
+				t.Errorf("problems: %v, want %s: %s", got, c.want, c.says)
+			}
+		})
+	}
+}
+
+func TestWhatCannotBeSeenStaysAsItWas(t *testing.T) {
+	had := []v1alpha1.HostProblem{{Name: "a", Message: "old"}, {Name: "b", Message: "old"}, {Name: "c", Message: "old"}}
+	got := problems([]check{{name: "a", unknown: true}, {name: "b"}, {name: "c", wrong: "new"}, {name: "d", unknown: true}}, had)
+	want := []v1alpha1.HostProblem{{Name: "a", Message: "old"}, {Name: "c", Message: "new"}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func TestHostFacts(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	asked := make(chan struct{}, 8)
+	f := &hostFacts{away: errors.New("not yet"), since: now}
+	look := func() (known bool, err error) {
+		_, known, err = f.now(now, func() { asked <- struct{}{} })
+		return known, err
+	}
+	answer := func(err error) bool {
+		t.Helper()
+		select {
+		case <-asked:
+		case <-time.After(10 * time.Second):
+			t.Fatal("libvirt is not asked")
+		}
+		return f.told(libvirtd.HostFacts{}, err, now)
+	}
+	if known, _ := look(); known {
+		t.Error("an agent that just began knows that libvirtd is away")
+	}
+	now = now.Add(patience)
+	if known, err := look(); !known || err == nil {
+		t.Error("libvirtd is away for good, and that is not known")
+	}
+	f.heard(nil, now)
+	if known, _ := look(); known {
+		t.Error("there are facts before the first answer")
+	}
+	if _, err := look(); err != nil || len(asked) > 1 {
+		t.Error("libvirt is asked twice at a time")
+	}
+	if !answer(nil) {
+		t.Error("the first answer is no news")
+	}
+	if known, err := look(); !known || err != nil {
+		t.Error("the answer is not known")
+	}
+	now = now.Add(factsAge)
+	if known, _ := look(); !known {
+		t.Error("what was known is not while it is asked for again")
+	}
+	if answer(nil) {
+		t.Error("the same answer is news")
+	}
+	f.heard(errors.New("gone"), now)
+	if known, _ := look(); known {
+		t.Error("libvirtd restarts, and the host says so at once")
+	}
+	f.heard(nil, now)
+	if known, err := look(); !known || err != nil {
+		t.Error("facts are lost by a restart of libvirtd")
+	}
+	if !answer(errors.New("refused")) {
+		t.Error("a failure is no news")
+	}
+}

@@ -1,0 +1,4 @@
+// Package kubelet reads how this host's kubelet is configured, from the process
+// itself: its command line and the files that this names. It never asks
+// kubelet's API and changes nothing.
+package kubelet
