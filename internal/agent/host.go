@@ -154,7 +154,7 @@ func (a *Agent) ready(facts libvirtd.HostFacts, err error) metav1.Condition {
 	case olderThan(kernelVersion(), minKernel):
 		return no(v1alpha1.ReasonKernelTooOld, "the kernel is %s: Berth needs %d.%d", kernelVersion(), minKernel[0], minKernel[1])
 	case err != nil:
-		return no(v1alpha1.ReasonLibvirtUnreachable, "libvirtd does not answer: %v; install it or start it (systemctl enable --now libvirtd)", err)
+		return no(v1alpha1.ReasonLibvirtUnreachable, "%v", err)
 	case olderThan(facts.LibvirtVersion, minLibvirt):
 		return no(v1alpha1.ReasonLibvirtTooOld, "libvirt is %s: Berth needs %d.%d", facts.LibvirtVersion, minLibvirt[0], minLibvirt[1])
 	case olderThan(facts.QEMUVersion, minQEMU):

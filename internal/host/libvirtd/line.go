@@ -164,17 +164,18 @@ func connect(ctx context.Context, sockets []string, uri string) (*client, error)
 }
 
 func dialFirst(ctx context.Context, sockets []string) (net.Conn, error) {
-	var errs []error
+	failed := errors.New("no socket answers")
 	for _, path := range sockets {
 		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
 		if err == nil {
 			return conn, nil
 		}
-		errs = append(errs, err)
+		failed = fmt.Errorf("%w; %w", failed, err)
 	}
-	return nil, errors.Join(errs...)
+	return nil, failed
 }
 
 func unreachable(err error) error {
-	return fault.ByTime(v1alpha1.ReasonLibvirtUnreachable, err)
+	return fault.ByTime(v1alpha1.ReasonLibvirtUnreachable, fmt.Errorf(
+		"libvirtd does not answer: start it, or look why it hangs (systemctl status libvirtd): %w", err))
 }
