@@ -26,14 +26,14 @@ run apply -f "$work/guest.yaml"
 
 say "2. It starts; its serial console is the pod's log"
 k wait vm/web --for=condition=Running --timeout=5m >/dev/null
-k logs -f web 2>/dev/null | sed -u -n '1p; /Linux version\|systemd\[1\]: \(Hostname\|Reached\)\|login:/p' | cut -c1-120 &
+k logs -f web 2>/dev/null | sed -u -n 's/^\(.\{110\}\).*/\1/; 1p; /Reached target\|login:/p' &
 logs=$!
 run wait vm/web --for=condition=Ready --timeout=10m
 kill "$logs" 2>/dev/null || true
 run get vm,pods,service -o wide
 
 say "3. It answers HTTP through its Service, asked by a pod"
-run run client --image="$LAB_IMAGE_TOOLS" --restart=Never --overrides="$(cat hack/demo/client.json)" >/dev/null
+sed "s#IMAGE#$LAB_IMAGE_TOOLS#" hack/demo/client.yaml | k apply -f - >/dev/null
 k wait pod/client --for=condition=Ready --timeout=1m >/dev/null
 run exec client -- /bin/busybox wget -q -T 20 -O - http://web
 
