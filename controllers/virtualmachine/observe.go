@@ -7,6 +7,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -79,20 +80,39 @@ func (r *Reconciler) observeHome(ctx context.Context, seen *snapshot, node strin
 		seen.hosts = hosts.Items
 		return nil
 	}
-	key := types.NamespacedName{Name: node}
-	var n corev1.Node
-	if err := r.Client.Get(ctx, key, &n); err == nil {
-		seen.node = &n
-	} else if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("reading node: %w", err)
+	var err error
+	seen.node, err = readNode(ctx, r.Client, node)
+	if err == nil && vouchedOff(seen.node) { // this is evidence: it must not be the cache that is behind
+		seen.node, err = readNode(ctx, r.Live, node)
+	}
+	if err != nil {
+		return err
 	}
 	var host v1alpha1.VirtualMachineHost
-	if err := r.Client.Get(ctx, key, &host); err == nil {
+	if err := r.Client.Get(ctx, types.NamespacedName{Name: node}, &host); err == nil {
 		seen.host = &host
 	} else if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("reading host: %w", err)
 	}
 	return nil
+}
+
+// readNode returns nil when there is no such node.
+func readNode(ctx context.Context, from client.Reader, name string) (*corev1.Node, error) {
+	var node corev1.Node
+	err := from.Get(ctx, types.NamespacedName{Name: name}, &node)
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading node: %w", err)
+	}
+	return &node, nil
+}
+
+// vouchedOff: somebody says that nothing runs on the node, by removing it or by its taint.
+func vouchedOff(node *corev1.Node) bool {
+	return node == nil || slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
 }
 
 // wantsGuest: the spec asks for a guest, running or paused.
@@ -107,9 +127,7 @@ func (s *snapshot) provenGone(pod *corev1.Pod) bool {
 	switch {
 	case pod.Spec.NodeName == "": // no agent ever saw it
 		return true
-	case s.node == nil: // removed by somebody who vouches for it
-		return true
-	case slices.ContainsFunc(s.node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService }):
+	case vouchedOff(s.node):
 		return true
 	case s.vm != nil && s.vm.Status.ReleasedBerth == pod.UID:
 		return true
