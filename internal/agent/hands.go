@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,6 +34,7 @@ type hands struct {
 	pulls    *pulls
 	hints    *hints
 	facts    *hostFacts
+	watched  *sync.Map       // process IDs of the QEMUs whose end is waited for
 	life     context.Context // ends with the agent
 }
 
@@ -62,7 +65,7 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 	})
 	h.links = &links{byPod: map[types.UID]*link{}}
 	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
-	h.hints = newHints()
+	h.hints, h.watched = newHints(), &sync.Map{}
 	h.facts = &hostFacts{away: errors.New("libvirtd was not reached yet"), since: a.now()}
 	return h, nil
 }
@@ -110,6 +113,13 @@ func (a *Agent) resync() {
 	}
 	for _, g := range guests {
 		a.enqueue(types.UID(g.UID))
+	}
+	consoles, err := os.ReadDir(filepath.Join(a.RunDir, "consoles"))
+	if err != nil {
+		log.Error(err, "Listing consoles")
+	}
+	for _, c := range consoles {
+		a.enqueue(types.UID(strings.TrimSuffix(c.Name(), ".sock")))
 	}
 	domains, err := a.libvirt.Domains(ctx)
 	if err != nil {

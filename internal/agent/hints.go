@@ -14,28 +14,41 @@ import (
 type hints struct {
 	mu      sync.Mutex
 	blocked map[types.UID]time.Time
+	lost    map[types.UID]time.Time
 	agents  map[types.UID]*guestInfo
 	ends    map[types.UID]plan.End
 }
 
 func newHints() *hints {
-	return &hints{blocked: map[types.UID]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
+	return &hints{blocked: map[types.UID]time.Time{}, lost: map[types.UID]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
 }
 
 // blockedFor is how long ago the guest was first seen as blocked.
 func (h *hints) blockedFor(uid types.UID, is bool, now time.Time) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	since, was := h.blocked[uid]
+	return lasts(h.blocked, uid, is, now)
+}
+
+// lostFor is how long ago the guest was first seen without its QEMU.
+func (h *hints) lostFor(uid types.UID, is bool, now time.Time) time.Duration {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return lasts(h.lost, uid, is, now)
+}
+
+// lasts notes since when something is so, and returns for how long.
+func lasts(since map[types.UID]time.Time, uid types.UID, is bool, now time.Time) time.Duration {
+	first, was := since[uid]
 	switch {
 	case !is:
-		delete(h.blocked, uid)
+		delete(since, uid)
 		return 0
 	case !was:
-		h.blocked[uid] = now
+		since[uid] = now
 		return 0
 	}
-	return now.Sub(since)
+	return now.Sub(first)
 }
 
 // agent is what the guest's agent has told since it connected, and, if it is time to ask it, where the answer goes.
@@ -101,6 +114,7 @@ func (h *hints) forget(uid types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.blocked, uid)
+	delete(h.lost, uid)
 	delete(h.agents, uid)
 	delete(h.ends, uid)
 }

@@ -237,6 +237,11 @@ func (a *Agent) pull(g *guest, names []string) {
 	}
 }
 
+// named is an error that names its image already.
+type named struct{ error }
+
+func (n named) Unwrap() error { return n.error }
+
 // fetch brings one image into the store, whoever else waits for it.
 func (a *Agent) fetch(ctx context.Context, key pullKey, keys image.Keychain) error {
 	ref, err := image.ParseReference(key.base.ref)
@@ -253,7 +258,12 @@ func (a *Agent) fetch(ctx context.Context, key pullKey, keys image.Keychain) err
 	}
 	content := key.base.content(found.Digest)
 	a.pulls.know(key, content)
-	job := a.store.Import(ctx, content, func(ctx context.Context, create func(string) (io.Writer, error)) error {
+	job := a.store.Import(ctx, content, func(ctx context.Context, create func(string) (io.Writer, error)) (err error) {
+		defer func() {
+			if err != nil {
+				err = named{err}
+			}
+		}()
 		if key.base.kernel == "" {
 			return found.Disk(ctx, func(string) (io.Writer, error) { return create(store.Disk) })
 		}
@@ -265,7 +275,11 @@ func (a *Agent) fetch(ctx context.Context, key pullKey, keys image.Keychain) err
 	})
 	<-job.Done()
 	a.meters.pullBytes.Add(float64(job.Bytes()))
-	if err := job.Err(); err != nil {
+	err = job.Err()
+	if _, is := errors.AsType[named](err); is {
+		return err
+	}
+	if err != nil {
 		return fmt.Errorf("image %s: %w", key.base.ref, err)
 	}
 	if err := a.store.Allow(content, found.Proof); err != nil {

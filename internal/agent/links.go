@@ -25,6 +25,11 @@ import (
 // errShimAbsent says that the shim has not made its socket yet.
 var errShimAbsent = errors.New("the shim is not ready yet")
 
+// runtimeError says that the berth is run by something that Berth cannot work with, and by what.
+type runtimeError string
+
+func (e runtimeError) Error() string { return "the berth is run by " + string(e) }
+
 // link is the connection with the shim of one container, for as long as that lives.
 type link struct {
 	container string
@@ -86,6 +91,11 @@ func (a *Agent) connect(ctx context.Context, vm, pod types.UID) (*link, plan.Con
 	case found.State != runtime.Running:
 		return nil, plan.ContainerDead, nil
 	}
+	if n, err := a.foreignRuntime(ctx, pod); err != nil {
+		return nil, plan.ContainerUnknown, err
+	} else if n != "" {
+		return nil, plan.ContainerAlive, runtimeError(n)
+	}
 	shim, err := process.Open(found.PID)
 	if errors.Is(err, unix.ESRCH) { // it has ended, and the runtime will not say so before QEMU has left its cgroup
 		return nil, plan.ContainerDead, nil
@@ -104,6 +114,18 @@ func (a *Agent) connect(ctx context.Context, vm, pod types.UID) (*link, plan.Con
 	a.links.put(pod, n)
 	go a.read(vm, pod, n) //nolint:gosec,contextcheck // it outlives the step, and ends with the link
 	return n, plan.ContainerAlive, nil
+}
+
+// foreignRuntime is what runs a berth if Berth cannot work with it, "" if it can.
+func (a *Agent) foreignRuntime(ctx context.Context, pod types.UID) (string, error) {
+	p, exists, err := a.runtime.Pod(ctx, string(pod))
+	if err != nil {
+		return "", err
+	}
+	if !exists {
+		return "", fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, errors.New("the runtime does not know the berth's sandbox"))
+	}
+	return p.Foreign(), nil
 }
 
 func (a *Agent) take(pid int, container string, pod types.UID, shim *process.Handle) (*link, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -53,6 +54,9 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	if err := observeProcess(g, &h); err != nil {
 		return unknown(err)
 	}
+	a.watchQEMU(g)
+	h.LostFor = a.hints.lostFor(g.uid, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
+	h.Left = a.left(string(g.uid))
 	if h.Container == plan.ContainerUnknown {
 		return unknown(fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, g.linkErr))
 	}
@@ -92,6 +96,9 @@ func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
 		return
 	}
 	g.link, h.Container, g.linkErr = a.connect(ctx, g.uid, g.berthUID)
+	if foreign, is := errors.AsType[runtimeError](g.linkErr); is && g.Berth != nil {
+		g.Berth.Runtime = string(foreign)
+	}
 	if g.link != nil {
 		h.Shim = g.link.shimState()
 	}
@@ -133,6 +140,33 @@ func observeProcess(g *guest, h *plan.Have) error {
 		h.Process = plan.ProcessElsewhere
 	}
 	return nil
+}
+
+// left tells whether a run of the guest has left something.
+func (a *Agent) left(uid string) bool {
+	_, err := os.Lstat(a.consolePath(uid))
+	return err == nil || a.store.HasSeed(uid)
+}
+
+// watchQEMU has the guest looked at when its QEMU ends: libvirt may take a second or two to tell.
+func (a *Agent) watchQEMU(g *guest) {
+	for _, q := range g.qemu {
+		if _, watched := a.watched.LoadOrStore(q.PID, true); watched {
+			continue
+		}
+		handle, err := process.Open(q.PID)
+		if err != nil { // it has ended
+			a.watched.Delete(q.PID)
+			a.enqueue(g.uid)
+			continue
+		}
+		go func() {
+			_ = handle.Wait() // an error is its end, too: nobody else closes it
+			_ = handle.Close()
+			a.watched.Delete(q.PID)
+			a.enqueue(g.uid)
+		}()
+	}
 }
 
 // observeDisks reads the guest's disks, and the images below those that are still to be made.

@@ -18,6 +18,9 @@ const (
 	unblockAfter = 10 * time.Second
 	// killAgain looks whether a killed QEMU is gone.
 	killAgain = 200 * time.Millisecond
+	// lostLimit is how long libvirt may take to notice that QEMU ended; meanwhile it is asked again after lostLook.
+	lostLimit = 10 * time.Second
+	lostLook  = 100 * time.Millisecond
 	// pullProgress reports how far a pull is.
 	pullProgress = 10 * time.Second
 )
@@ -53,6 +56,10 @@ func decideGuest(w Want, h Have, now time.Time) Next {
 	case h.Process == ProcessSeveral, h.Process == ProcessElsewhere,
 		h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it, or the berth moved on
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
+	case h.Process == ProcessNone && h.LostFor < lostLimit: // it ended, and libvirt is about to say how
+		return Next{Wake: lostLook}
+	case h.Process == ProcessNone:
+		return steps(Destroy{})
 	case h.Domain == DomainCrashed:
 		return steps(Destroy{})
 	case h.Container == ContainerUnknown:
@@ -61,6 +68,8 @@ func decideGuest(w Want, h Have, now time.Time) Next {
 		return steps(Destroy{})
 	case h.Container == ContainerAbsent:
 		return Next{Wake: w.Berth.Created.Add(unplacedLimit).Sub(now)}
+	case h.Shim == nil && h.Process == ProcessLoose && !w.accepts(): // it was started early, for a container that turned out wrong
+		return steps(Destroy{})
 	case h.Shim == nil:
 		return Next{} // its socket is being taken; that wakes us
 	case !h.Shim.Attached && h.Shim.Terminating, !h.Shim.Attached && !w.accepts():
@@ -138,6 +147,8 @@ func startingUp(w Want, h Have) bool {
 // decideEmpty: there is no QEMU, for certain.
 func decideEmpty(w Want, h Have, now time.Time) Next {
 	switch {
+	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
+		return steps(Clear{})
 	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Ending):
 		return steps(append(exit(w, h), RemoveDisks{})...)
 	case h.Shim != nil && (h.Shim.Attached || h.Shim.Terminating):

@@ -58,6 +58,7 @@ func used(b *Berth)     { b.Fresh = false }
 func finished(b *Berth) { b.Finished = true }
 func old(b *Berth)      { b.Created = now.Add(-unplacedLimit) }
 func drifted(b *Berth)  { b.Drift = []string{"cpu"} }
+func virtual(b *Berth)  { b.Runtime = "io.containerd.kata.v2" }
 func altered(b *Berth)  { b.Altered = "container \"spy\" was added" }
 
 func images(state ImageState) map[string]Image {
@@ -185,6 +186,42 @@ func TestDecide(t *testing.T) {
 			Want{VM: vm(), Berth: fresh(altered)},
 			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Base: images(ImageReady)},
 			Next{},
+		},
+		{
+			"nor does one of another runtime",
+			Want{VM: vm(), Berth: fresh(virtual)},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Base: images(ImageReady)},
+			Next{},
+		},
+		{
+			"and a QEMU that was started early for it ends",
+			Want{VM: vm(), Berth: fresh(virtual)},
+			Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAlive},
+			Next{Steps: []Step{Destroy{}}},
+		},
+		{
+			"a QEMU that ended is libvirt's to tell of",
+			Want{VM: vm(), Berth: fresh(used)},
+			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached, LostFor: time.Second},
+			Next{Wake: lostLook},
+		},
+		{
+			"but not for ever",
+			Want{VM: vm(), Berth: fresh(used)},
+			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached, LostFor: lostLimit},
+			Next{Steps: []Step{Destroy{}}},
+		},
+		{
+			"what a killed container's guest left is cleared away",
+			Want{VM: vm(), Berth: fresh(used)},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, Left: true, Base: images(ImageReady)},
+			Next{Steps: []Step{Clear{}}},
+		},
+		{
+			"what a guest left that nobody knows any more, too",
+			Want{},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAbsent, Left: true},
+			Next{Steps: []Step{Clear{}}},
 		},
 		{
 			"nor does one that does not fit the spec any more",

@@ -25,6 +25,10 @@ type Have struct {
 	Kept bool
 	// BlockedFor is for how long QEMU has halted the guest because of its disk.
 	BlockedFor time.Duration
+	// LostFor is for how long libvirt has had a domain of which there is no QEMU.
+	LostFor time.Duration
+	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
+	Left bool
 	// Guest is what the guest agent told; nil if it did not.
 	Guest *v1alpha1.GuestInfo
 	// AgentConnected: the guest agent has opened its channel.

@@ -90,6 +90,9 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 	case w.Berth != nil && w.Berth.Altered != "":
 		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
 			"the berth was changed on its way through admission: %s; exempt pods with the label vm.berth.dev/name from that webhook or policy", w.Berth.Altered))
+	case w.Berth != nil && w.Berth.Runtime != "":
+		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
+			"the berth is run by %s, which would keep QEMU out of its container: run pods with the label vm.berth.dev/name by runc or crun", w.Berth.Runtime))
 	case w.Berth != nil && len(w.Berth.Drift) > 0 && !w.Berth.Ending:
 		return is(false, v1alpha1.ReasonBerthOutdated, "")
 	case last != nil && w.Berth != nil:

@@ -35,11 +35,13 @@ type Berth struct {
 	Drift []string
 	// Altered says how admission broke its promises, "" if it did not.
 	Altered string
+	// Runtime is what runs its container if that is nothing that Berth works with, "" if it is.
+	Runtime string
 }
 
 // accepts: the guest may be started in the berth.
 func (w *Want) accepts() bool {
-	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Drift) == 0 && w.Berth.Altered == "" && w.wantsGuest()
+	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Drift) == 0 && w.Berth.Altered == "" && w.Berth.Runtime == "" && w.wantsGuest()
 }
 
 // wantsGuest: the spec asks for a guest, running or paused.

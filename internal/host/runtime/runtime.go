@@ -175,6 +175,20 @@ type Pod struct {
 	Type string
 }
 
+// Foreign is the name of what runs the pod if that is neither runc nor crun, "" if it is one of them or unknown. Both
+// are of containerd's type runc; CRI-O tells of handlers alone, and its default is one of them.
+func (p Pod) Foreign() string {
+	switch {
+	case strings.HasPrefix(p.Type, "io.containerd.runc."):
+		return ""
+	case p.Type != "":
+		return p.Type
+	case p.Handler == "" || p.Handler == "runc" || p.Handler == "crun":
+		return ""
+	}
+	return p.Handler
+}
+
 // Pod returns what the runtime has of the pod, whose newest sandbox counts; found is false when it has none.
 func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, err error) {
 	labels := map[string]string{labelPodUID: podUID}

@@ -23,6 +23,15 @@ func (s *Store) CreateSeed(uid string, size int64, user int) (path string, err e
 		publish(path, 0o400, user, func(f *os.File) error { return f.Truncate(size) }))
 }
 
+// HasSeed tells whether a guest's seed is there.
+func (s *Store) HasSeed(uid string) bool {
+	path, err := s.seedPath(uid)
+	if err == nil {
+		_, err = os.Lstat(path)
+	}
+	return err == nil
+}
+
 // WriteSeed fills the seed in place. b must have its size.
 func (s *Store) WriteSeed(uid string, b []byte) error {
 	path, err := s.seedPath(uid)
