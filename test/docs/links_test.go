@@ -17,7 +17,7 @@ var link = regexp.MustCompile(`\]\(([^)#\s]+)(#[^)]*)?\)`)
 func documents(t *testing.T) []string {
 	t.Helper()
 	var all []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/adr/*.md", "charts/berth/*.md"} {
+	for _, pattern := range []string{"*.md", "examples/*.md", "docs/*.md", "docs/adr/*.md", "charts/berth/*.md"} {
 		found, err := filepath.Glob(filepath.Join(env.Root(), pattern))
 		if err != nil {
 			t.Fatal(err)
