@@ -50,7 +50,8 @@ const (
 	ReasonImageUnsafe Reason = "ImageUnsafe"
 	// ReasonImageTooLarge: the image is larger than the administrator allows. Next: shrink it or raise the limit.
 	ReasonImageTooLarge Reason = "ImageTooLarge"
-	// ReasonDiskTooSmall: the disk's size is less than its image's. Next: raise size.
+	// ReasonDiskTooSmall: the disk's size is less than its image's. Next: replace it by a disk of another name with
+	// a larger size, or none.
 	ReasonDiskTooSmall Reason = "DiskTooSmall"
 	// ReasonStoreFull: the node's disk is full. Next: free space; it is tried again by itself.
 	ReasonStoreFull Reason = "StoreFull"

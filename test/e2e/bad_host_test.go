@@ -36,7 +36,7 @@ func TestHostWithoutLibvirtd(t *testing.T) {
 	})
 	l.recovers(bad{
 		manifest:  tiny + here,
-		condition: v1alpha1.ConditionRunning, reason: v1alpha1.ReasonLibvirtUnreachable, says: "systemctl",
+		condition: v1alpha1.ConditionRunning, reason: v1alpha1.ReasonLibvirtUnreachable, says: "start it",
 		mend: func(*lab) { service("start") },
 	})
 	l.host(node, "to be ready", func(h *v1alpha1.VirtualMachineHost) bool {

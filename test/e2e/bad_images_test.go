@@ -66,9 +66,10 @@ func TestBadImages(t *testing.T) {
 		}},
 		{repository: "/disk", more: "    size: 1Mi\n", bad: bad{
 			name: "larger than its disk", before: holds(func(l *lab) string { return newDisk(l) + newDisk(l) }),
-			reason: v1alpha1.ReasonDiskTooSmall, says: "raise size",
+			reason: v1alpha1.ReasonDiskTooSmall, says: "a disk of another name with a larger size",
 			mend: func(l *lab) {
-				l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p", `[{"op":"replace","path":"/spec/disks/0/size","value":"2Mi"}]`)
+				l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p",
+					`[{"op":"replace","path":"/spec/disks/0/name","value":"larger"},{"op":"replace","path":"/spec/disks/0/size","value":"4Mi"}]`)
 			},
 		}},
 		{repository: "/private", bad: bad{

@@ -101,7 +101,7 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	}
 	if o.Size < base.VirtualSize {
 		return fault.ByUser(v1alpha1.ReasonDiskTooSmall,
-			fmt.Errorf("disk %s: %d bytes are less than its image's %d: raise size", o.Name, o.Size, base.VirtualSize))
+			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: replace it by a disk of another name with a larger size, or none", o.Name, o.Size, base.VirtualSize))
 	}
 	b, err := diskformat.Overlay(diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format})
 	if err != nil {
