@@ -35,7 +35,7 @@ run get vm,pods,service -o wide
 say "3. It answers HTTP through its Service, asked by a pod"
 sed "s#IMAGE#$LAB_IMAGE_TOOLS#" hack/demo/client.yaml | k apply -f - >/dev/null
 k wait pod/client --for=condition=Ready --timeout=1m >/dev/null
-run exec client -- /bin/busybox wget -q -T 20 -O - http://web
+run exec client -- /tools get http://web
 
 say "4. The ssh key opens it (by kubectl port-forward), and it reaches a pod by its Service's name"
 kubectl -n "$ns" port-forward web :22 >"$work/forward" 2>&1 &

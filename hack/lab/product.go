@@ -94,7 +94,25 @@ func (t *tool) pushGuests(dirs map[string]string) (map[string]string, error) {
 	return references, nil
 }
 
-var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud", build.ImageTools: "tools"}
+// pushTools builds and pushes what pods talk to guests with, and returns its reference.
+func (t *tool) pushTools() (string, error) {
+	path, err := t.cache.Program(filepath.Join(t.root, "hack"), "./lab/tools")
+	if err != nil {
+		return "", err
+	}
+	img, err := build.Binary(path, "65532:65532")
+	if err != nil {
+		return "", err
+	}
+	tag, err := build.ContentTag(map[string]v1.Image{build.ImageTools: img})
+	if err != nil {
+		return "", err
+	}
+	reference := fmt.Sprintf("%s/lab/tools:%s", cluster.Registry, tag)
+	return reference, build.Push(img, reference)
+}
+
+var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud"}
 
 // hasProduct tells whether the tree has all programs of Berth.
 func (t *tool) hasProduct() (bool, error) {

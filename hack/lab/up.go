@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/berth-dev/berth/hack/lab/build"
 	"github.com/berth-dev/berth/hack/lab/cluster"
 )
 
@@ -47,6 +48,9 @@ func (t *tool) up(args []string) error {
 	}
 	references, err := t.pushGuests(guests)
 	if err != nil {
+		return err
+	}
+	if references[build.ImageTools], err = t.pushTools(); err != nil {
 		return err
 	}
 	if err := t.writeEnv(references, kvm); err != nil {

@@ -20,7 +20,7 @@ const (
 	ImageTiny   = "LAB_IMAGE_TINY"
 	ImageKernel = "LAB_IMAGE_KERNEL"
 	ImageCloud  = "LAB_IMAGE_CLOUD"
-	// ImageTools is for pods that talk to guests: /bin/busybox.
+	// ImageTools is no guest's: it is for pods that talk to guests.
 	ImageTools = "LAB_IMAGE_TOOLS"
 )
 
@@ -60,16 +60,6 @@ func (c *Cache) Guests() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	tools, err := c.part("tools", suite, func(dir string) error {
-		img, err := Data([]File{{Path: "/bin/busybox", From: "/bin/busybox", Mode: 0o755}})
-		if err != nil {
-			return err
-		}
-		return SaveImage(img, dir)
-	})
-	if err != nil {
-		return nil, err
-	}
-	tiny[ImageCloud], tiny[ImageTools] = cloud, tools
+	tiny[ImageCloud] = cloud
 	return tiny, nil
 }

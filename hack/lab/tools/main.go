@@ -1,0 +1,49 @@
+// Command tools is what pods of the lab talk to guests with.
+//
+//	tools get URL           print what URL answers
+//	tools serve ADDRESS X   answer X to everybody
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+)
+
+const patience = 20 * time.Second
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "tools:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) == 2 && args[0] == "get":
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, args[1], nil)
+		if err != nil {
+			return err
+		}
+		answer, err := http.DefaultClient.Do(request)
+		if err != nil {
+			return err
+		}
+		defer answer.Body.Close()
+		_, err = io.Copy(os.Stdout, answer.Body)
+		return err
+	case len(args) == 3 && args[0] == "serve":
+		server := http.Server{
+			Addr: args[1], ReadHeaderTimeout: patience,
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, args[2]) }),
+		}
+		return server.ListenAndServe()
+	}
+	return fmt.Errorf("usage: tools get URL | tools serve ADDRESS TEXT")
+}
