@@ -42,6 +42,8 @@ func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
 		return "it shares a namespace of the host"
 	case spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace:
 		return "its containers share their processes"
+	case spec.RuntimeClassName != nil: // only runc's and crun's containers can hold a guest, and nothing tells whose class it is
+		return fmt.Sprintf("it has the runtime class %s", *spec.RuntimeClassName)
 	case sc == nil || sc.Privileged != nil && *sc.Privileged || sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation:
 		return "its container is privileged"
 	case sc.Capabilities == nil || len(sc.Capabilities.Add) > 0:

@@ -225,9 +225,10 @@ func localReferences(names []string) []corev1.LocalObjectReference {
 	return refs
 }
 
-// forbiddenAnnotations steer container runtimes and confinement. No list of an administrator's can allow them.
+// forbiddenAnnotations start so, or after a * hold that, and steer container runtimes and confinement (CRI-O's own
+// often have no slash). No list of an administrator's can allow them.
 var forbiddenAnnotations = []string{
-	"*.crio.io/", "crio.io/", "io.kubernetes.cri-o.", "io.kubernetes.cri.", "io.containerd.", "org.systemd.",
+	"*crio.io", "*cri-o", "io.kubernetes.cri.", "io.containerd.", "org.systemd.",
 	"container.apparmor.security.beta.kubernetes.io/", "seccomp.security.alpha.kubernetes.io/", "container.seccomp.security.alpha.kubernetes.io/",
 	"berth.dev/", "*.berth.dev/", "io.katacontainers.", "run.oci.", "devices.gvisor.dev/", "dev.gvisor.",
 }

@@ -1,0 +1,38 @@
+package berth
+
+import (
+	"fmt"
+	"regexp"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/types"
+)
+
+func TestNames(t *testing.T) {
+	form := regexp.MustCompile(`^bt[a-z2-7]{13}$`) // IFNAMSIZ is 16 with the NUL
+	taps, macs := map[string]string{}, map[string]string{}
+	for i := range 10_000 {
+		vm, network := types.UID(fmt.Sprintf("00000000-0000-4000-8000-%012d", i/2)), fmt.Sprint("net", i%2)
+		tap, mac := TapName(vm, network), MAC(vm, network)
+		who := string(vm) + " " + network
+		if !form.MatchString(tap) {
+			t.Fatalf("the tap of %s is %q", who, tap)
+		}
+		if len(mac) != 6 || mac[0] != 0x02 {
+			t.Fatalf("the MAC of %s is %s, want a local unicast address", who, mac)
+		}
+		if other, ok := taps[tap]; ok {
+			t.Fatalf("%s and %s share the tap %s", who, other, tap)
+		}
+		if other, ok := macs[mac.String()]; ok {
+			t.Fatalf("%s and %s share the MAC %s", who, other, mac)
+		}
+		taps[tap], macs[mac.String()] = who, who
+	}
+	if TapName("a", "b") != TapName("a", "b") || MAC("a", "b").String() != MAC("a", "b").String() {
+		t.Error("names change")
+	}
+	if DomainName("a-b", "c") == DomainName("a", "b-c") {
+		t.Error("two VirtualMachines share a domain name") // an underscore is in neither name
+	}
+}
