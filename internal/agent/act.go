@@ -382,13 +382,18 @@ func (a *Agent) lease(ctx context.Context, g *guest) (*shimlink.NIC, *os.File, e
 	return &shimlink.NIC{MAC: shimlink.MAC(w.MAC), Address: w.Guest, Router: w.Gateway, MTU: uplink.MTU, Hostname: g.VM.Name}, socket, nil
 }
 
-// shutdown asks by every way there is: a guest listens to one of them, or to none.
+// shutdown asks by every way there is: a guest listens to one of them, or to none. An agent that is ending, since the
+// guest does, refuses: that is no failure.
 func (a *Agent) shutdown(ctx context.Context, g *guest) error {
 	err := a.libvirt.Shutdown(ctx, string(g.uid), libvirtd.ByACPI)
-	if g.agentConnected {
-		err = errors.Join(err, a.libvirt.Shutdown(ctx, string(g.uid), libvirtd.ByGuestAgent))
+	if !g.agentConnected {
+		return err
 	}
-	return err
+	agentErr := a.libvirt.Shutdown(ctx, string(g.uid), libvirtd.ByGuestAgent)
+	if err != nil && agentErr != nil {
+		return errors.Join(err, agentErr)
+	}
+	return nil
 }
 
 // kill ends every QEMU of the guest that libvirt did not end.
