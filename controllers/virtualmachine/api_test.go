@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/events"
@@ -35,6 +36,8 @@ type stage struct {
 	events *events.FakeRecorder
 	// reads changes what the operator's cache has of an object; nil leaves it the truth.
 	reads func(client.Object) error
+	// mute makes every write of a status fail.
+	mute bool
 }
 
 func newStage(t *testing.T, config *rest.Config, c client.Client) *stage {
@@ -51,6 +54,12 @@ func newStage(t *testing.T, config *rest.Config, c client.Client) *stage {
 				err = s.reads(o)
 			}
 			return err
+		},
+		SubResourceApply: func(ctx context.Context, c client.Client, sub string, o runtime.ApplyConfiguration, opts ...client.SubResourceApplyOption) error {
+			if s.mute {
+				return errors.New("no answer")
+			}
+			return c.SubResource(sub).Apply(ctx, o, opts...)
 		},
 	})
 	s.Reconciler = &Reconciler{
@@ -369,6 +378,21 @@ func TestAgainstAPIServer(t *testing.T) {
 		if _, err := s.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: "web"}}); err == nil {
 			t.Error("the failure was swallowed")
 		}
+	})
+
+	t.Run("what could not be told is told soon, whosever fault it is", func(t *testing.T) {
+		s := stageFor(t)
+		s.make("web", func(vm *v1alpha1.VirtualMachine) {
+			vm.Spec.Berth = &v1alpha1.BerthTemplate{Annotations: map[string]string{"io.containerd.x": "y"}}
+		})
+		s.mute = true
+		env.Eventually(t, "the failure", func() bool {
+			_, err := s.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: "web"}})
+			return err != nil
+		})
+		s.mute = false
+		s.look("web")
+		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused)
 	})
 }
 

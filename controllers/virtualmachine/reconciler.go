@@ -2,7 +2,6 @@ package virtualmachine
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +51,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		return kube.Outcome(err, seen.wake())
 	}
 	if e := r.report(ctx, seen, err); e != nil { // the one write to the VM's status
-		return kube.Outcome(errors.Join(err, e), 0)
+		return kube.Outcome(e, 0) // what act met, it meets again; a user's fault must not slow this down
 	}
 	return kube.Outcome(err, seen.wake())
 }

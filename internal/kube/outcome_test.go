@@ -1,0 +1,43 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+func TestOutcome(t *testing.T) {
+	pods := schema.GroupResource{Resource: "pods"}
+	tests := []struct {
+		name    string
+		err     error
+		wake    time.Duration
+		after   time.Duration
+		retried bool // by the queue, with backoff
+	}{
+		{"all is well", nil, 0, 0, false},
+		{"all is well until then", nil, time.Hour, time.Hour, false},
+		{"the cache was behind", fmt.Errorf("writing: %w", apierrors.NewConflict(pods, "a", errors.New("changed"))), 0, 50 * time.Millisecond, false},
+		{"the object went", apierrors.NewNotFound(pods, "a"), 0, 50 * time.Millisecond, false},
+		{"the user must mend it", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), 0, slowLook, false},
+		{"the user must, and there is something to see to before", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Second, time.Second, false},
+		{"the user must, and there is something to see to much later", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Hour, slowLook, false},
+		{"it may mend itself", fault.ByTime(v1alpha1.ReasonPodNameTaken, errors.New("ending")), 0, 0, true},
+		{"a bug of ours", errors.New("oops"), time.Second, 0, true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Outcome(tt.err, tt.wake)
+			if got.RequeueAfter != tt.after || (err != nil) != tt.retried {
+				t.Errorf("again after %s, error %v; want %s, retried %t", got.RequeueAfter, err, tt.after, tt.retried)
+			}
+		})
+	}
+}
