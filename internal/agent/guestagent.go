@@ -37,7 +37,7 @@ type guestInfo struct {
 func (a *Agent) observeAgent(g *guest, h *plan.Have, connected bool) {
 	known, ask := a.hints.agent(g.uid, connected, h.Domain == plan.DomainRunning, a.now())
 	if ask != nil {
-		go a.askAgent(g, ask) //nolint:contextcheck // it outlives the sync, and ends with the agent
+		go a.askAgent(g, ask)
 	}
 	switch {
 	case !connected:

@@ -48,7 +48,7 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		}
 	}
 	h.BlockedFor = a.hints.blockedFor(g.uid, h.Domain == plan.DomainBlocked, a.now())
-	a.observeAgent(g, &h, facts.AgentConnected)
+	a.observeAgent(g, &h, facts.AgentConnected) //nolint:contextcheck // what it begins outlives the sync, and ends with the agent
 
 	a.observeContainer(ctx, g, &h)
 	if err := observeProcess(g, &h); err != nil {
