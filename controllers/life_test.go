@@ -2,6 +2,7 @@ package controllers_test
 
 import (
 	"encoding/json"
+	"maps"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,8 +20,12 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// user is the field manager of the user, who applies.
-const user = "kubectl"
+const (
+	// user is the field manager of the user, who applies.
+	user = "kubectl"
+	// web is the name of the one VirtualMachine in each play.
+	web = "web"
+)
 
 func TestOperator(t *testing.T) {
 	config, c := env.APIServer(t)
@@ -40,10 +45,10 @@ func TestOperator(t *testing.T) {
 			return c.Get(t.Context(), client.ObjectKey{Name: "n1"}, &node) == nil && node.Labels[berth.LabelReady] == "true"
 		})
 		o.wrote()
-		w.apply("web", nil)
-		w.runs("web", "n1")
-		w.delete("web")
-		w.ends("web", w.Pod("web"), true)
+		w.apply(nil)
+		w.runs()
+		w.delete()
+		w.ends(w.Pod(web), true)
 		want := []string{
 			"patch virtualmachines",        // its finalizer
 			"create pods",                  //
@@ -84,8 +89,8 @@ func TestOperator(t *testing.T) {
 	t.Run("leads alone of two", func(t *testing.T) {
 		first, second := startOperator(t, config, "elected"), startOperator(t, config, "elected")
 		w := play{env.NewWorld(t, c)}
-		w.apply("web", nil)
-		w.runs("web", "n1")
+		w.apply(nil)
+		w.runs()
 		one, other := first.wrote(), second.wrote()
 		if len(one) > 0 && len(other) > 0 {
 			t.Errorf("both wrote: %q and %q", one, other)
@@ -95,71 +100,69 @@ func TestOperator(t *testing.T) {
 		} else {
 			second.kill()
 		}
-		w.delete("web")
-		w.ends("web", w.Pod("web"), true)
+		w.delete()
+		w.ends(w.Pod(web), true)
 	})
 }
 
 // life leads a guest through everything that its user may ask for.
 func life(w play) {
 	t := w.T
-	w.apply("web", nil)
-	first := w.runs("web", "n1")
+	w.apply(nil)
+	first := w.runs()
 	w.promises(first)
 
-	w.apply("web", map[string]any{"cpu": map[string]any{"cores": 2}})
-	w.until("web", "a change that waits", func(vm *v1alpha1.VirtualMachine) bool {
+	w.apply(map[string]any{"cpu": map[string]any{"cores": 2}})
+	w.until("a change that waits", func(vm *v1alpha1.VirtualMachine) bool {
 		return cmp.Equal(vm.Status.PendingChanges, []string{"cpu"}) && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonChangesPending)
 	})
-	w.apply("web", nil)
-	w.until("web", "no change that waits, once it is taken back", func(vm *v1alpha1.VirtualMachine) bool {
+	w.apply(nil)
+	w.until("no change that waits, once it is taken back", func(vm *v1alpha1.VirtualMachine) bool {
 		return len(vm.Status.PendingChanges) == 0 && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionTrue, v1alpha1.ReasonUpToDate)
 	})
-	w.apply("web", map[string]any{"cpu": map[string]any{"cores": 2}})
-	w.until("web", "the change again", func(vm *v1alpha1.VirtualMachine) bool { return len(vm.Status.PendingChanges) == 1 })
-	if pod := w.Pod("web"); pod.UID != first.UID || pod.DeletionTimestamp != nil {
+	w.apply(map[string]any{"cpu": map[string]any{"cores": 2}})
+	w.until("the change again", func(vm *v1alpha1.VirtualMachine) bool { return len(vm.Status.PendingChanges) == 1 })
+	if pod := w.Pod(web); pod.UID != first.UID || pod.DeletionTimestamp != nil {
 		t.Fatal("a guest that ran lost its berth to a change")
 	}
-	w.Agent("web", guest(false, v1alpha1.ReasonPoweredOff))
-	w.ends("web", first, false)
-	second := w.runs("web", "n1")
-	if len(w.VM("web").Status.PendingChanges) > 0 || second.Spec.Containers[0].Resources.Requests.Cpu().MilliValue() != 200 {
+	w.Agent(web, guest(false, v1alpha1.ReasonPoweredOff))
+	w.ends(first, false)
+	second := w.runs()
+	if len(w.VM(web).Status.PendingChanges) > 0 || second.Spec.Containers[0].Resources.Requests.Cpu().MilliValue() != 200 {
 		t.Error("the new berth does not have the change")
 	}
 
-	w.apply("web", map[string]any{"state": "Stopped"})
-	w.ends("web", second, false)
-	w.until("web", "a guest that is stopped", func(vm *v1alpha1.VirtualMachine) bool {
+	w.apply(map[string]any{"state": "Stopped"})
+	w.ends(second, false)
+	w.until("a guest that is stopped", func(vm *v1alpha1.VirtualMachine) bool {
 		return vm.Status.Phase == v1alpha1.PhaseStopped && meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionReady) == nil &&
 			vm.Status.Berth == nil && vm.Status.NodeName == "n1"
 	})
-	w.apply("web", nil)
-	third := w.runs("web", "n1")
-	w.apply("web", map[string]any{"restartedAt": "today"})
-	w.ends("web", third, false)
-	fourth := w.runs("web", "n1")
-	w.usersAlone("web")
-	w.delete("web")
-	w.ends("web", fourth, true)
+	w.apply(nil)
+	third := w.runs()
+	w.apply(map[string]any{"restartedAt": "today"})
+	w.ends(third, false)
+	fourth := w.runs()
+	w.usersAlone()
+	w.delete()
+	w.ends(fourth, true)
 }
 
 // play is a world with a user in it.
 type play struct{ *env.World }
 
 // apply applies a VirtualMachine as its user does, with changes to its spec.
-func (w play) apply(name string, changes map[string]any) {
+func (w play) apply(changes map[string]any) {
 	w.T.Helper()
 	spec := map[string]any{
 		"memory": map[string]any{"size": "1Gi"},
 		"disks":  []any{map[string]any{"name": "root", "image": "registry.example/debian:12"}},
 	}
-	for key, value := range changes {
-		spec[key] = value
-	}
+	maps.Copy(spec, changes)
 	u := &unstructured.Unstructured{Object: map[string]any{"spec": spec}}
 	u.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachine"))
 	u.SetNamespace(w.Namespace)
-	u.SetName(name)
+	u.SetName(web)
 	u.SetLabels(map[string]string{"team": "blue"})
 	u.SetAnnotations(map[string]string{"example.com/why": "a test"})
 	if err := w.Apply(w.T.Context(), client.ApplyConfigurationFromUnstructured(u), client.FieldOwner(user)); err != nil {
@@ -167,14 +170,14 @@ func (w play) apply(name string, changes map[string]any) {
 	}
 }
 
-func (w play) delete(name string) {
+func (w play) delete() {
 	w.T.Helper()
-	if err := w.Delete(w.T.Context(), w.VM(name)); err != nil {
+	if err := w.Delete(w.T.Context(), w.VM(web)); err != nil {
 		w.T.Fatal(err)
 	}
 }
 
-func (w play) until(name, what string, claim func(*v1alpha1.VirtualMachine) bool) {
+func (w play) until(what string, claim func(*v1alpha1.VirtualMachine) bool) {
 	w.T.Helper()
 	var vm *v1alpha1.VirtualMachine
 	w.T.Cleanup(func() {
@@ -185,24 +188,24 @@ func (w play) until(name, what string, claim func(*v1alpha1.VirtualMachine) bool
 		}
 	})
 	env.Eventually(w.T, what, func() bool {
-		vm = w.VM(name)
+		vm = w.VM(web)
 		return vm != nil && claim(vm)
 	})
 	vm = nil
 }
 
 // runs waits for a new berth, gives it a node, and starts a guest in it.
-func (w play) runs(name, node string) *corev1.Pod {
+func (w play) runs() *corev1.Pod {
 	w.T.Helper()
-	env.Eventually(w.T, "a berth", func() bool { return w.Pod(name) != nil })
-	w.Bind(name, node)
-	pod := w.Pod(name)
-	w.until(name, "a status that names the berth", func(vm *v1alpha1.VirtualMachine) bool {
-		return vm.Status.NodeName == node && vm.Status.Berth != nil && vm.Status.Berth.PodUID == pod.UID
+	env.Eventually(w.T, "a berth", func() bool { return w.Pod(web) != nil })
+	w.Bind(web, "n1")
+	pod := w.Pod(web)
+	w.until("a status that names the berth", func(vm *v1alpha1.VirtualMachine) bool {
+		return vm.Status.NodeName == "n1" && vm.Status.Berth != nil && vm.Status.Berth.PodUID == pod.UID
 	})
-	w.Agent(name, guest(true, v1alpha1.ReasonStarted))
-	w.Kubelet(name, corev1.PodRunning, true)
-	w.until(name, "a guest that is ready", func(vm *v1alpha1.VirtualMachine) bool {
+	w.Agent(web, guest(true, v1alpha1.ReasonStarted))
+	w.Kubelet(web, corev1.PodRunning, true)
+	w.until("a guest that is ready", func(vm *v1alpha1.VirtualMachine) bool {
 		return vm.Status.Phase == v1alpha1.PhaseRunning && says(vm, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady) &&
 			cmp.Equal(vm.Status.Addresses, []string{"10.9.8.7"})
 	})
@@ -211,29 +214,29 @@ func (w play) runs(name, node string) *corev1.Pod {
 
 // ends waits until the operator ends a berth, plays its end, and sees that the
 // operator gives finalizers up only on evidence, first the pod's.
-func (w play) ends(name string, pod *corev1.Pod, forGood bool) {
+func (w play) ends(pod *corev1.Pod, forGood bool) {
 	w.T.Helper()
-	env.Eventually(w.T, "the berth's end", func() bool { return w.Pod(name).DeletionTimestamp != nil })
-	w.until(name, "a guest that stops", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Phase == v1alpha1.PhaseStopping })
+	env.Eventually(w.T, "the berth's end", func() bool { return w.Pod(web).DeletionTimestamp != nil })
+	w.until("a guest that stops", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Phase == v1alpha1.PhaseStopping })
 	w.KubeletEnds(pod)
-	if p := w.Pod(name); p == nil || p.UID != pod.UID {
+	if p := w.Pod(web); p == nil || p.UID != pod.UID {
 		w.T.Fatal("the berth went before its guest was proven gone")
 	}
 	status := guest(false, v1alpha1.ReasonNotRunning)
 	status.ReleasedBerth = pod.UID
-	w.Agent(name, status)
-	env.Eventually(w.T, "the berth's going", func() bool { p := w.Pod(name); return p == nil || p.UID != pod.UID })
+	w.Agent(web, status)
+	env.Eventually(w.T, "the berth's going", func() bool { p := w.Pod(web); return p == nil || p.UID != pod.UID })
 	if !forGood {
 		return
 	}
-	if w.VM(name) == nil {
+	if w.VM(web) == nil {
 		w.T.Fatal("the VirtualMachine went before its disks")
 	}
-	w.until(name, "a status without berth", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Berth == nil })
+	w.until("a status without berth", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Berth == nil })
 	status.Disks = nil
 	status.Conditions = []metav1.Condition{env.Condition(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonDisksRemoved)}
-	w.Agent(name, status)
-	env.Eventually(w.T, "the VirtualMachine's going", func() bool { return w.VM(name) == nil })
+	w.Agent(web, status)
+	env.Eventually(w.T, "the VirtualMachine's going", func() bool { return w.VM(web) == nil })
 }
 
 // promises checks what DESIGN promises of a berth, as the API server took it.
@@ -262,10 +265,10 @@ func (w play) promises(pod *corev1.Pod) {
 }
 
 // usersAlone checks that nobody but the user wrote anything but status and finalizers.
-func (w play) usersAlone(name string) {
+func (w play) usersAlone() {
 	w.T.Helper()
 	managers := map[string]bool{}
-	for _, entry := range w.VM(name).ManagedFields {
+	for _, entry := range w.VM(web).ManagedFields {
 		managers[entry.Manager] = true
 		if entry.Manager == user {
 			continue

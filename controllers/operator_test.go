@@ -97,7 +97,7 @@ func startOperator(t *testing.T, config *rest.Config, role string) *operator {
 
 // start wants o.mu.
 func (o *operator) start() {
-	o.process = exec.Command(os.Args[0]) //nolint:gosec // ourselves
+	o.process = exec.Command(os.Args[0])
 	o.process.Env = append(os.Environ(), roleVariable+"="+o.role, "BERTH_TEST_SERVER="+o.server.URL)
 	o.process.Stderr = os.Stderr
 	stdin, err := o.process.StdinPipe()

@@ -70,30 +70,29 @@ func newStage(t *testing.T, config *rest.Config, c client.Client) *stage {
 	return s
 }
 
-// look lets the operator look at a VirtualMachine, once.
-func (s *stage) look(name string) ctrl.Result {
+// look lets the operator look at the VirtualMachine web, once.
+func (s *stage) look() ctrl.Result {
 	s.T.Helper()
-	result, err := s.Reconcile(s.T.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: name}})
+	result, err := s.Reconcile(s.T.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: "web"}})
 	if err != nil {
-		s.T.Fatalf("reconciling %s: %v", name, err)
+		s.T.Fatalf("reconciling: %v", err)
 	}
 	return result
 }
 
 // settle lets it look until it has acted and told.
-func (s *stage) settle(name string) ctrl.Result {
+func (s *stage) settle() ctrl.Result {
 	s.T.Helper()
-	s.look(name)
-	s.look(name)
-	return s.look(name)
+	s.look()
+	s.look()
+	return s.look()
 }
 
-func (s *stage) make(name string, changes ...func(*v1alpha1.VirtualMachine)) *v1alpha1.VirtualMachine {
+func (s *stage) make(changes ...func(*v1alpha1.VirtualMachine)) {
 	s.T.Helper()
 	vm := vm(changes...)
-	vm.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: name}
+	vm.ObjectMeta = metav1.ObjectMeta{Namespace: s.Namespace, Name: "web"}
 	s.must("making VirtualMachine", s.World.Create(s.T.Context(), vm))
-	return vm
 }
 
 func (s *stage) must(what string, err error) {
@@ -104,22 +103,22 @@ func (s *stage) must(what string, err error) {
 }
 
 // runs gives the berth of a VirtualMachine a node and a guest.
-func (s *stage) runs(name, node string) *corev1.Pod {
+func (s *stage) runs(node string) *corev1.Pod {
 	s.T.Helper()
-	s.settle(name)
-	s.Bind(name, node)
-	s.settle(name)
-	s.Agent(name, v1alpha1.VirtualMachineStatus{Conditions: []metav1.Condition{env.Condition(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted)}})
-	s.Kubelet(name, corev1.PodRunning, true)
-	s.settle(name)
-	s.wants(name, v1alpha1.ConditionReady, v1alpha1.ReasonReady)
-	return s.Pod(name)
+	s.settle()
+	s.Bind("web", node)
+	s.settle()
+	s.Agent("web", v1alpha1.VirtualMachineStatus{Conditions: []metav1.Condition{env.Condition(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted)}})
+	s.Kubelet("web", corev1.PodRunning, true)
+	s.settle()
+	s.wants(v1alpha1.ConditionReady, v1alpha1.ReasonReady)
+	return s.Pod("web")
 }
 
 // wants checks the reason of a condition.
-func (s *stage) wants(name, kind string, reason v1alpha1.Reason, words ...string) {
+func (s *stage) wants(kind string, reason v1alpha1.Reason, words ...string) {
 	s.T.Helper()
-	conditions := s.VM(name).Status.Conditions
+	conditions := s.VM("web").Status.Conditions
 	i := slices.IndexFunc(conditions, func(c metav1.Condition) bool { return c.Type == kind })
 	if i < 0 || conditions[i].Reason != string(reason) {
 		s.T.Errorf("%s wants reason %s: %+v", kind, reason, conditions)
@@ -153,17 +152,17 @@ func TestAgainstAPIServer(t *testing.T) {
 		s := stageFor(t)
 		stranger := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: s.Namespace, Name: "web"}, Spec: podSpec(t, s)}
 		s.must("making pod", s.World.Create(t.Context(), stranger))
-		s.make("web")
-		if wake := s.settle("web").RequeueAfter; wake == 0 || wake > time.Minute {
+		s.make()
+		if wake := s.settle().RequeueAfter; wake == 0 || wake > time.Minute {
 			t.Errorf("looks again after %s, want within a minute: nothing watches that pod", wake)
 		}
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonPodNameTaken, "delete that pod")
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonPodNameTaken, "delete that pod")
 		if diff := cmp.Diff([]string{"PodNameTaken"}, s.told()); diff != "" {
 			t.Errorf("Events -want +got:\n%s", diff)
 		}
 		s.KubeletEnds(stranger)
-		s.settle("web")
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonPending)
+		s.settle()
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonPending)
 	})
 
 	t.Run("a quota that is exceeded is told, and recovered from", func(t *testing.T) {
@@ -173,35 +172,35 @@ func TestAgainstAPIServer(t *testing.T) {
 		s.must("making quota", s.World.Create(t.Context(), quota))
 		quota.Status.Hard, quota.Status.Used = quota.Spec.Hard, corev1.ResourceList{corev1.ResourceRequestsMemory: resource.MustParse("0")}
 		s.must("reporting quota", s.World.Status().Update(t.Context(), quota))
-		s.make("web")
+		s.make()
 		env.Eventually(t, "the quota to count", func() bool {
-			s.look("web")
+			s.look()
 			if pod := s.Pod("web"); pod != nil { // the API server learns of a quota by a watch of its own
 				s.KubeletEnds(pod)
-				s.settle("web")
+				s.settle()
 			}
 			return condition.Reason(s.VM("web").Status.Conditions, v1alpha1.ConditionScheduled) == v1alpha1.ReasonBerthRefused
 		})
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused, "exceeded quota: small")
-		if wake := s.look("web").RequeueAfter; wake == 0 || wake > time.Minute {
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused, "exceeded quota: small")
+		if wake := s.look().RequeueAfter; wake == 0 || wake > time.Minute {
 			t.Errorf("looks again after %s, want within a minute: nothing watches quotas", wake)
 		}
 		if told := s.told(); !slices.Equal(slices.Compact(told), []string{"BerthRefused"}) {
 			t.Errorf("Events are %q", told)
 		}
 		s.must("lifting quota", s.World.Delete(t.Context(), quota))
-		env.Eventually(t, "a berth", func() bool { s.look("web"); return s.Pod("web") != nil })
-		s.settle("web")
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonPending)
+		env.Eventually(t, "a berth", func() bool { s.look(); return s.Pod("web") != nil })
+		s.settle()
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonPending)
 	})
 
 	t.Run("an annotation that is not allowed is told", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web", func(vm *v1alpha1.VirtualMachine) {
+		s.make(func(vm *v1alpha1.VirtualMachine) {
 			vm.Spec.Berth = &v1alpha1.BerthTemplate{Annotations: map[string]string{"io.containerd.x": "y"}}
 		})
-		s.settle("web")
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused, "io.containerd.x", "allowedAnnotations")
+		s.settle()
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused, "io.containerd.x", "allowedAnnotations")
 		if s.Pod("web") != nil {
 			t.Error("it got a berth")
 		}
@@ -209,20 +208,20 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("an evicted guest comes back once its end is proven", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		pod := s.runs("web", "n1")
+		s.make()
+		pod := s.runs("n1")
 		s.Kubelet("web", corev1.PodFailed, false)
-		s.settle("web")
+		s.settle()
 		if s.Pod("web").DeletionTimestamp == nil {
 			t.Fatal("the berth that failed is kept")
 		}
 		s.KubeletEnds(pod)
-		s.settle("web")
+		s.settle()
 		if s.Pod("web").UID != pod.UID {
 			t.Fatal("a failed pod proved nothing, and yet the berth was released")
 		}
 		s.Agent("web", v1alpha1.VirtualMachineStatus{ReleasedBerth: pod.UID})
-		s.settle("web")
+		s.settle()
 		if again := s.Pod("web"); again == nil || again.UID == pod.UID {
 			t.Fatal("no new berth came")
 		}
@@ -238,20 +237,20 @@ func TestAgainstAPIServer(t *testing.T) {
 		t.Run("a lost guest stays where it is until "+name, func(t *testing.T) {
 			s := stageFor(t)
 			node := s.Node(s.Namespace)
-			s.make("web")
-			pod := s.runs("web", node.Name)
+			s.make()
+			pod := s.runs(node.Name)
 			node.Status.Conditions[0].Status = corev1.ConditionUnknown
 			s.must("losing node", s.World.Status().Update(t.Context(), node))
 			s.must("deleting pod", s.World.Delete(t.Context(), pod))
 			s.KubeletEnds(pod)
-			s.settle("web")
-			s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost, "out-of-service")
-			s.wants("web", v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost)
+			s.settle()
+			s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost, "out-of-service")
+			s.wants(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost)
 			if vm := s.VM("web"); vm.Status.Phase != v1alpha1.PhaseUnknown || s.Pod("web").UID != pod.UID {
 				t.Fatalf("phase is %s, want Unknown and the same berth", vm.Status.Phase)
 			}
 			lose(s, node)
-			s.settle("web")
+			s.settle()
 			if again := s.Pod("web"); again == nil || again.UID == pod.UID {
 				t.Error("no new berth came")
 			}
@@ -260,8 +259,8 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("a node that the cache does not know yet is no proof", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		pod := s.runs("web", "n1")
+		s.make()
+		pod := s.runs("n1")
 		s.must("deleting pod", s.World.Delete(t.Context(), pod))
 		s.KubeletEnds(pod)
 		s.reads = func(o client.Object) error {
@@ -270,7 +269,7 @@ func TestAgainstAPIServer(t *testing.T) {
 			}
 			return nil
 		}
-		s.settle("web")
+		s.settle()
 		if again := s.Pod("web"); again == nil || again.UID != pod.UID {
 			t.Error("the berth was released")
 		}
@@ -278,8 +277,8 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("a taint that only the cache still has is no proof", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		pod := s.runs("web", "n1")
+		s.make()
+		pod := s.runs("n1")
 		s.must("deleting pod", s.World.Delete(t.Context(), pod))
 		s.KubeletEnds(pod)
 		s.reads = func(o client.Object) error {
@@ -288,7 +287,7 @@ func TestAgainstAPIServer(t *testing.T) {
 			}
 			return nil
 		}
-		s.settle("web")
+		s.settle()
 		if again := s.Pod("web"); again == nil || again.UID != pod.UID {
 			t.Error("the berth was released")
 		}
@@ -296,21 +295,21 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("a berth that the cache does not have yet is not made twice, nor told away", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		pod := s.runs("web", "n1")
+		s.make()
+		pod := s.runs("n1")
 		s.reads = func(o client.Object) error {
 			if _, ok := o.(*corev1.Pod); ok {
 				return apierrors.NewNotFound(corev1.Resource("pods"), "web")
 			}
 			return nil
 		}
-		s.settle("web")
+		s.settle()
 		if b := s.VM("web").Status.Berth; b == nil || b.PodUID != pod.UID {
 			t.Errorf("the status names the berth %+v, want %s", b, pod.UID)
 		}
 		s.reads = nil
-		s.settle("web")
-		s.wants("web", v1alpha1.ConditionReady, v1alpha1.ReasonReady)
+		s.settle()
+		s.wants(v1alpha1.ConditionReady, v1alpha1.ReasonReady)
 		if told := s.told(); len(told) > 0 {
 			t.Errorf("Events are %q", told)
 		}
@@ -321,24 +320,24 @@ func TestAgainstAPIServer(t *testing.T) {
 		s.Node(s.Namespace)
 		host := v1alpha1.VirtualMachineHostStatus{Conditions: []metav1.Condition{env.Condition(v1alpha1.ConditionHostReady, true, v1alpha1.ReasonHostReady)}}
 		s.Host(s.Namespace, host)
-		s.make("web")
-		pod := s.runs("web", s.Namespace)
+		s.make()
+		pod := s.runs(s.Namespace)
 		orphan := s.VM("web")
 		s.must("deleting VirtualMachine", s.World.Delete(t.Context(), orphan))
 		s.must("forcing it", s.World.Patch(t.Context(), s.VM("web"), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))))
-		s.make("web") // another of the same name must wait
-		s.settle("web")
+		s.make() // another of the same name must wait
+		s.settle()
 		if p := s.Pod("web"); p.UID != pod.UID || p.DeletionTimestamp == nil {
 			t.Fatal("the orphan is not ended")
 		}
 		s.KubeletEnds(pod)
-		s.settle("web")
+		s.settle()
 		if p := s.Pod("web"); p == nil || p.UID != pod.UID {
 			t.Fatal("the orphan was released without proof")
 		}
 		host.ReleasedBerths = []types.UID{pod.UID}
 		s.Host(s.Namespace, host)
-		s.settle("web")
+		s.settle()
 		if p := s.Pod("web"); p == nil || p.UID == pod.UID {
 			t.Error("the new VirtualMachine got no berth")
 		}
@@ -346,11 +345,11 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("a berth that was deleted before it had a node goes at once", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		s.settle("web")
+		s.make()
+		s.settle()
 		s.must("deleting VirtualMachine", s.World.Delete(t.Context(), s.VM("web")))
-		s.settle("web")
-		s.settle("web")
+		s.settle()
+		s.settle()
 		if s.Pod("web") != nil || s.VM("web") != nil {
 			t.Error("something is left")
 		}
@@ -358,13 +357,13 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("kept disks bring the next berth back to their node", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
-		pod := s.runs("web", "n1")
+		s.make()
+		pod := s.runs("n1")
 		s.Agent("web", v1alpha1.VirtualMachineStatus{Disks: []v1alpha1.DiskStatus{{Name: "root"}}, ReleasedBerth: pod.UID})
 		s.must("deleting pod", s.World.Delete(t.Context(), pod))
 		s.KubeletEnds(pod)
-		s.settle("web")
-		s.settle("web")
+		s.settle()
+		s.settle()
 		want := []corev1.NodeSelectorRequirement{{Key: "metadata.name", Operator: corev1.NodeSelectorOpIn, Values: []string{"n1"}}}
 		if diff := cmp.Diff(want, s.Pod("web").Spec.Affinity.NodeAffinity.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields); diff != "" {
 			t.Errorf("-want +got:\n%s", diff)
@@ -373,7 +372,7 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("an API server that fails is tried again", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web")
+		s.make()
 		s.reads = func(client.Object) error { return errors.New("no answer") }
 		if _, err := s.Reconcile(t.Context(), ctrl.Request{NamespacedName: types.NamespacedName{Namespace: s.Namespace, Name: "web"}}); err == nil {
 			t.Error("the failure was swallowed")
@@ -382,7 +381,7 @@ func TestAgainstAPIServer(t *testing.T) {
 
 	t.Run("what could not be told is told soon, whosever fault it is", func(t *testing.T) {
 		s := stageFor(t)
-		s.make("web", func(vm *v1alpha1.VirtualMachine) {
+		s.make(func(vm *v1alpha1.VirtualMachine) {
 			vm.Spec.Berth = &v1alpha1.BerthTemplate{Annotations: map[string]string{"io.containerd.x": "y"}}
 		})
 		s.mute = true
@@ -391,8 +390,8 @@ func TestAgainstAPIServer(t *testing.T) {
 			return err != nil
 		})
 		s.mute = false
-		s.look("web")
-		s.wants("web", v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused)
+		s.look()
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthRefused)
 	})
 }
 
