@@ -38,16 +38,21 @@ k wait pod/client --for=condition=Ready --timeout=1m >/dev/null
 run exec client -- /tools get http://web
 
 say "4. The ssh key opens it (by kubectl port-forward), and it reaches a pod by its Service's name"
-kubectl -n "$ns" port-forward web :22 >"$work/forward" 2>&1 &
-forward=$!
-tail -f "$work/forward" --pid="$forward" | sed -n '/Forwarding from 127.0.0.1:/{p;q}' >/dev/null
-port=$(sed -n 's/.*127.0.0.1:\([0-9]*\) .*/\1/p' "$work/forward" | head -1)
+exec {forward}< <(exec kubectl -n "$ns" port-forward web :22)
+forwarder=$!
+read -r -u "$forward" line # Forwarding from 127.0.0.1:PORT -> 22
+port=${line#*127.0.0.1:}
+port=${port%% *}
 ssh -q -i "$work/key" -p "$port" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null debian@127.0.0.1 \
 	'echo "logged in as $(whoami) on $(hostname), $(. /etc/os-release; echo $PRETTY_NAME)"; curl -s -m 20 http://client'
-kill "$forward" 2>/dev/null || true
+kill "$forwarder"
 
 say "5. What the guest agent tells, and what the container of the guest uses"
 run get vm web -o jsonpath='{.status.guest}{"\n"}'
+node=$(k get vm web -o jsonpath='{.status.nodeName}')
+printf '$ kubectl get --raw /api/v1/nodes/%s/proxy/stats/summary  (what metrics-server reads)\n' "$node"
+kubectl get --raw "/api/v1/nodes/$node/proxy/stats/summary" |
+	jq -r '.pods[] | select(.podRef.name == "web") | .containers[] | "\(.name): CPU \(.cpu.usageNanoCores / 1e6 | floor) m, memory \(.memory.workingSetBytes / 1048576 | floor) MiB"'
 
 say "6. Delete it: nothing is left on any node"
 uid=$(k get vm web -o jsonpath='{.metadata.uid}')

@@ -28,6 +28,7 @@ var debianPackages = []debianPackage{
 	{"mmdebstrap", "the Debian test guest"},
 	{"genisoimage", "isoinfo, which tests ask about seeds"},
 	{"openssh-client", "logging in to a guest"},
+	{"jq", "reading what the API server answers, in the demo"},
 	{"procps", "finding processes in tests"},
 	{"gcc", "building runc"},
 	{"libc6-dev", "building runc"},
