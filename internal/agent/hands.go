@@ -99,6 +99,7 @@ func (a *Agent) onContainer(pod types.UID) {
 func (a *Agent) resync() {
 	ctx, cancel := context.WithTimeout(a.life, 30*time.Second)
 	defer cancel()
+	defer a.wakeHost() // also when libvirtd is gone: that is what the host has to tell
 	log := ctrl.Log.WithName("host")
 	var vms v1alpha1.VirtualMachineList
 	if err := a.client.List(ctx, &vms); err != nil {
@@ -130,7 +131,6 @@ func (a *Agent) resync() {
 			a.enqueue(types.UID(d.UUID))
 		}
 	}
-	a.wakeHost()
 }
 
 // qemuGroup is the group that may open /dev/kvm on the host; the guest's own where there is none.
