@@ -223,6 +223,11 @@ func summary[O client.Object](o O) string {
 			return "gone"
 		}
 		return fmt.Sprintf("%s %+v", o.Status.Phase, o.Status.ContainerStatuses)
+	case *v1alpha1.VirtualMachineHost:
+		if o == nil {
+			return "gone"
+		}
+		return fmt.Sprintf("%+v", o.Status.Conditions)
 	}
 	return fmt.Sprintf("%T", o)
 }
