@@ -231,7 +231,7 @@ func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
 	}
 	return c.until(ctx, "shutting down", id, over, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainShutdownFlags(d, flag)
-	}, gone)
+	}, func(d Domain) bool { return gone(d) || d.State == ShuttingDown })
 }
 
 // Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its
