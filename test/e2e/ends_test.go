@@ -22,8 +22,8 @@ func TestEnds(t *testing.T) {
 		reason v1alpha1.Reason
 		code   int32
 	}{
-		{"poweroff", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "poweroff") }, v1alpha1.ReasonPoweredOff, 0},
-		{"panic", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "panic") }, v1alpha1.ReasonGuestPanicked, 134},
+		{"poweroff", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("poweroff") }, v1alpha1.ReasonPoweredOff, 0},
+		{"panic", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("panic") }, v1alpha1.ReasonGuestPanicked, 134},
 		{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1},
 	}
 	for _, end := range ends {
@@ -83,7 +83,7 @@ func TestReboot(t *testing.T) {
 	l.vm("tiny", "to be Ready", isReady)
 	console := l.logs("tiny")
 	console.await("tiny: up")
-	l.say("tiny", "reboot")
+	l.say("reboot")
 	console.awaitTimes("tiny: up", 2)
 	pod := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
 	if n := pod.Status.ContainerStatuses[0].RestartCount; n != 0 {
@@ -99,7 +99,7 @@ func TestOutOfMemory(t *testing.T) {
 	console.await("tiny: up")
 	// What QEMU needs beyond its guest is limited, as by an administrator who cut it too fine.
 	squeeze(l, vm)
-	l.say("tiny", "eat 200")
+	l.say("eat 200")
 	pod := l.pod("tiny", "to be OOM-killed", func(p *corev1.Pod) bool {
 		return p != nil && len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].LastTerminationState.Terminated != nil
 	})
@@ -140,7 +140,7 @@ func squeeze(l *lab, vm *v1alpha1.VirtualMachine) {
 // nothingLeft: no node has anything of a guest that is gone.
 func nothingLeft(l *lab, uid string) {
 	l.Helper()
-	for _, node := range strings.Fields(os.Getenv("LAB_NODES")) {
+	for node := range strings.FieldsSeq(os.Getenv("LAB_NODES")) {
 		found := l.onNode(node, "sh", "-c", fmt.Sprintf(`
 			virsh list --all --uuid | grep %[1]s
 			pgrep -f "^/usr/bin/qemu-system.*-uuid %[1]s"
@@ -149,7 +149,7 @@ func nothingLeft(l *lab, uid string) {
 			grep %[1]s /proc/mounts
 			find /sys/fs/cgroup -name "*%[1]s*" 2>/dev/null
 			true`, uid, berth.TapName(types.UID(uid), "default")))
-		for _, line := range strings.Split(strings.TrimSpace(found), "\n") {
+		for line := range strings.SplitSeq(strings.TrimSpace(found), "\n") {
 			if line != "" {
 				l.Errorf("left on %s: %s", node, line)
 			}
