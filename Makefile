@@ -48,3 +48,7 @@ test: lab ## All tests: linters, real parts, journeys in a lab (taken down again
 .PHONY: demo
 demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, with every step explained.
 	@hack/demo.sh
+
+.PHONY: bench
+bench: lab-up ## Measure Berth beside bare pods and bare libvirt: a table, and _out/bench.json.
+	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench
