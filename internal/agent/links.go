@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"sync"
 	"time"
@@ -166,7 +167,7 @@ func (a *Agent) read(vm, pod types.UID, n *link) {
 		n.mu.Unlock()
 		a.enqueue(vm)
 	})
-	if err != nil && n.shim.Alive() {
+	if err != nil && !errors.Is(err, io.EOF) && n.shim.Alive() { // at its end the socket tells before the pidfd does
 		log.Info("Shim does not keep to the protocol", "cause", err.Error())
 		a.meters.breaches.Inc()
 		a.links.drop(pod, n)
