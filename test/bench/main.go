@@ -71,7 +71,7 @@ func run(n int, out string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(out, append(raw, '\n'), 0o644)
+	return os.WriteFile(out, append(raw, '\n'), 0o600)
 }
 
 // of makes a figure of several measurements.

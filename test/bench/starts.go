@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"regexp"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -105,6 +104,7 @@ func (b *bench) starts(ctx context.Context, n int) ([]figure, error) {
 }
 
 var (
+	nameElement  = regexp.MustCompile(`<name>[^<]*</name>`)
 	uuidElement  = regexp.MustCompile(`<uuid>[^<]*</uuid>`)
 	consolePath  = regexp.MustCompile(`/run/berth/consoles/[^']*`)
 	channelPath  = regexp.MustCompile(`<source mode='bind' path='/var/lib/libvirt/qemu/channel[^']*'/>`)
@@ -117,8 +117,7 @@ func (b *bench) domain(ctx context.Context, description string) (time.Duration, 
 	description = identityMark.ReplaceAllString(description, "")
 	description = channelPath.ReplaceAllString(description, "")
 	description = consolePath.ReplaceAllString(description, "/run/bench-console.sock")
-	name := strings.Split(strings.Split(description, "<name>")[1], "</name>")[0]
-	description = strings.Replace(description, name, "bench", 1)
+	description = nameElement.ReplaceAllString(description, "<name>bench</name>")
 	if _, err := b.onNode(ctx, description, "sh", "-c", "cat >/run/bench.xml"); err != nil {
 		return 0, err
 	}
