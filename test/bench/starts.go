@@ -31,11 +31,11 @@ func (b *bench) guest(name string) *v1alpha1.VirtualMachine {
 
 // pod is the least pod there can be, beside which a guest is measured.
 func (b *bench) pod(name string) *corev1.Pod {
-	zero := int64(0)
+	one := int64(1) // with 0 the API server forgets a pod before kubelet has ended it
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Namespace: b.ns, Name: name},
 		Spec: corev1.PodSpec{
-			TerminationGracePeriodSeconds: &zero,
+			TerminationGracePeriodSeconds: &one,
 			NodeSelector:                  map[string]string{corev1.LabelHostname: b.node},
 			Containers:                    []corev1.Container{{Name: "c", Image: os.Getenv("LAB_IMAGE_TOOLS"), Args: []string{"serve", ":8080", "x"}}},
 		},
