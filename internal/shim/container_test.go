@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/test/env"
 )
 
 // patience bounds every wait; none of them should come near it.
@@ -68,10 +69,7 @@ type container struct {
 func start(t *testing.T, stdin, stdout *os.File) *container {
 	t.Helper()
 	if os.Getuid() != 0 {
-		if os.Getenv("BERTH_TEST_REQUIRE") != "" {
-			t.Fatal("containers need root")
-		}
-		t.Skip("containers need root")
+		env.Missing(t, "containers need root")
 	}
 	shim, err := binary()
 	if err != nil {

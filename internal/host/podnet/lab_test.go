@@ -15,6 +15,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 // The tests' own namespace stands for the host's, so that the machine's is left alone.
@@ -80,10 +82,7 @@ type lab struct {
 func newLab(t *testing.T) *lab {
 	t.Helper()
 	if os.Getenv(helper) != "host" {
-		if os.Getenv("BERTH_TEST_REQUIRE") != "" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
+		env.Missing(t, "needs root")
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)

@@ -11,18 +11,20 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 // jail starts a process whose root is a directory of the test.
 func jail(t *testing.T) (pid int, root string) {
 	t.Helper()
 	if os.Getuid() != 0 {
-		t.Skip("needs root")
+		env.Missing(t, "needs root")
 	}
 	root = t.TempDir()
 	cat, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("needs busybox")
+		env.Missing(t, "needs busybox")
 	}
 	binary, err := os.ReadFile(cat)
 	if err != nil {
@@ -38,7 +40,7 @@ func jail(t *testing.T) (pid int, root string) {
 		t.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Skipf("needs a static busybox: %v", err)
+		env.Missing(t, "needs a static busybox: "+err.Error())
 	}
 	t.Cleanup(func() { stdin.Close(); cmd.Wait() })
 	return cmd.Process.Pid, root
