@@ -41,9 +41,13 @@ func (n Node) uuid() string { return fmt.Sprintf("be57be57-0000-4000-8000-%012d"
 
 func cidr(address string) string { return fmt.Sprintf("%s/%d", address, prefixLength) }
 
-// routes from machine self to the pods of all nodes but itself.
+// routes from machine self to the pods of all nodes but itself. Nodes have no default route, and what a node itself
+// sends to a Service needs one, though kube-proxy sends it elsewhere before it leaves.
 func routes(self string) map[string]string {
 	all := map[string]string{}
+	if self != "" && self != control {
+		all[serviceSubnet] = controlAddress
+	}
 	for n := Node(1); n <= MaxNodes; n++ {
 		if n.Name() != self {
 			all[n.pods()] = n.address()
