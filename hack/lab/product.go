@@ -60,7 +60,7 @@ func (t *tool) install(kvm bool) error {
 		acceleration = "KVM"
 	}
 	return t.cache.Step("install chart "+release, func() error {
-		return t.lab.Helm("upgrade", "--install", release, filepath.Join(t.root, "charts", "berth"),
+		err := t.lab.Helm("upgrade", "--install", release, filepath.Join(t.root, "charts", "berth"),
 			"--namespace", namespace, "--create-namespace", "--wait", "--timeout", chartTimeout,
 			"--set", "image.registry="+productRegistry,
 			"--set", "image.tag="+tag,
@@ -68,6 +68,10 @@ func (t *tool) install(kvm bool) error {
 			"--set", "agent.insecureRegistries={"+cluster.Registry+","+cluster.TestRegistry+"}",
 			"--set", fmt.Sprintf("agent.capabilities.sysResource=%t", cluster.SysResource()),
 		)
+		if err != nil {
+			return fmt.Errorf("%w\n%s", err, t.lab.Troubles(namespace))
+		}
+		return nil
 	})
 }
 

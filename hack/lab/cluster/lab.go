@@ -227,22 +227,48 @@ func (l Lab) pushBinaries(paths map[string]string) error {
 }
 
 func (l Lab) kubectl(stdin []byte, args ...string) error {
-	return l.client(stdin, filepath.Join(l.Bin["kubernetes"], "kubectl"), args)
+	_, err := l.client(stdin, filepath.Join(l.Bin["kubernetes"], "kubectl"), args)
+	return err
 }
 
 // Helm runs helm against the cluster.
 func (l Lab) Helm(args ...string) error {
-	return l.client(nil, filepath.Join(l.Bin["helm"], "helm"), args)
+	_, err := l.client(nil, filepath.Join(l.Bin["helm"], "helm"), args)
+	return err
 }
 
-func (l Lab) client(stdin []byte, path string, args []string) error {
+// Troubles shows what the pods of a namespace do, what happened to them, and
+// the ends of their logs, to somebody who waited for them in vain.
+func (l Lab) Troubles(namespace string) string {
+	var shown strings.Builder
+	kubectl := func(args ...string) string {
+		out, err := l.client(nil, filepath.Join(l.Bin["kubernetes"], "kubectl"), append([]string{"-n", namespace}, args...))
+		if err != nil {
+			return err.Error()
+		}
+		return out
+	}
+	show := func(args ...string) {
+		fmt.Fprintf(&shown, "$ kubectl -n %s %s\n%s\n", namespace, strings.Join(args, " "), build.Tail(kubectl(args...), 30))
+	}
+	show("get", "pods", "-o", "wide")
+	show("get", "events", "--sort-by=.metadata.creationTimestamp")
+	for pod := range strings.FieldsSeq(kubectl("get", "pods", "-o", "name")) {
+		show("logs", pod, "--all-containers", "--tail=20")
+		show("logs", pod, "--all-containers", "--tail=20", "--previous")
+	}
+	return shown.String()
+}
+
+func (l Lab) client(stdin []byte, path string, args []string) (string, error) {
 	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+l.Kubeconfig(), "HELM_CACHE_HOME="+l.Dir, "HELM_CONFIG_HOME="+l.Dir, "HELM_DATA_HOME="+l.Dir)
 	cmd.Stdin = bytes.NewReader(stdin)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %s", filepath.Base(path), args[0], strings.TrimSpace(string(out)))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s %s: %s", filepath.Base(path), args[0], strings.TrimSpace(string(out)))
 	}
-	return nil
+	return strings.TrimSpace(string(out)), nil
 }
 
 // alone makes sure that no other lab is up here: names and addresses are the same in each.
