@@ -5,6 +5,8 @@ package env
 
 import (
 	"os"
+	"os/exec"
+	"strings"
 	"testing"
 )
 
@@ -25,4 +27,16 @@ func Missing(t testing.TB, why string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+// KVM skips a test where QEMU does not run under KVM, even where parts are required: it is the machine's, and nobody
+// can install it. Some machines have a /dev/kvm that opens and yet runs nothing.
+func KVM(t testing.TB) {
+	t.Helper()
+	qemu := exec.CommandContext(t.Context(), "qemu-system-x86_64",
+		"-accel", "kvm", "-cpu", "host", "-nodefaults", "-display", "none", "-S", "-monitor", "stdio")
+	qemu.Stdin = strings.NewReader("quit\n")
+	if out, err := qemu.CombinedOutput(); err != nil {
+		t.Skipf("this machine has no KVM to use: %v: %.500s", err, out)
+	}
 }

@@ -26,6 +26,8 @@ var debianPackages = []debianPackage{
 	{"mtools", "filling that disk"},
 	{"dosfstools", "formatting that disk"},
 	{"mmdebstrap", "the Debian test guest"},
+	{"udhcpc", "a DHCP client of guests, which tests hold the shim's server against"},
+	{"isc-dhcp-client", "another one"},
 	{"genisoimage", "isoinfo, which tests ask about seeds"},
 	{"openssh-client", "logging in to a guest"},
 	{"jq", "reading what the API server answers, in the demo"},
