@@ -102,11 +102,12 @@ func moduleVersion(mod, module string) (string, error) {
 	return m[1], nil
 }
 
-// Program builds one of a module's own programs, as it is now, and returns its path.
+// Program builds one of a module's own programs, as it is now, and returns its path. Without -trimpath it shares what
+// go test has compiled.
 func (c *Cache) Program(module, pkg string) (string, error) {
 	path := filepath.Join(c.Dir, "programs", filepath.Base(pkg))
 	err := c.Step("build "+filepath.Base(pkg), func() error {
-		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="}, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", path, pkg)
+		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="}, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", path, pkg)
 	})
 	return path, err
 }
