@@ -89,11 +89,12 @@ func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, e
 
 func podSpec(vm *v1alpha1.VirtualMachine, node string, o Options) corev1.PodSpec {
 	no, yes, grace, user := false, true, GraceSeconds(vm), int64(shimUser)
-	selector := map[string]string{LabelHost: "true"}
+	selector := map[string]string{}
+	maps.Copy(selector, vm.Spec.NodeSelector)
+	selector[LabelHost] = "true" // last: no guest can ask for a node that cannot run it
 	if model := vm.Spec.CPU.Model; model != "" && model != CPUHostModel && model != CPUHostPassthrough {
 		selector[LabelCPUModel+model] = "true"
 	}
-	maps.Copy(selector, vm.Spec.NodeSelector)
 	volumes, mounts := secrets(vm)
 	return corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicy(vm.Spec.RestartPolicy),

@@ -54,7 +54,7 @@ func everything(s *v1alpha1.VirtualMachineSpec) {
 	}
 	s.CloudInit = &v1alpha1.CloudInit{UserDataSecretRef: &v1alpha1.SecretKeyReference{Name: "web-user-data", Key: "userdata"}}
 	s.Berth = &v1alpha1.BerthTemplate{Labels: map[string]string{"app": "web"}, Annotations: map[string]string{"prometheus.io/scrape": "true"}}
-	s.NodeSelector = map[string]string{"disk": "ssd"}
+	s.NodeSelector = map[string]string{"disk": "ssd", LabelHost: "false"} // the second must have no effect
 	s.Tolerations = []corev1.Toleration{{Key: "gpu", Operator: corev1.TolerationOpExists}}
 	s.PriorityClassName, s.SchedulerName = "high", "other"
 	s.ImagePullSecrets = []v1alpha1.LocalReference{{Name: "registry"}}
