@@ -50,9 +50,11 @@ const (
 	ReasonImageUnsafe Reason = "ImageUnsafe"
 	// ReasonImageTooLarge: the image is larger than the administrator allows. Next: shrink it or raise the limit.
 	ReasonImageTooLarge Reason = "ImageTooLarge"
-	// ReasonDiskTooSmall: the disk's size is less than its image's. Next: replace it by a disk of another name with
-	// a larger size, or none.
+	// ReasonDiskTooSmall: the disk's size is less than its image's. Next: give it a larger size, or none.
 	ReasonDiskTooSmall Reason = "DiskTooSmall"
+	// ReasonDiskMismatch: the spec of a disk changed just when it was made, and is not what the disk is. Next: change it
+	// back, or add a disk with another name.
+	ReasonDiskMismatch Reason = "DiskMismatch"
 	// ReasonStoreFull: the node's disk is full. Next: free space; it is tried again by itself.
 	ReasonStoreFull Reason = "StoreFull"
 	// ReasonSecretMissing: a Secret that the VM names, or a key in it, does not exist. Next: create it.

@@ -102,23 +102,6 @@ func TestSchema(t *testing.T) {
 			t.Errorf("defaults are %+v", s)
 		}
 	})
-
-	t.Run("keeps a kept disk as it was", func(t *testing.T) {
-		if err := c.Create(t.Context(), object(t, "kept", "memory: {size: 1Gi}\ndisks: [{name: root, image: a, size: 1Gi}, {name: tmp, image: a, ephemeral: true}]")); err != nil {
-			t.Fatal(err)
-		}
-		for change, says := range map[string]string{
-			`{"spec":{"disks":[{"name":"root","image":"b","size":"1Gi"}]}}`:                                             "keeps the image",
-			`{"spec":{"disks":[{"name":"root","image":"a","size":"2Gi"}]}}`:                                             "keeps its size",
-			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi","ephemeral":true}]}}`:                            "stays ephemeral or kept",
-			`{"spec":{"disks":[{"name":"root","image":"a","size":"1Gi"},{"name":"tmp","image":"b","ephemeral":true}]}}`: "",
-		} {
-			err := c.Patch(t.Context(), object(t, "kept", ""), client.RawPatch("application/merge-patch+json", []byte(change)), client.DryRunAll)
-			if says == "" && err != nil || says != "" && (err == nil || !strings.Contains(err.Error(), says)) {
-				t.Errorf("%s: %v, want %q", change, err, says)
-			}
-		}
-	})
 }
 
 func disks(n int) string {

@@ -244,10 +244,6 @@ type Kernel struct {
 }
 
 // Disk is a disk of the guest.
-//
-// +kubebuilder:validation:XValidation:rule="(has(self.ephemeral) && self.ephemeral) == (has(oldSelf.ephemeral) && oldSelf.ephemeral)",message="a disk stays ephemeral or kept: add a disk with another name instead"
-// +kubebuilder:validation:XValidation:rule="self.image == oldSelf.image || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps the image it was made from: add a disk with another name, or make a new VirtualMachine"
-// +kubebuilder:validation:XValidation:rule="has(self.size) == has(oldSelf.size) && (!has(self.size) || self.size == oldSelf.size) || (has(self.ephemeral) && self.ephemeral)",message="a kept disk keeps its size: add a disk with another name"
 type Disk struct {
 	// name tells the disk from the others; the guest sees it as the disk's serial number.
 	// +required

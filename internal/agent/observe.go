@@ -177,16 +177,9 @@ func (a *Agent) observeDisks(g *guest, h *plan.Have) error {
 	}
 	kept := map[string]bool{}
 	for _, d := range made {
-		s := v1alpha1.DiskStatus{Name: d.Name, ImageDigest: d.Base.Digest, Size: resource.NewQuantity(d.VirtualSize, resource.BinarySI)}
-		for _, had := range g.VM.Status.Disks {
-			if had.Name == d.Name && had.ImageDigest == s.ImageDigest {
-				s.Image, s.Ephemeral = had.Image, had.Ephemeral
-			}
-		}
-		for _, want := range g.VM.Spec.Disks {
-			if want.Name == d.Name && s.Image == "" {
-				s.Image, s.Ephemeral = want.Image, want.Ephemeral
-			}
+		s := v1alpha1.DiskStatus{
+			Name: d.Name, Image: d.Image, ImageDigest: d.Base.Digest, Ephemeral: d.Ephemeral,
+			Size: resource.NewQuantity(d.VirtualSize, resource.BinarySI),
 		}
 		kept[d.Name] = !s.Ephemeral
 		h.Disks = append(h.Disks, s)

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/kube"
 	"github.com/berth-dev/berth/test/env"
 )
@@ -44,6 +45,7 @@ func TestAccess(t *testing.T) {
 	install(t, c)
 	t.Run("roles", func(t *testing.T) { roles(t, c) })
 	t.Run("policies", func(t *testing.T) { policies(t, config, c) })
+	t.Run("kept disks", func(t *testing.T) { keptDisks(t, c) }) // by now the policies hold
 }
 
 // may asks whether an account may do something, such as "patch pods/status in default".
@@ -206,8 +208,25 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 			return agent.Create(t.Context(), &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}})
 		}
 	}
+	// labels changes the labels of a berth as a user does.
+	pod, err := berth.PodFor(w.VM("mine"), "", berth.Options{ShimImage: "shim"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	labels := func(patch string, how ...client.PatchOption) func() error {
+		return func() error {
+			return c.Patch(t.Context(), pod.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":`+patch+`}}`)), how...)
+		}
+	}
 	const exit = `{"lastExit":{"reason":"PoweredOff","exitCode":0,"time":"2026-01-02T03:04:05Z"}}`
 	env.Eventually(t, "the policies to hold", func() bool { return apierrors.IsInvalid(says(bound, "theirs", exit)()) })
+
+	env.Eventually(t, "the policy of berths to hold", func() bool {
+		return apierrors.IsInvalid(labels(`null`, client.DryRunAll)())
+	})
 
 	tests := []struct {
 		name string
@@ -235,6 +254,10 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 			vm.Spec.State = v1alpha1.StateStopped
 			return bound.Status().Patch(t.Context(), vm, client.MergeFrom(w.VM("mine")))
 		}, ""}, // the API server drops it; see below
+		{"the label of a berth, away", labels(`{"vm.berth.dev/name":null}`), "leave it as it is"},
+		{"the label of a berth, another", labels(`{"vm.berth.dev/name":"other"}`), "leave it as it is"},
+		{"all labels of a berth, away", labels(`null`), "leave it as it is"},
+		{"another label of a berth", labels(`{"app":"web"}`), ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -12,7 +12,15 @@ import (
 
 // imaged is a guest with a disk from an image of the misbehaving registry, and more lines of YAML.
 func imaged(repository, more string) string {
-	return tiny + fmt.Sprintf("  disks:\n  - name: data\n    image: %s/%s\n", os.Getenv("LAB_TEST_REGISTRY"), repository) + more
+	return tiny + fmt.Sprintf("  disks:\n  - name: data\n    image: %s\n", imageOf(repository)) + more
+}
+
+func imageOf(repository string) string { return os.Getenv("LAB_TEST_REGISTRY") + "/" + repository }
+
+// replace changes one field of the VirtualMachine tiny.
+func (l *lab) replace(path, value string) {
+	l.Helper()
+	l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p", fmt.Sprintf(`[{"op":"replace","path":%q,"value":%q}]`, path, value))
 }
 
 func TestBadImages(t *testing.T) {
@@ -66,11 +74,13 @@ func TestBadImages(t *testing.T) {
 		}},
 		{repository: "/disk", more: "    size: 1Mi\n", bad: bad{
 			name: "larger than its disk", before: holds(func(l *lab) string { return newDisk(l) + newDisk(l) }),
-			reason: v1alpha1.ReasonDiskTooSmall, says: "a disk of another name with a larger size",
-			mend: func(l *lab) {
-				l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p",
-					`[{"op":"replace","path":"/spec/disks/0/name","value":"larger"},{"op":"replace","path":"/spec/disks/0/size","value":"4Mi"}]`)
-			},
+			reason: v1alpha1.ReasonDiskTooSmall, says: "give it a larger size",
+			mend: func(l *lab) { l.replace("/spec/disks/0/size", "4Mi") },
+		}},
+		{repository: "/mistyped", bad: bad{
+			name: "mistyped", before: good("/disk"),
+			reason: v1alpha1.ReasonImageNotFound, says: "correct the name",
+			mend: func(l *lab) { l.replace("/spec/disks/0/image", imageOf(l.ns+"/disk")) },
 		}},
 		{repository: "/private", bad: bad{
 			name: "private, without a pull secret", before: good("/private"),

@@ -140,7 +140,7 @@ func isDiskTrouble(r v1alpha1.Reason) bool {
 	switch r {
 	case v1alpha1.ReasonImageInvalid, v1alpha1.ReasonImageNotFound, v1alpha1.ReasonImageUnauthorized,
 		v1alpha1.ReasonRegistryUnreachable, v1alpha1.ReasonImageDigestMismatch, v1alpha1.ReasonImageNotDisk,
-		v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge, v1alpha1.ReasonDiskTooSmall,
+		v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge, v1alpha1.ReasonDiskTooSmall, v1alpha1.ReasonDiskMismatch,
 		v1alpha1.ReasonStoreFull, v1alpha1.ReasonSecretMissing, v1alpha1.ReasonSeedTooLarge:
 		return true
 	}

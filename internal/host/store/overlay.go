@@ -15,12 +15,16 @@ import (
 	"github.com/berth-dev/berth/internal/guest/diskformat"
 )
 
-const overlaySuffix = ".qcow2"
+const (
+	overlaySuffix = ".qcow2"
+	recordSuffix  = ".image.json" // no disk of the name vm comes into the way of vm.json
+)
 
 // Overlay asks for a disk of a guest.
 type Overlay struct {
 	// Name is the disk's in the spec.
 	Name string
+	Record
 	// Base is the image that shows through. It must be in the store.
 	Base Content
 	// Size is what the guest sees, in bytes; 0 for the image's own.
@@ -29,10 +33,18 @@ type Overlay struct {
 	User int
 }
 
+// Record is what a disk was made from, as the spec had it; its digest and size can be seen. It is empty for a disk
+// that somebody else made.
+type Record struct {
+	Image     string `json:"image"`
+	Ephemeral bool   `json:"ephemeral,omitempty"`
+}
+
 // GuestDisk is a disk of a guest that is there.
 type GuestDisk struct {
 	Name string
 	Path string
+	Record
 	// VirtualSize is what the guest sees, in bytes.
 	VirtualSize int64
 	// Allocated is the space that it takes beyond its image, in bytes.
@@ -101,14 +113,17 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	}
 	if o.Size < base.VirtualSize {
 		return fault.ByUser(v1alpha1.ReasonDiskTooSmall,
-			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: replace it by a disk of another name with a larger size, or none", o.Name, o.Size, base.VirtualSize))
+			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: give it a larger size, or none", o.Name, o.Size, base.VirtualSize))
 	}
 	b, err := diskformat.Overlay(diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format})
 	if err != nil {
 		return err
 	}
-	// The link comes first: a disk without one would not hold its base.
+	// The disk comes last: one without a link would not hold its base, one without a record would be anybody's.
 	if err := linkBase(dir, o.Name, filepath.Base(base.dir)); err != nil {
+		return err
+	}
+	if err := writeJSON(filepath.Join(dir, o.Name+recordSuffix), 0o600, o.Record); err != nil {
 		return err
 	}
 	return publish(path, 0o600, o.User, func(f *os.File) error {
@@ -128,6 +143,9 @@ func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		disk.Base = Image{Content: Content{Digest: "sha256:" + key}}
 	} else if err != nil {
+		return disk, err
+	}
+	if err := readJSON(filepath.Join(dir, name+recordSuffix), &disk.Record); err != nil {
 		return disk, err
 	}
 	f, err := os.OpenFile(disk.Path, os.O_RDONLY|unix.O_NOFOLLOW, 0)

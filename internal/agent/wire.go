@@ -1,0 +1,94 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	shimlink "github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/podnet"
+)
+
+// wiring is how the guest's one network interface is plugged in.
+func (a *Agent) wiring(g *guest, ns *os.File) podnet.Wiring {
+	n := g.VM.Spec.Networks[0].Name
+	gateway := a.GuestSubnet.Masked().Addr().Next()
+	return podnet.Wiring{
+		NetNS: ns, Tap: berth.TapName(g.uid, n), MAC: berth.MAC(g.uid, n),
+		Gateway: gateway, Guest: netip.PrefixFrom(gateway.Next(), a.GuestSubnet.Bits()),
+	}
+}
+
+// namespace opens the berth's network namespace; the shim that it is read from was alive after.
+func (a *Agent) namespace(g *guest) (*os.File, error) {
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", g.link.shim.PID()))
+	if err != nil {
+		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, fmt.Errorf("opening the berth's network namespace: %w", err))
+	}
+	if !g.link.shim.Alive() {
+		_ = ns.Close()
+		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, errors.New("the berth's container has ended"))
+	}
+	return ns, nil
+}
+
+func (a *Agent) plug(ctx context.Context, g *guest) error {
+	if len(g.VM.Spec.Networks) == 0 {
+		return nil
+	}
+	ns, err := a.namespace(g)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	_, err = podnet.Plug(ctx, a.wiring(g, ns))
+	return err
+}
+
+// attach hands the guest's console, and the socket for its DHCP, to the shim.
+func (a *Agent) attach(ctx context.Context, g *guest) error {
+	console, err := (&net.Dialer{}).DialContext(ctx, "unix", a.consolePath(string(g.uid)))
+	if err != nil {
+		return fault.ByTime(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
+	}
+	defer console.Close()
+	socket, err := console.(*net.UnixConn).File()
+	if err != nil {
+		return fmt.Errorf("taking the console's socket: %w", err)
+	}
+	defer socket.Close()
+	message, files := shimlink.Attach{Run: g.link.container}, []*os.File{socket}
+	if len(g.VM.Spec.Networks) > 0 {
+		nic, dhcp, err := a.lease(ctx, g)
+		if err != nil {
+			return err
+		}
+		defer dhcp.Close()
+		message.NIC, files = nic, append(files, dhcp)
+	}
+	return g.link.send(ctx, message, files...)
+}
+
+func (a *Agent) lease(ctx context.Context, g *guest) (*shimlink.NIC, *os.File, error) {
+	ns, err := a.namespace(g)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ns.Close()
+	uplink, err := podnet.FindUplink(ctx, ns)
+	if err != nil {
+		return nil, nil, err
+	}
+	w := a.wiring(g, ns)
+	socket, err := podnet.DHCPSocket(ctx, ns, w.Tap)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &shimlink.NIC{MAC: shimlink.MAC(w.MAC), Address: w.Guest, Router: w.Gateway, MTU: uplink.MTU, Hostname: g.VM.Name}, socket, nil
+}
