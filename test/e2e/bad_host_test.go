@@ -49,6 +49,38 @@ func TestHostWithoutLibvirtd(t *testing.T) {
 	}
 }
 
+// TestHostWithoutKVM takes /dev/kvm away from a node whose agent is to use it.
+func TestHostWithoutKVM(t *testing.T) {
+	l := startAlone(t)
+	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	accelerate := func(how string) {
+		l.system("patch", "daemonset/berth-agent", "--type=json", "-p",
+			`[{"op":"replace","path":"/spec/template/spec/containers/0/args/0","value":"-acceleration=`+how+`"}]`)
+		l.system("rollout", "status", "daemonset/berth-agent", "--timeout=2m")
+	}
+	move := func(from, to string) {
+		l.undo("lab", "exec", node, "--", "sh", "-c", "test ! -e "+from+" || mv "+from+" "+to)
+	}
+	mend := func() {
+		move("/dev/kvm.away", "/dev/kvm")
+		if os.Getenv("LAB_KVM") != "true" {
+			accelerate("Emulation")
+		}
+	}
+	t.Cleanup(mend)
+	move("/dev/kvm", "/dev/kvm.away")
+	accelerate("KVM")
+	l.host(node, "to miss /dev/kvm", func(h *v1alpha1.VirtualMachineHost) bool {
+		c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionHostReady)
+		return c != nil && c.Status == metav1.ConditionFalse && c.Reason == string(v1alpha1.ReasonKVMUnavailable)
+	})
+	l.recovers(bad{
+		manifest:  tiny + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n",
+		condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonUnschedulable, says: node + ": KVM cannot be used",
+		mend: func(*lab) { mend() },
+	})
+}
+
 // TestTaintedNode has no node that a guest tolerates, until it tolerates one.
 func TestTaintedNode(t *testing.T) {
 	l := startAlone(t)

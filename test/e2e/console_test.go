@@ -88,8 +88,8 @@ func (c *console) awaitTimes(text string, times int) {
 	}
 }
 
-// say types a line into the tiny guest's console, as in kubectl attach -it.
-func (l *lab) say(line string) {
+// say types a line into a tiny guest's console, as in kubectl attach -it.
+func (l *lab) say(vm, line string) {
 	l.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
@@ -99,7 +99,7 @@ func (l *lab) say(line string) {
 	if err != nil {
 		l.Fatal(err)
 	}
-	url := clients.CoreV1().RESTClient().Post().Namespace(l.ns).Resource("pods").Name("tiny").SubResource("attach").
+	url := clients.CoreV1().RESTClient().Post().Namespace(l.ns).Resource("pods").Name(vm).SubResource("attach").
 		VersionedParams(&corev1.PodAttachOptions{Stdin: true, Stdout: true, TTY: true}, scheme.ParameterCodec).URL()
 	attach, err := remotecommand.NewWebSocketExecutor(config, http.MethodGet, url.String())
 	if err != nil {

@@ -22,8 +22,8 @@ func TestEnds(t *testing.T) {
 		reason v1alpha1.Reason
 		code   int32
 	}{
-		{"poweroff", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("poweroff") }, v1alpha1.ReasonPoweredOff, 0},
-		{"panic", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("panic") }, v1alpha1.ReasonGuestPanicked, 134},
+		{"poweroff", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "poweroff") }, v1alpha1.ReasonPoweredOff, 0},
+		{"panic", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "panic") }, v1alpha1.ReasonGuestPanicked, 134},
 		{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1},
 	}
 	for _, end := range ends {
@@ -83,7 +83,7 @@ func TestReboot(t *testing.T) {
 	l.vm("tiny", "to be Ready", isReady)
 	console := l.logs("tiny")
 	console.await("tiny: up")
-	l.say("reboot")
+	l.say("tiny", "reboot")
 	console.awaitTimes("tiny: up", 2)
 	pod := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
 	if n := pod.Status.ContainerStatuses[0].RestartCount; n != 0 {
@@ -99,7 +99,7 @@ func TestOutOfMemory(t *testing.T) {
 	console.await("tiny: up")
 	// What QEMU needs beyond its guest is limited, as by an administrator who cut it too fine.
 	squeeze(l, vm)
-	l.say("eat 200")
+	l.say("tiny", "eat 200")
 	pod := l.pod("tiny", "to be OOM-killed", func(p *corev1.Pod) bool {
 		return p != nil && len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].LastTerminationState.Terminated != nil
 	})

@@ -118,7 +118,7 @@ func (l *lab) tryKubectl(stdin string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// apply applies manifests as a user would; $TINY, $KERNEL, $CLOUD and $REGISTRY stand for the lab's.
+// apply applies manifests as a user would; $TINY, $KERNEL, $CLOUD, $TOOLS and $REGISTRY stand for the lab's.
 func (l *lab) apply(manifest string) {
 	l.Helper()
 	l.kubectl(expand(manifest), "apply", "-f", "-")
@@ -127,7 +127,7 @@ func (l *lab) apply(manifest string) {
 func expand(manifest string) string {
 	return strings.NewReplacer(
 		"$TINY", os.Getenv("LAB_IMAGE_TINY"), "$KERNEL", os.Getenv("LAB_IMAGE_KERNEL"),
-		"$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$REGISTRY", os.Getenv("LAB_REGISTRY"),
+		"$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$TOOLS", os.Getenv("LAB_IMAGE_TOOLS"), "$REGISTRY", os.Getenv("LAB_REGISTRY"),
 	).Replace(manifest)
 }
 

@@ -126,7 +126,7 @@ func TestForcedStop(t *testing.T) {
 	uid := l.vm("tiny", "to be Ready", isReady).UID
 	console := l.logs("tiny")
 	console.await("tiny: up")
-	l.say("deaf")
+	l.say("tiny", "deaf")
 	console.await("tiny: deaf")
 	l.patch("tiny", `{"state":"Stopped"}`)
 	vm := l.vm("tiny", "to be Stopped", phase(v1alpha1.PhaseStopped))

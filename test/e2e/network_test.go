@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
+)
+
+// services lead to the guest tiny, and to a pod that answers.
+const services = `
+apiVersion: v1
+kind: Service
+metadata: {name: tiny}
+spec: {selector: {app: tiny}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: client}
+spec: {selector: {app: client}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, labels: {app: client}}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: client
+    image: $TOOLS
+    args: [serve, ":8080", hello from a pod]
+    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+`
+
+// TestNetwork: pods reach a guest by its Service as long as it is ready, and it reaches them by theirs.
+func TestNetwork(t *testing.T) {
+	l := start(t)
+	l.apply(services)
+	l.apply(tiny + `
+  berth: {labels: {app: tiny}}
+  readinessProbe: {httpGet: {path: /, port: 80}, periodSeconds: 1, failureThreshold: 1}
+`)
+	vm := l.vm("tiny", "to be Ready", isReady)
+	console := l.logs("tiny")
+	console.await("tiny: up")
+	l.kubectl("", "wait", "pod/client", "--for=condition=Ready", "--timeout=1m")
+
+	t.Log("in by its Service's name, out by the pod's")
+	l.endpoint("tiny", "true")
+	if page := l.kubectl("", "exec", "client", "--", "/tools", "get", "http://tiny"); !strings.HasPrefix(page, "tiny ") {
+		t.Errorf("the guest answers %q", page)
+	}
+	l.say("tiny", "fetch http://client")
+	console.await("hello from a pod")
+
+	t.Log("out of its Service and in again, as its probe says")
+	l.say("tiny", "mute")
+	l.vm("tiny", "not to be Ready", func(vm *v1alpha1.VirtualMachine) bool {
+		return has(vm, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonProbesFailing) && runs(vm)
+	})
+	l.endpoint("tiny", "false")
+	l.say("tiny", "serve")
+	l.vm("tiny", "to be Ready again", isReady)
+	l.endpoint("tiny", "true")
+
+	t.Log("counted by kubelet as what it is")
+	env.Eventually(t, "the statistics of its container to hold QEMU", func() bool {
+		const least = 48 << 20 // more than a shim ever takes
+		return usage(l, vm) > least
+	})
+}
+
+// endpoint waits until the one endpoint of a Service is ready, or is not.
+func (l *lab) endpoint(service, ready string) {
+	l.Helper()
+	l.kubectl("", "wait", "endpointslice", "-l", "kubernetes.io/service-name="+service,
+		"--for=jsonpath={.endpoints[0].conditions.ready}="+ready, "--timeout=1m")
+}
+
+// usage is the memory of the guest's container in bytes, as kubelet tells metrics-server.
+func usage(l *lab, vm *v1alpha1.VirtualMachine) int {
+	l.Helper()
+	var summary struct {
+		Pods []struct {
+			PodRef     struct{ UID string }
+			Containers []struct {
+				Name   string
+				Memory struct{ WorkingSetBytes int }
+			}
+		}
+	}
+	raw := l.kubectl("", "get", "--raw", "/api/v1/nodes/"+vm.Status.NodeName+"/proxy/stats/summary")
+	if err := json.Unmarshal([]byte(raw), &summary); err != nil {
+		l.Fatalf("reading kubelet's statistics: %v", err)
+	}
+	for _, p := range summary.Pods {
+		if p.PodRef.UID == string(vm.Status.Berth.PodUID) && len(p.Containers) == 1 {
+			return p.Containers[0].Memory.WorkingSetBytes
+		}
+	}
+	return 0
+}
+
+// TestProbes: a guest that fails its livenessProbe is restarted, one that does not pass its startupProbe is ended.
+func TestProbes(t *testing.T) {
+	t.Run("liveness", func(t *testing.T) {
+		l := start(t)
+		l.apply(tiny + "  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +
+			"  startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 120}\n")
+		l.vm("tiny", "to be Ready", isReady)
+		l.logs("tiny").await("tiny: up")
+		l.say("tiny", "mute")
+		l.vm("tiny", "to be Ready again", restartedAfter(v1alpha1.ReasonPoweredOff, 0))
+	})
+	t.Run("startup", func(t *testing.T) {
+		l := start(t)
+		l.apply(tiny + "  restartPolicy: Never\n  startupProbe: {tcpSocket: {port: 81}, periodSeconds: 1, failureThreshold: 3}\n")
+		l.vm("tiny", "to be ended", func(vm *v1alpha1.VirtualMachine) bool {
+			return phase(v1alpha1.PhaseFailed)(vm) && exited(vm, v1alpha1.ReasonStartupProbeFailed, 137)
+		})
+		l.event("tiny", v1alpha1.ReasonStartupProbeFailed)
+	})
+}
