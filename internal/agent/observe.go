@@ -101,6 +101,7 @@ func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
 	}
 	if g.link != nil {
 		h.Shim = g.link.shimState()
+		h.ShimSilent = h.Shim == nil
 	}
 }
 

@@ -166,7 +166,7 @@ func counted(l *lab, c *console) {
 	next := 1
 	for line := range strings.Lines(c.String()) {
 		word, rest, _ := strings.Cut(strings.TrimRight(line, "\r\n"), " ")
-		if word != "count" || !strings.HasSuffix(line, "\n") {
+		if word != "count" || rest == "" || !strings.HasSuffix(line, "\n") { // the command itself, or half a line
 			continue
 		}
 		if rest != strconv.Itoa(next) {

@@ -147,6 +147,8 @@ func startingUp(w Want, h Have) bool {
 // decideEmpty: there is no QEMU, for certain.
 func decideEmpty(w Want, h Have, now time.Time) Next {
 	switch {
+	case h.ShimSilent:
+		return Next{} // it may have had its guest, while no agent was there; what it says wakes us
 	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
 		return steps(Clear{})
 	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Ending):
@@ -155,7 +157,7 @@ func decideEmpty(w Want, h Have, now time.Time) Next {
 		return steps(exit(w, h)...)
 	case w.Elsewhere && h.Kept && !h.keepsDisks():
 		return steps(RemoveDisks{})
-	case w.accepts() && (h.Shim != nil || w.Berth.Fresh && h.Container != ContainerDead):
+	case w.accepts() && (h.Shim != nil || w.Berth.Fresh && h.Container != ContainerDead && !w.ran()):
 		return prepare(w, h, now)
 	default:
 		return Next{}

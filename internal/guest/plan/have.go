@@ -15,8 +15,10 @@ type Have struct {
 	Process Process
 	// Container is the present container of the wanted berth, or of the berth that the domain was made for.
 	Container Container
-	// Shim is the shim of that container; nil until the agent has its socket.
+	// Shim is the shim of that container; nil until the agent has its socket and it has spoken.
 	Shim *Shim
+	// ShimSilent: the agent has its socket, and it has not said yet whether it has had a guest.
+	ShimSilent bool
 	// Base is the state of each image that the guest needs, by what needs it: a disk's name, or Kernel.
 	Base map[string]Image
 	// Disks are the guest's disks that exist on this node.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"errors"
+	"flag"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ type world struct {
 	container int // counts the berth's containers; 0 before the first
 	alive     bool
 	shim      *Shim
+	silent    bool // the agent is new, and the shim has not spoken to it yet
 	domain    Domain
 	qemus     []int // the container that each is in, 0 outside of all
 	lost      time.Duration
@@ -60,8 +62,11 @@ func (w *world) have() Have {
 		h.Container = ContainerDead
 	}
 	if w.berth != nil && w.alive {
-		shim := *w.shim
-		h.Container, h.Shim = ContainerAlive, &shim
+		h.Container, h.ShimSilent = ContainerAlive, w.silent
+		if !w.silent {
+			shim := *w.shim
+			h.Shim = &shim
+		}
 	}
 	if h.Domain == DomainAbsent && h.Process == ProcessNone {
 		h.End = w.end
@@ -78,6 +83,7 @@ func (w *world) sync(t *rapid.T, cut int) {
 		}
 		for _, step := range next.Steps {
 			if cut--; cut < 0 {
+				w.silent = true
 				return
 			}
 			if err := w.do(t, step); err != nil {
@@ -97,6 +103,9 @@ func (w *world) do(t *rapid.T, step Step) error {
 	case Create:
 		if len(w.qemus) > 0 {
 			return errModel // the agent looks into /proc first
+		}
+		if w.alive && w.shim.Attached {
+			t.Fatal("a container that has had its guest got another")
 		}
 		w.qemus, w.domain, w.left, w.end = []int{0}, DomainPaused, true, nil
 	case Place:
@@ -164,7 +173,7 @@ func (w *world) powerOff() {
 
 // endContainer ends the container and leaves whatever else lives in it.
 func (w *world) endContainer() {
-	w.alive, w.shim, w.berth.Fresh = false, nil, false
+	w.alive, w.shim, w.silent, w.berth.Fresh = false, nil, false, false
 }
 
 // startContainer is kubelet's part.
@@ -215,6 +224,7 @@ func (w *world) check(t *rapid.T) {
 // settle lets everybody do their work, undisturbed.
 func (w *world) settle(t *rapid.T) {
 	for range 40 {
+		w.silent = false
 		w.sync(t, 1000)
 		w.check(t)
 		if w.berth != nil && (w.berth.Ending || len(w.berth.Drift) > 0) {
@@ -227,7 +237,15 @@ func (w *world) settle(t *rapid.T) {
 	}
 }
 
+// schedules is how many are tried, unless -rapid.checks says otherwise.
+const schedules = "20000"
+
 func TestModel(t *testing.T) {
+	if f := flag.Lookup("rapid.checks"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set(schedules); err != nil {
+			t.Fatal(err)
+		}
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld()
 		w.never, w.mortal = rapid.Bool().Draw(t, "never restarted"), rapid.Bool().Draw(t, "mortal")
@@ -236,6 +254,7 @@ func TestModel(t *testing.T) {
 			"agent looks":         func(t *rapid.T) { w.sync(t, 1000) },
 			"agent dies amid":     func(t *rapid.T) { w.sync(t, rapid.IntRange(0, 9).Draw(t, "steps")) },
 			"time passes":         func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 70).Draw(t, "seconds")) * time.Second) },
+			"shim speaks":         func(t *rapid.T) { w.when(t, w.silent, func() { w.silent = false }) },
 			"container starts":    func(*rapid.T) { w.startContainer() },
 			"berth ends":          func(t *rapid.T) { w.when(t, w.mortal && w.berth != nil, w.endBerth) },
 			"berth is replaced":   func(*rapid.T) { w.replaceBerth() },

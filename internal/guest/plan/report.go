@@ -150,8 +150,7 @@ func isDiskTrouble(r v1alpha1.Reason) bool {
 // lastExit is how the guest ended just now, or what stands there.
 func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	had := w.VM.Status.LastExit
-	was := condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue) ||
-		condition.Reason(w.VM.Status.Conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonPaused
+	was := w.ran()
 	var end End
 	switch {
 	case h.Unknown != nil || h.guest():

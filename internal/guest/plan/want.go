@@ -3,10 +3,12 @@ package plan
 import (
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
 )
 
 // Want is what the API asks of one guest on this node.
@@ -47,6 +49,13 @@ func (w *Want) accepts() bool {
 // wantsGuest: the spec asks for a guest, running or paused.
 func (w *Want) wantsGuest() bool {
 	return w.VM != nil && w.VM.DeletionTimestamp.IsZero() && w.VM.Spec.State != v1alpha1.StateStopped
+}
+
+// ran: a guest is said to run or to be paused. If there is none it has ended, in the present berth or in a former one.
+func (w *Want) ran() bool {
+	conditions := w.VM.Status.Conditions
+	return condition.Is(conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue) ||
+		condition.Reason(conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonPaused
 }
 
 // deleting: the VirtualMachine waits for its disks to be removed.

@@ -269,10 +269,14 @@ func TestEnds(t *testing.T) {
 		create(t, c, g)
 		output(t, c, g, env.BootText)
 		env.Eventually(t, "the panic", func() bool { return look(t, c, g.UUID).State == libvirtd.Crashed })
-		if err := c.Destroy(t.Context(), g.UUID); err != nil {
+		later, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}}) // it heard nothing of the panic, and sees it
+		look(t, later, g.UUID)
+		if err := later.Destroy(t.Context(), g.UUID); err != nil {
 			t.Fatal(err)
 		}
-		env.Eventually(t, "its event", func() bool { stop, _ := c.LastStop(g.UUID); return stop.Cause == libvirtd.CausePanicked })
+		for _, c := range []*libvirtd.Client{c, later} {
+			env.Eventually(t, "its event", func() bool { stop, _ := c.LastStop(g.UUID); return stop.Cause == libvirtd.CausePanicked })
+		}
 	})
 	t.Run("reboot", func(t *testing.T) {
 		g := guest(t, l, "reboot", env.Reboot)

@@ -85,8 +85,11 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 			return err
 		}
 		found = Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state), XML: doc}
-		if found.State == Paused {
+		switch found.State { //nolint:exhaustive // the reasons of the others tell us nothing
+		case Paused:
 			found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
+		case Crashed: // whose event may have come before we listened; its destruction, which follows, tells nothing of it
+			c.stops.lifecycle(id, golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
 		}
 		return nil
 	})
