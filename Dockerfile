@@ -3,7 +3,8 @@
 #   docker build --target operator -t ghcr.io/berth-dev/berth-operator:dev .
 #
 # and likewise agent and shim. Each is one static binary on nothing. The lab
-# makes its own without an engine.
+# makes its own without an engine. Without gRPC's traces, and the templates that
+# they bring, the linker leaves out a fifth of the agent.
 
 FROM --platform=$BUILDPLATFORM golang:1.26 AS build
 WORKDIR /src
@@ -15,7 +16,7 @@ COPY controllers controllers
 COPY internal internal
 ARG TARGETARCH VERSION=dev
 RUN mkdir /out && CGO_ENABLED=0 GOOS=linux GOARCH=$TARGETARCH \
-    go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
+    go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
 
 FROM scratch AS operator
 COPY --from=build /out/berth-operator /

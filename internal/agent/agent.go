@@ -19,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
-	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -86,7 +85,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: kube.Scheme(),
 		Metrics: server.Options{
-			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: filters.WithAuthenticationAndAuthorization,
+			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.GuardMetrics,
 		},
 		HealthProbeBindAddress: o.HealthAddress,
 		Cache: cache.Options{

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -21,8 +22,9 @@ import (
 // bench is a namespace of its own in the lab.
 type bench struct {
 	client.WithWatch
-	ns   string
-	node string
+	config *rest.Config
+	ns     string
+	node   string
 }
 
 func open(ctx context.Context) (*bench, error) {
@@ -44,7 +46,7 @@ func open(ctx context.Context) (*bench, error) {
 	if err := c.Create(ctx, ns); err != nil {
 		return nil, fmt.Errorf("making namespace: %w", err)
 	}
-	return &bench{WithWatch: c, ns: ns.Name, node: nodes[0]}, nil
+	return &bench{WithWatch: c, config: config, ns: ns.Name, node: nodes[0]}, nil
 }
 
 func (b *bench) close() {

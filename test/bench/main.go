@@ -1,7 +1,7 @@
 // Command bench measures what Berth promises, side by side with the thing to
 // beat, in one run on one machine, in the lab. It asserts nothing.
 //
-//	eval "$(make -s lab-env)"; go run ./test/bench -n 10
+//	eval "$(make -s lab-env)"; go run ./test/bench
 package main
 
 import (
@@ -30,7 +30,7 @@ type figure struct {
 }
 
 func main() {
-	n := flag.Int("n", 10, "repetitions of each measurement")
+	n := flag.Int("n", 20, "repetitions of each measurement")
 	out := flag.String("o", "_out/bench.json", "where the figures go as JSON")
 	flag.Parse()
 	if err := run(*n, *out); err != nil {
@@ -48,7 +48,7 @@ func run(n int, out string) error {
 	}
 	defer b.close()
 	var figures []figure
-	for _, measure := range []func(context.Context, int) ([]figure, error){b.starts, b.memory} {
+	for _, measure := range []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory} {
 		more, err := measure(ctx, n)
 		if err != nil {
 			return err

@@ -21,7 +21,7 @@ func (b *bench) memory(ctx context.Context, _ int) ([]figure, error) {
 	for _, p := range []struct {
 		name, program string
 		goal          float64
-	}{{"shim_rss_mib", "berth-shim", 8}, {"agent_rss_mib", "berth-agent", 40}} {
+	}{{"shim_rss_mib", "berth-shim", 8}, {"agent_rss_mib", "berth-agent", 40}, {"operator_rss_mib", "berth-operator", 40}} {
 		out, err := b.onNode(ctx, "", "sh", "-c", fmt.Sprintf("for p in $(pgrep -f '^/%s'); do grep VmRSS /proc/$p/status; done", p.program))
 		if err != nil {
 			return nil, err

@@ -107,7 +107,7 @@ func moduleVersion(mod, module string) (string, error) {
 func (c *Cache) Program(module, pkg string) (string, error) {
 	path := filepath.Join(c.Dir, "programs", filepath.Base(pkg))
 	err := c.Step("build "+filepath.Base(pkg), func() error {
-		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="}, "go", "build", "-buildvcs=false", "-ldflags=-s -w", "-o", path, pkg)
+		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="}, "go", "build", "-buildvcs=false", "-tags=grpcnotrace", "-ldflags=-s -w", "-o", path, pkg)
 	})
 	return path, err
 }
