@@ -39,8 +39,11 @@ journeys() {
 	lab env >/dev/null 2>&1 && was_up=yes
 	lab up || return
 	eval "$(lab env)"
-	local verdict=0
-	go test -count=1 -timeout 40m -parallel 3 ./test/e2e || verdict=1
+	local verdict=0 log=_out/journeys.log
+	mkdir -p _out
+	# Each journey is told when it is over; what a failed one had to say comes at the end.
+	go test -v -count=1 -timeout 40m -parallel 3 ./test/e2e 2>&1 | tee "$log" |
+		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"
 }
