@@ -24,7 +24,8 @@ type bench struct {
 	client.WithWatch
 	config *rest.Config
 	ns     string
-	node   string
+	nodes  []string
+	node   string // the first, on which is measured
 }
 
 func open(ctx context.Context) (*bench, error) {
@@ -46,7 +47,7 @@ func open(ctx context.Context) (*bench, error) {
 	if err := c.Create(ctx, ns); err != nil {
 		return nil, fmt.Errorf("making namespace: %w", err)
 	}
-	return &bench{WithWatch: c, config: config, ns: ns.Name, node: nodes[0]}, nil
+	return &bench{WithWatch: c, config: config, ns: ns.Name, nodes: nodes, node: nodes[0]}, nil
 }
 
 func (b *bench) close() {
@@ -95,13 +96,17 @@ func gone[L client.ObjectList](ctx context.Context, b *bench, list L, o client.O
 	return 0, fmt.Errorf("waiting for the end of %s: %w", o.GetName(), ctx.Err())
 }
 
-// onNode runs a command on the machine of the node.
+// onNode runs a command on the machine of the node on which is measured.
 func (b *bench) onNode(ctx context.Context, stdin string, command ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, "lab", append([]string{"exec", b.node, "--"}, command...)...)
+	return onNode(ctx, b.node, stdin, command...)
+}
+
+func onNode(ctx context.Context, node, stdin string, command ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "lab", append([]string{"exec", node, "--"}, command...)...)
 	cmd.Stdin = strings.NewReader(stdin)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s on %s: %w: %s", command[0], b.node, err, out)
+		return "", fmt.Errorf("%s on %s: %w: %s", command[0], node, err, out)
 	}
 	return string(out), nil
 }

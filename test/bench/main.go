@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -48,11 +49,10 @@ func run(n int, out string) error {
 	}
 	defer b.close()
 	var figures []figure
+	var failed error // what could be measured is shown all the same
 	for _, measure := range []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory} {
 		more, err := measure(ctx, n)
-		if err != nil {
-			return err
-		}
+		failed = errors.Join(failed, err)
 		figures = append(figures, more...)
 	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -71,7 +71,7 @@ func run(n int, out string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(out, append(raw, '\n'), 0o600)
+	return errors.Join(failed, os.WriteFile(out, append(raw, '\n'), 0o600))
 }
 
 // of makes a figure of several measurements.

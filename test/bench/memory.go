@@ -22,9 +22,13 @@ func (b *bench) memory(ctx context.Context, _ int) ([]figure, error) {
 		name, program string
 		goal          float64
 	}{{"shim_rss_mib", "berth-shim", 8}, {"agent_rss_mib", "berth-agent", 40}, {"operator_rss_mib", "berth-operator", 40}} {
-		out, err := b.onNode(ctx, "", "sh", "-c", fmt.Sprintf("for p in $(pgrep -f '^/%s'); do grep VmRSS /proc/$p/status; done", p.program))
-		if err != nil {
-			return nil, err
+		out := ""
+		for _, node := range b.nodes {
+			found, err := onNode(ctx, node, "", "sh", "-c", fmt.Sprintf("for p in $(pgrep -f '^/%s'); do grep VmRSS /proc/$p/status; done", p.program))
+			if err != nil {
+				return nil, err
+			}
+			out += found
 		}
 		var values []float64
 		for line := range strings.Lines(out) {
@@ -39,7 +43,7 @@ func (b *bench) memory(ctx context.Context, _ int) ([]figure, error) {
 			values = append(values, kib*1024/mebi)
 		}
 		if len(values) == 0 {
-			return nil, fmt.Errorf("no %s runs on %s", p.program, b.node)
+			return nil, fmt.Errorf("no %s runs", p.program)
 		}
 		figures = append(figures, of(p.name, "MiB", p.goal, "", values))
 	}
