@@ -52,12 +52,10 @@ func TestOperator(t *testing.T) {
 		want := []string{
 			"patch virtualmachines",        // its finalizer
 			"create pods",                  //
-			"patch virtualmachines/status", // Pending
-			"patch virtualmachines/status", // Starting
-			"patch virtualmachines/status", // Running
+			"patch virtualmachines/status", // the berth's name, for the agent
 			"patch virtualmachines/status", // Ready
 			"delete pods",                  //
-			"patch virtualmachines/status", // Stopping
+			"patch virtualmachines/status", // Stopping, since this play takes its time
 			"patch pods",                   // its finalizer
 			"patch virtualmachines/status", // no berth
 			"patch virtualmachines",        // its finalizer

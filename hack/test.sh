@@ -42,7 +42,7 @@ journeys() {
 	local verdict=0 log=_out/journeys.log
 	mkdir -p _out
 	# Each journey is told when it is over; what a failed one had to say comes at the end.
-	go test -v -count=1 -timeout 40m -parallel 3 ./test/e2e 2>&1 | tee "$log" |
+	go test -v -count=1 -timeout 40m -parallel 6 ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/berth-dev/berth/internal/shim"
 )
@@ -25,14 +26,25 @@ func main() {
 	case "run":
 		os.Exit(run())
 	case "started":
-		if err := shim.Started(); err != nil {
+		if err := started(os.Args[2:]); err != nil {
 			fmt.Fprintln(os.Stderr, "berth:", err)
 			os.Exit(1)
 		}
 	default:
-		fmt.Fprintln(os.Stderr, "usage: berth-shim [run|started]")
+		fmt.Fprintln(os.Stderr, "usage: berth-shim [run | started [PATIENCE]]")
 		os.Exit(2)
 	}
+}
+
+// started waits for the guest as long as its argument says, such as 25s; not at all by default.
+func started(args []string) (err error) {
+	var patience time.Duration
+	if len(args) > 0 {
+		if patience, err = time.ParseDuration(args[0]); err != nil {
+			return err
+		}
+	}
+	return shim.Started(patience)
 }
 
 func run() int {

@@ -19,9 +19,13 @@ import (
 
 func (r *Reconciler) act(ctx context.Context, seen snapshot, actions []action) error {
 	for _, a := range actions {
+		// gofail: var beforeAction string
+		// crashAt(a, beforeAction)
 		if err := r.do(ctx, seen, a); err != nil {
 			return err
 		}
+		// gofail: var afterAction string
+		// crashAt(a, afterAction)
 	}
 	return nil
 }

@@ -50,10 +50,11 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 		// never that there is no berth because the cache did not have it yet.
 		return kube.Outcome(err, seen.wake())
 	}
-	if e := r.report(ctx, seen, err); e != nil { // the one write to the VM's status
+	wait, e := r.report(ctx, seen, err) // the one write to the VM's status
+	if e != nil {
 		return kube.Outcome(e, 0) // what act met, it meets again; a user's fault must not slow this down
 	}
-	return kube.Outcome(err, seen.wake())
+	return kube.Outcome(err, max(wait, seen.wake()))
 }
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch;patch

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -21,18 +23,50 @@ var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionRead
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
 
+// quiet is how long a berth that comes or goes stays unreported as long as all is well: by then it mostly is there, or gone.
+const quiet = 2 * time.Second
+
 // report writes what Kubernetes knows of the guest, if it differs from what
-// stands there. failure is what act came back with.
-func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) error {
+// stands there. failure is what act came back with. It returns when to look
+// again for want of something worth writing.
+func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (time.Duration, error) {
 	if seen.vm == nil {
-		return nil
+		return 0, nil
 	}
 	want, have := statusOf(seen, failure), owned(&seen.vm.Status)
+	if wait := seen.underWay(want, have); wait > 0 {
+		return wait, nil
+	}
 	wrote, err := r.Status.Write(ctx, seen.vm, want, have)
 	if wrote {
 		r.tell(seen.vm, have.Conditions, want.Conditions)
 	}
-	return err
+	return 0, err
+}
+
+// underWay is for how long nothing needs to be told of a berth that comes or goes. That there is one is told at once:
+// its node's agent waits for that. So is whatever goes wrong, and that it is over.
+func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Duration {
+	var since time.Time
+	trouble := func(c metav1.Condition) bool { return isTrouble(v1alpha1.Reason(c.Reason)) }
+	switch {
+	case want.Berth != nil && !equality.Semantic.DeepEqual(want.Berth, have.Berth),
+		slices.ContainsFunc(want.Conditions, trouble), slices.ContainsFunc(have.Conditions, trouble):
+		return 0
+	case !s.vm.DeletionTimestamp.IsZero():
+		since = s.vm.DeletionTimestamp.Time
+	case s.berth != nil && ending(s.berth) && s.berth.DeletionGracePeriodSeconds != nil:
+		since = s.berth.DeletionTimestamp.Add(-time.Duration(*s.berth.DeletionGracePeriodSeconds) * time.Second)
+	case s.berth != nil && !condition.Is(want.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue):
+		since = s.berth.CreationTimestamp.Time
+	default:
+		return 0
+	}
+	age := s.now.Sub(since)
+	if age < 0 || age >= quiet { // our clock and the API server's may differ
+		return 0
+	}
+	return quiet - age
 }
 
 // tell raises an Event for what went wrong newly, with the condition's own words.

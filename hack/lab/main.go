@@ -23,6 +23,7 @@ const usage = `usage: lab [-root DIR] VERB
   down                              remove everything but the cache
   env                               print exports for eval
   parts                             build what tests run against, print exports for eval
+  failpoints                        build and push Berth with failpoints, print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
   service VERB MACHINE SERVICE      start, stop or restart one service
   restart MACHINE                   power failure, then power
@@ -65,6 +66,8 @@ func run() error {
 		return t.env()
 	case verb == "parts" && len(args) == 1:
 		return t.parts()
+	case verb == "failpoints" && len(args) == 1:
+		return t.failpoints()
 	case verb == "exec" && len(args) > 2:
 		dir, err := t.lab.Machine(args[1])
 		if err != nil {

@@ -75,6 +75,37 @@ func (t *tool) install(kvm bool) error {
 	})
 }
 
+// failpoints builds the agent and the operator so that tests can crash them at any step, pushes them, and prints
+// exports that name them.
+func (t *tool) failpoints() error {
+	tree, err := t.cache.Failpoints(t.root)
+	if err != nil {
+		return err
+	}
+	for name, variable := range map[string]string{"berth-agent": "LAB_AGENT_FAILPOINTS", "berth-operator": "LAB_OPERATOR_FAILPOINTS"} {
+		path, err := t.cache.Program(tree, "./cmd/"+name, build.FailpointsTag)
+		if err != nil {
+			return err
+		}
+		img, err := build.Binary(path, programs[name])
+		if err != nil {
+			return err
+		}
+		tag, err := build.ContentTag(map[string]v1.Image{name: img})
+		if err != nil {
+			return err
+		}
+		reference := fmt.Sprintf("%s/%s:failpoints-%s", productRegistry, name, tag)
+		if err := build.Push(img, reference); err != nil {
+			return err
+		}
+		if _, err := fmt.Printf("export %s='%s'\n", variable, reference); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // guests builds the test guests, and pushes them. It returns their references.
 func (t *tool) pushGuests(dirs map[string]string) (map[string]string, error) {
 	references := map[string]string{}

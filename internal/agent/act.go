@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	ctrl "sigs.k8s.io/controller-runtime"
+
 	"github.com/berth-dev/berth/api/v1alpha1"
 	shimlink "github.com/berth-dev/berth/internal/berth/link"
 	"github.com/berth-dev/berth/internal/fault"
@@ -20,6 +22,27 @@ import (
 
 // stepTimeout bounds a step. Starting QEMU is the longest, on a busy host.
 const stepTimeout = 2 * time.Minute
+
+// act does steps in order, until one fails.
+func (a *Agent) act(ctx context.Context, g *guest, steps []plan.Step) error {
+	log := ctrl.LoggerFrom(ctx)
+	for _, step := range steps {
+		// gofail: var beforeStep string
+		// crashAt(step, beforeStep)
+		began := a.now()
+		err := a.do(ctx, g, step)
+		took := a.now().Sub(began)
+		// gofail: var afterStep string
+		// crashAt(step, afterStep)
+		a.meters.stepped(step, took, err)
+		if err != nil {
+			log.V(1).Info("Step failed", "step", stepName(step), "cause", err.Error())
+			return err
+		}
+		log.V(1).Info("Did step", "step", stepName(step), "took", took.String())
+	}
+	return nil
+}
 
 func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)

@@ -32,7 +32,7 @@ func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error
 
 // tell raises Events for what changed: a start, an end, and what is in the way.
 func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
-	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) {
+	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) && !asked(vm, e) {
 		kind := corev1.EventTypeWarning
 		if e.ExitCode == 0 {
 			kind = corev1.EventTypeNormal
@@ -55,4 +55,13 @@ func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMach
 			a.events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Prepare", "%s", c.Message)
 		}
 	}
+}
+
+// asked: the guest ended as its user asked for, and when.
+func asked(vm *v1alpha1.VirtualMachine, e *v1alpha1.LastExit) bool {
+	if vm.DeletionTimestamp.IsZero() && vm.Spec.State != v1alpha1.StateStopped {
+		return false
+	}
+	grace := vm.Spec.TerminationGracePeriodSeconds
+	return e.ExitCode == 0 || e.Reason == v1alpha1.ReasonForcedOff && grace != nil && *grace == 0
 }

@@ -41,25 +41,11 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 		a.hints.forget(uid)
 		a.pulls.forget(uid)
 	}
+	// gofail: var beforeReport struct{}
+	// crash()
 	wake, reportErr := a.report(ctx, g, have, failure)
 	if next.Wake > 0 && (wake == 0 || next.Wake < wake) {
 		wake = next.Wake
 	}
 	return wake, errors.Join(failure, reportErr, err)
-}
-
-func (a *Agent) act(ctx context.Context, g *guest, steps []plan.Step) error {
-	log := ctrl.LoggerFrom(ctx)
-	for _, step := range steps {
-		began := a.now()
-		err := a.do(ctx, g, step)
-		took := a.now().Sub(began)
-		a.meters.stepped(step, took, err)
-		if err != nil {
-			log.V(1).Info("Step failed", "step", stepName(step), "cause", err.Error())
-			return err
-		}
-		log.V(1).Info("Did step", "step", stepName(step), "took", took.String())
-	}
-	return nil
 }

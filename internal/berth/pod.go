@@ -159,9 +159,9 @@ func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []cor
 // startup probe is the agent's part, counted from when the guest runs.
 func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
 	probe := &corev1.Probe{
-		ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started"}}},
+		ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started", "25s"}}},
 		PeriodSeconds:  1,
-		TimeoutSeconds: 5,
+		TimeoutSeconds: 30, // it waits for the guest itself
 	}
 	if vm.Spec.StartupProbe != nil {
 		probe = vm.Spec.StartupProbe.Probe.DeepCopy()

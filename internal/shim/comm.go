@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 )
 
 // The shim's state is its process name: an exec in the container sees it
@@ -22,17 +23,23 @@ const (
 	initComm = "/proc/1/comm"
 )
 
-// Started returns nil once the guest of this container has started, and before
-// that an error that says what there is instead. It runs beside the shim, as the berth's startup probe.
-func Started() error {
-	comm, err := os.ReadFile(initComm)
-	if err != nil {
-		return fmt.Errorf("reading the shim's state: %w", err)
-	}
-	switch state := strings.TrimSpace(string(comm)); state {
-	case commRunning, commPaused:
-		return nil
-	default:
-		return fmt.Errorf("the guest does not run: %s", state)
+// comm is looked at so often while the guest is waited for.
+const commLook = 50 * time.Millisecond
+
+// Started returns nil once the guest of this container has started. It waits for that as long as it may, and then
+// returns an error that says what there is instead. It runs beside the shim, as the berth's startup probe: one that
+// waits sees the start at once, and kubelet raises no Event about a guest that is only on its way.
+func Started(patience time.Duration) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(commLook) {
+		comm, err := os.ReadFile(initComm)
+		if err != nil {
+			return fmt.Errorf("reading the shim's state: %w", err)
+		}
+		switch state := strings.TrimSpace(string(comm)); {
+		case state == commRunning, state == commPaused:
+			return nil
+		case state == commEnding, !time.Now().Before(deadline):
+			return fmt.Errorf("the guest does not run: %s", state)
+		}
 	}
 }

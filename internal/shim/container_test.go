@@ -173,10 +173,10 @@ func (c *container) exec(arg ...string) (output string, err error) {
 }
 
 // started runs the startup probe.
-func (c *container) started() (output string, err error) {
+func (c *container) started(patience ...string) (output string, err error) {
 	c.t.Helper()
 	root := "--root=/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/root"
-	return c.exec(root, "--setuid=65532", "--setgid=65532", "/berth-shim", "started")
+	return c.exec(append([]string{root, "--setuid=65532", "--setgid=65532", "/berth-shim", "started"}, patience...)...)
 }
 
 // memory returns a line of the shim's /proc/PID/status, in KiB.

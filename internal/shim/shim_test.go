@@ -368,7 +368,15 @@ func TestTheStartupProbeSeesTheGuest(t *testing.T) {
 	step("shim:waiting", true)
 	qemu := a.attach()
 	step("shim:waiting", true)
+	waited := make(chan error, 1)
+	go func() {
+		_, err := c.started("1m")
+		waited <- err
+	}()
 	a.send(link.Running{Phase: link.PhasePaused})
+	if err := <-waited; err != nil {
+		t.Errorf("the probe that waited says %v", err)
+	}
 	step("shim:paused", false)
 	a.send(link.Running{Phase: link.PhaseRunning})
 	step("shim:running", false)

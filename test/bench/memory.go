@@ -22,16 +22,16 @@ func (b *bench) memory(ctx context.Context, _ int) ([]figure, error) {
 		name, program string
 		goal          float64
 	}{{"shim_rss_mib", "berth-shim", 8}, {"agent_rss_mib", "berth-agent", 40}, {"operator_rss_mib", "berth-operator", 40}} {
-		out := ""
+		var out strings.Builder
 		for _, node := range b.nodes {
 			found, err := onNode(ctx, node, "", "sh", "-c", fmt.Sprintf("for p in $(pgrep -f '^/%s'); do grep VmRSS /proc/$p/status; done", p.program))
 			if err != nil {
 				return nil, err
 			}
-			out += found
+			out.WriteString(found)
 		}
 		var values []float64
-		for line := range strings.Lines(out) {
+		for line := range strings.Lines(out.String()) {
 			fields := strings.Fields(line)
 			if len(fields) < 2 {
 				continue

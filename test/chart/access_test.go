@@ -10,9 +10,9 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
-	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -302,15 +302,20 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 
 // grants let agents do anything with guests, as far as roles go.
 func grants() []client.Object {
+	role := func(kind string, rest map[string]any) client.Object {
+		o := &unstructured.Unstructured{Object: rest}
+		o.SetAPIVersion("rbac.authorization.k8s.io/v1")
+		o.SetKind(kind)
+		o.SetName("generous")
+		return o
+	}
 	return []client.Object{
-		&rbacv1.ClusterRole{
-			ObjectMeta: metav1.ObjectMeta{Name: "generous"},
-			Rules:      []rbacv1.PolicyRule{{APIGroups: []string{"berth.dev"}, Resources: []string{"*"}, Verbs: []string{"*"}}},
-		},
-		&rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: "generous"},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "generous"},
-			Subjects:   []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: namespace, Name: "berth-agent"}},
-		},
+		role("ClusterRole", map[string]any{"rules": []any{
+			map[string]any{"apiGroups": []any{"berth.dev"}, "resources": []any{"*"}, "verbs": []any{"*"}},
+		}}),
+		role("ClusterRoleBinding", map[string]any{
+			"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "generous"},
+			"subjects": []any{map[string]any{"kind": "ServiceAccount", "namespace": namespace, "name": "berth-agent"}},
+		}),
 	}
 }

@@ -25,7 +25,7 @@ import (
 )
 
 // patience is how long anything may take before a test gives up; guests are emulated on two cores.
-const patience = 3 * time.Minute
+const patience = 5 * time.Minute
 
 // lab is a test's own namespace in the lab.
 type lab struct {

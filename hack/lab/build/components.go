@@ -104,10 +104,13 @@ func moduleVersion(mod, module string) (string, error) {
 
 // Program builds one of a module's own programs, as it is now, and returns its path. Without -trimpath it shares what
 // go test has compiled.
-func (c *Cache) Program(module, pkg string) (string, error) {
-	path := filepath.Join(c.Dir, "programs", filepath.Base(pkg))
-	err := c.Step("build "+filepath.Base(pkg), func() error {
-		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="}, "go", "build", "-buildvcs=false", "-tags=grpcnotrace", "-ldflags=-s -w", "-o", path, pkg)
+func (c *Cache) Program(module, pkg string, tags ...string) (string, error) {
+	name := strings.Join(append([]string{filepath.Base(pkg)}, tags...), "-")
+	path := filepath.Join(c.Dir, "programs", name)
+	tags = append(tags, "grpcnotrace")
+	err := c.Step("build "+name, func() error {
+		return run(module, []string{"CGO_ENABLED=0", "GOFLAGS="},
+			"go", "build", "-buildvcs=false", "-tags="+strings.Join(tags, ","), "-ldflags=-s -w", "-o", path, pkg)
 	})
 	return path, err
 }

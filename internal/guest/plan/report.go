@@ -55,7 +55,7 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 		return s, killAgain // its QEMU is about to end; how, shows then
 	}
 	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
-		if age := now.Sub(w.Berth.Created); age < quiet {
+		if age := now.Sub(w.Berth.Created); age >= 0 && age < quiet { // our clock and the API server's may differ
 			wait = quiet - age
 		}
 	}

@@ -1,0 +1,67 @@
+package e2e
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
+)
+
+// soak has the tests of faults take their time; `make soak` sets it.
+var soak = flag.Bool("soak", false, "kill a thousand times instead of twenty")
+
+// TestAgentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
+func TestAgentKilled(t *testing.T) {
+	l := startAlone(t)
+	kills, seed := 20, time.Now().UnixNano()
+	if *soak {
+		kills = 1000
+	}
+	t.Logf("%d kills, seed %d", kills, seed)
+	random := rand.New(rand.NewPCG(uint64(seed), 0)) //nolint:gosec // moments are no secret
+	nodes := strings.Fields(os.Getenv("LAB_NODES"))
+
+	const guests = 5
+	vms, consoles, ones, pids := [guests]*v1alpha1.VirtualMachine{}, [guests]*console{}, [guests]func() string{}, [guests]string{}
+	name := func(i int) string { return fmt.Sprintf("guest-%d", i) }
+	for i := range guests {
+		l.apply(strings.Replace(tiny, "name: tiny", "name: "+name(i), 1) + "  nodeSelector: {kubernetes.io/hostname: " + nodes[i%len(nodes)] + "}\n")
+	}
+	for i := range guests {
+		vms[i] = l.vm(name(i), "to be Ready", isReady)
+		consoles[i] = l.logs(name(i))
+		consoles[i].await("tiny: up")
+		l.say(name(i), "count")
+		ones[i], pids[i] = watchOne(string(vms[i].UID)), fmt.Sprint(qemus(string(vms[i].UID)))
+	}
+	for i := range kills {
+		node := nodes[i%len(nodes)]
+		l.onNode(node, "pkill", "-KILL", "-f", "^/berth-agent")
+		agentOn(l, node).revive()
+		env.Eventually(t, "the next agent", func() bool { return l.onNode(node, "sh", "-c", "pgrep -f ^/berth-agent || true") != "" })
+		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond) // at any moment of its life
+	}
+	l.system("rollout", "status", "daemonset/berth-agent", "--timeout=1m")
+	for i := range guests {
+		vm := l.vm(name(i), "to be Ready", isReady)
+		pod := l.pod(name(i), "to be there", func(p *corev1.Pod) bool { return p != nil })
+		if pod.Status.ContainerStatuses[0].RestartCount != 0 || vm.Status.Berth.PodUID != vms[i].Status.Berth.PodUID {
+			t.Errorf("%s was restarted", name(i))
+		}
+		if now := fmt.Sprint(qemus(string(vm.UID))); now != pids[i] {
+			t.Errorf("%s has QEMU %s, had %s", name(i), now, pids[i])
+		}
+		if several := ones[i](); several != "" {
+			t.Errorf("%s had several QEMUs at once: %s", name(i), several)
+		}
+		counted(l, consoles[i])
+	}
+}
