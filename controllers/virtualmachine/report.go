@@ -24,7 +24,7 @@ var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionRead
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
 
 // quiet is how long a berth that comes or goes stays unreported as long as all is well: by then it mostly is there, or gone.
-const quiet = 2 * time.Second
+const quiet = 3 * time.Second
 
 // report writes what Kubernetes knows of the guest, if it differs from what
 // stands there. failure is what act came back with. It returns when to look

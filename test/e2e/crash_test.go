@@ -19,10 +19,8 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-const (
-	failpointsPort = "22381"
-	agentPackage   = "github.com/berth-dev/berth/internal/agent/"
-)
+// failpointsPort is where agents with failpoints take orders.
+const failpointsPort = "22381"
 
 // TestAgentCrashes ends the agent, as kill -9 does, before and after each step of a guest's start, pause and end. The
 // next agent goes on from there: with the same QEMU if there was one, never with a second.
@@ -139,41 +137,36 @@ func (a *agent) during(point, step string, do func()) {
 		do()
 		return
 	}
-	if _, err := a.failpoint(http.MethodPut, point, fmt.Sprintf("return(%q)", step)); err != nil {
+	if err := a.failpoint(http.MethodPut, point, fmt.Sprintf("return(%q)", step)); err != nil {
 		a.Fatalf("setting failpoint %s: %v", point, err)
 	}
 	do()
 	env.Eventually(a, "the agent's crash at "+step, func() bool {
-		_, err := a.failpoint(http.MethodGet, point, "")
-		return err != nil
+		return a.failpoint(http.MethodGet, point, "") != nil
 	})
 	a.revive()
 	env.Eventually(a, "the next agent", func() bool {
-		_, err := a.failpoint(http.MethodGet, "", "")
-		return err == nil
+		return a.failpoint(http.MethodGet, "", "") == nil
 	})
 }
 
-// failpoint asks the agent's failpoints.
-func (a *agent) failpoint(method, point, terms string) (string, error) {
-	url := "http://" + a.address + ":" + failpointsPort + "/"
-	if point != "" {
-		url += agentPackage + point
-	}
+// failpoint asks the agent for a failpoint, or sets it. An error says that the agent does not answer, or refuses.
+func (a *agent) failpoint(method, point, terms string) error {
+	url := "http://" + a.address + ":" + failpointsPort + "/" + point
 	request, err := http.NewRequestWithContext(a.Context(), method, url, strings.NewReader(terms))
 	if err != nil {
-		return "", err
+		return err
 	}
 	answer, err := (&http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}).Do(request)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer answer.Body.Close()
 	raw, err := io.ReadAll(answer.Body)
 	if err == nil && method == http.MethodPut && answer.StatusCode != http.StatusNoContent {
 		err = fmt.Errorf("%s: %s", answer.Status, raw)
 	}
-	return string(raw), err
+	return err
 }
 
 // revive replaces the node's agent that has crashed: kubelet would let it rest for longer and longer.

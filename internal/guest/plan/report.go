@@ -49,7 +49,11 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 		conditions = append(conditions, agentConnected(h))
 	}
 	slices.SortFunc(conditions, byType)
-	s.Conditions = condition.Carry(conditions, had.Conditions, w.VM.Generation, now)
+	generation := w.VM.Generation
+	if w.deleting() && len(had.Conditions) > 0 { // a deletion counts as one, and there is nothing new to observe
+		generation = had.Conditions[0].ObservedGeneration
+	}
+	s.Conditions = condition.Carry(conditions, had.Conditions, generation, now)
 
 	if h.Shim != nil && h.Shim.Attached && h.Domain == DomainAbsent && h.Process != ProcessNone {
 		return s, killAgain // its QEMU is about to end; how, shows then
