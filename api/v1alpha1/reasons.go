@@ -25,6 +25,9 @@ const (
 	// ReasonNodeLost: the berth's node does not answer; the guest may still run. Next: bring the node back, delete its
 	// Node object, or taint it out-of-service when it is surely off.
 	ReasonNodeLost Reason = "NodeLost"
+	// ReasonBerthVanished: somebody removed the berth, finalizer and all, before its guest was proven gone. Next: nothing to
+	// do while its node lives, the agent there tells; else as for NodeLost.
+	ReasonBerthVanished Reason = "BerthVanished"
 )
 
 // Reasons of the condition DisksReady.

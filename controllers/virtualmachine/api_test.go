@@ -275,6 +275,27 @@ func TestAgainstAPIServer(t *testing.T) {
 		}
 	})
 
+	t.Run("a pod that somebody freed of its finalizer proves nothing", func(t *testing.T) {
+		s := stageFor(t)
+		s.make()
+		pod := s.runs("n1")
+		s.must("freeing pod", s.World.Patch(t.Context(), pod.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`))))
+		s.KubeletEnds(pod)
+		s.settle()
+		if s.Pod("web") != nil {
+			t.Fatal("a second guest may start while the first may live")
+		}
+		s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonBerthVanished, "the agent on node n1")
+		if b := s.VM("web").Status.Berth; b == nil || b.PodUID != pod.UID {
+			t.Errorf("the status names the berth %+v, want %s", b, pod.UID)
+		}
+		s.Agent("web", v1alpha1.VirtualMachineStatus{ReleasedBerth: pod.UID})
+		s.settle()
+		if s.Pod("web") == nil {
+			t.Error("no new berth came")
+		}
+	})
+
 	t.Run("a taint that only the cache still has is no proof", func(t *testing.T) {
 		s := stageFor(t)
 		s.make()

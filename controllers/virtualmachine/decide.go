@@ -74,6 +74,8 @@ func decideOrphan(seen snapshot) []action {
 func decideWithoutBerth(seen snapshot) []action {
 	kept := controllerutil.ContainsFinalizer(seen.vm, berth.DiskFinalizer)
 	switch {
+	case seen.wantsGuest() && !seen.formerGone():
+		return nil // a second guest must not start: its node's agent is about to tell
 	case seen.wantsGuest() && !kept:
 		return []action{keepVM{}, createBerth{node: seen.boundTo()}}
 	case seen.wantsGuest():

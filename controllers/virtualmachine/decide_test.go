@@ -94,8 +94,11 @@ func TestDecide(t *testing.T) {
 		want []action
 	}{
 		{"a new VirtualMachine is kept and gets a berth", snapshot{vm: vm(unkept, neverPlaced)}, []action{keepVM{}, createBerth{}}},
-		{"a berth that is gone is made again", snapshot{vm: vm(), node: node()}, []action{createBerth{}}},
-		{"where its disks are", snapshot{vm: vm(withDisk), node: node()}, []action{createBerth{node: "n1"}}},
+		{"a berth that is gone is made again", snapshot{vm: vm(released), node: node()}, []action{createBerth{}}},
+		{"where its disks are", snapshot{vm: vm(withDisk, released), node: node()}, []action{createBerth{node: "n1"}}},
+		{"not while its guest may be left, whatever became of its pod", snapshot{vm: vm(), node: node()}, nil},
+		{"but when its node is out of service", snapshot{vm: vm(), node: node(outOfService)}, []action{createBerth{}}},
+		{"or gone", snapshot{vm: vm()}, []action{createBerth{}}},
 		{"a stopped one gets none", snapshot{vm: vm(stopped), node: node()}, nil},
 		{"a berth is left alone", snapshot{vm: vm(), berth: pod(), node: node()}, nil},
 		{"stopping ends the berth", snapshot{vm: vm(stopped), berth: pod(), node: node()}, end},

@@ -46,6 +46,9 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (se
 	}
 	var pod corev1.Pod
 	err = r.Client.Get(ctx, name, &pod)
+	if apierrors.IsNotFound(err) && seen.vm != nil && !seen.berthReleased() { // it should be there: the cache may be behind
+		err = r.Live.Get(ctx, name, &pod)
+	}
 	switch {
 	case client.IgnoreNotFound(err) != nil:
 		return seen, fmt.Errorf("reading berth: %w", err)
@@ -137,9 +140,31 @@ func (s *snapshot) provenGone(pod *corev1.Pod) bool {
 	return false
 }
 
-// nodeLost: the berth's node does not answer, so nobody knows of the guest.
+// formerGone: no guest can be left of the berth that the status still names, though its pod is no more. Somebody may
+// have taken the finalizer off that pod: then only its node's agent can tell.
+func (s *snapshot) formerGone() bool { return s.berthReleased() || vouchedOff(s.node) }
+
+// berthReleased: the status names no berth, or the agent says that nothing is left in it.
+func (s *snapshot) berthReleased() bool {
+	named := s.vm.Status.Berth
+	return named == nil || s.vm.Status.ReleasedBerth == named.PodUID
+}
+
+// home is the node where the guest may be, "" if there is none.
+func (s *snapshot) home() string {
+	switch {
+	case s.berth != nil:
+		return s.berth.Spec.NodeName
+	case s.formerGone():
+		return ""
+	default:
+		return s.vm.Status.NodeName
+	}
+}
+
+// nodeLost: the guest's node does not answer, so nobody knows of the guest.
 func (s *snapshot) nodeLost() bool {
-	if s.berth == nil || s.berth.Spec.NodeName == "" {
+	if s.home() == "" {
 		return false
 	}
 	if s.node == nil {

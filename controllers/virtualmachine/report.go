@@ -82,7 +82,7 @@ func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Conditi
 func isTrouble(reason v1alpha1.Reason) bool {
 	switch reason {
 	case v1alpha1.ReasonUnschedulable, v1alpha1.ReasonNoHost, v1alpha1.ReasonBerthRefused,
-		v1alpha1.ReasonPodNameTaken, v1alpha1.ReasonNodeLost:
+		v1alpha1.ReasonPodNameTaken, v1alpha1.ReasonNodeLost, v1alpha1.ReasonBerthVanished:
 		return true
 	}
 	return false
@@ -113,6 +113,9 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 		NodeName:           vm.Status.NodeName, // the disks' home, until a new berth has one
 		Image:              bootImage(vm),
 		PendingChanges:     seen.drift,
+	}
+	if pod == nil && !seen.formerGone() {
+		s.Berth = vm.Status.Berth
 	}
 	if pod != nil && pod.Spec.NodeName != "" {
 		s.NodeName = pod.Spec.NodeName
@@ -156,17 +159,20 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 		return no(reason, failure.Error())
 	}
 	switch {
+	case seen.nodeLost():
+		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost,
+			fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
 	case seen.berth == nil && !seen.wantsGuest():
 		return no(v1alpha1.ReasonNotWanted, "")
+	case seen.berth == nil && !seen.formerGone():
+		return no(v1alpha1.ReasonBerthVanished, fmt.Sprintf(
+			"the berth was removed before its guest was proven gone, so no other may start: the agent on node %s is about to tell; if there is none any more, delete the Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
 	case seen.berth == nil && seen.boundTo() != "" && seen.node == nil:
 		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which is gone: bring it back, or make the VirtualMachine anew", seen.boundTo()))
 	case seen.berth == nil:
 		return no(v1alpha1.ReasonPending, "")
 	case seen.berth.Spec.NodeName == "":
 		return waiting(seen, no)
-	case seen.nodeLost():
-		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost,
-			fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.berth.Spec.NodeName))
 	default:
 		return condition.New(v1alpha1.ConditionScheduled, true, v1alpha1.ReasonScheduled, "")
 	}
@@ -237,14 +243,16 @@ func podReady(pod *corev1.Pod) bool {
 func phaseOf(seen snapshot) v1alpha1.Phase {
 	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
 	switch {
+	case seen.nodeLost():
+		return v1alpha1.PhaseUnknown
+	case seen.berth == nil && !seen.formerGone():
+		return v1alpha1.PhaseStopping
 	case seen.berth == nil && seen.wantsGuest():
 		return v1alpha1.PhasePending
 	case seen.berth == nil && !seen.vm.DeletionTimestamp.IsZero():
 		return v1alpha1.PhaseStopping
 	case seen.berth == nil:
 		return v1alpha1.PhaseStopped
-	case seen.nodeLost():
-		return v1alpha1.PhaseUnknown
 	case ending(seen.berth):
 		return v1alpha1.PhaseStopping
 	case seen.berth.Status.Phase == corev1.PodSucceeded:

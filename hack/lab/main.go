@@ -26,7 +26,8 @@ const usage = `usage: lab [-root DIR] VERB
   failpoints                        build and push Berth with failpoints, print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
   service VERB MACHINE SERVICE      start, stop or restart one service
-  restart MACHINE                   power failure, then power
+  off MACHINE                       power failure
+  on MACHINE                        power again
 `
 
 func main() {
@@ -84,8 +85,10 @@ func run() error {
 			return err
 		}
 		return dir.Service(args[1], args[3])
-	case verb == "restart" && len(args) == 2:
-		return t.locked(func() error { return t.lab.Restart(args[1]) })
+	case verb == "off" && len(args) == 2:
+		return t.locked(func() error { return t.lab.Off(args[1]) })
+	case verb == "on" && len(args) == 2:
+		return t.locked(func() error { return t.lab.On(args[1]) })
 	default:
 		flags.Usage()
 		return errors.New("nothing done")

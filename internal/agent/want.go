@@ -71,7 +71,24 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 			}
 		}
 	}
+	if g.Berth == nil && vm.Status.ReleasedBerth != vm.Status.Berth.PodUID {
+		return g, a.lookForBerth(ctx, g)
+	}
 	return g, nil
+}
+
+// lookForBerth finds out whether the pod that the status names is no more. The cache's silence proves nothing.
+func (a *Agent) lookForBerth(ctx context.Context, g *guest) error {
+	var pod corev1.Pod
+	named := g.VM.Status.Berth
+	err := a.live.Get(ctx, types.NamespacedName{Namespace: g.VM.Namespace, Name: named.PodName}, &pod)
+	if client.IgnoreNotFound(err) != nil {
+		return fmt.Errorf("reading berth %s: %w", named.PodName, err)
+	}
+	if err != nil || pod.UID != named.PodUID {
+		g.Vanished = named.PodUID
+	}
+	return nil
 }
 
 // virtualMachine finds a guest by its UID: in the cache, which holds this node's,

@@ -135,9 +135,9 @@ func (b *bench) describe(ctx context.Context, vm *v1alpha1.VirtualMachine, name 
 	return err
 }
 
-// create starts a domain that was described, halted.
+// create starts a domain that was described.
 func (b *bench) create(ctx context.Context, name string) error {
-	_, err := b.onNode(ctx, "", "virsh", "create", "--paused", "/run/"+name+".xml")
+	_, err := b.onNode(ctx, "", "virsh", "create", "/run/"+name+".xml")
 	return err
 }
 

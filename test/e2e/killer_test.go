@@ -60,6 +60,6 @@ func TestAgentKilled(t *testing.T) {
 		if several := ones[i](); several != "" {
 			t.Errorf("%s had several QEMUs at once: %s", name(i), several)
 		}
-		counted(l, consoles[i])
+		counted(l, consoles[i].String())
 	}
 }

@@ -79,6 +79,7 @@ func (l Lab) controlSpec() machine.Spec {
 				"--root-ca-file=" + k.crt("ca"),
 				"--cluster-signing-cert-file=" + k.crt("ca"),
 				"--cluster-signing-key-file=" + k.key("ca"),
+				"--node-monitor-period=1s", "--node-monitor-grace-period=10s",
 			}},
 			{Name: "scheduler", After: "tcp:127.0.0.1:6443", Args: []string{
 				filepath.Join(kubernetes, "kube-scheduler"),

@@ -171,10 +171,19 @@ func (l Lab) start(spec machine.Spec) error {
 	})
 }
 
-// Restart switches a machine off as a power failure would, and on again.
-func (l Lab) Restart(name string) error {
-	dir := l.machine(name)
-	if err := machine.Stop(dir); err != nil {
+// Off switches a machine off, as a power failure would.
+func (l Lab) Off(name string) error {
+	dir, err := l.Machine(name)
+	if err != nil {
+		return err
+	}
+	return machine.Stop(dir)
+}
+
+// On switches a machine on that is off. One that is on stays so.
+func (l Lab) On(name string) error {
+	dir, err := l.Machine(name)
+	if err != nil || dir.Pid() != 0 {
 		return err
 	}
 	return machine.Restart(dir)

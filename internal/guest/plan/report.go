@@ -184,6 +184,8 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 // released names the berth of which nothing is left, for as long as no other is named.
 func released(w Want, h Have) (uid types.UID) {
 	switch {
+	case w.Vanished != "" && h.Unknown == nil && !h.guest():
+		return w.Vanished
 	case w.Berth == nil:
 		return w.VM.Status.ReleasedBerth
 	case w.Berth.Ending && h.Unknown == nil && !h.guest():

@@ -106,6 +106,16 @@ func TestReport(t *testing.T) {
 			running: "False PoweredOff", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff, freed: "pod-1",
 		},
 		{
+			name: "so is one whose pod is no more", want: Want{VM: vm(ran), Vanished: "pod-1"},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAbsent},
+			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1",
+		},
+		{
+			name: "but not before its guest is", want: Want{VM: vm(ran), Vanished: "pod-1"},
+			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true}},
+			running: "True Started", disks: "False DisksReady",
+		},
+		{
 			name: "not while a process is left", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive},
 			running: "False NotRunning", disks: "False DisksReady",

@@ -19,6 +19,8 @@ type Want struct {
 	Elsewhere bool
 	// Berth is the pod that the VirtualMachine's status names, if it is bound to this node; nil otherwise.
 	Berth *Berth
+	// Vanished is the UID of the pod that the status names, if there is no such pod any more.
+	Vanished types.UID
 }
 
 // Berth is what a berth's pod says of itself.

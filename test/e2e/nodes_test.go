@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
+)
+
+// TestNodeLost cuts a node's power: its guests are unknown, and nobody starts them elsewhere, until the node is back or
+// somebody vouches that it is off. Then a guest without kept disks goes to another node, and one with them waits.
+func TestNodeLost(t *testing.T) {
+	l := startAlone(t)
+	nodes := strings.Fields(os.Getenv("LAB_NODES"))
+	if len(nodes) < 2 {
+		env.Missing(t, "needs a lab of two nodes: make lab-up NODES=2")
+	}
+	home, other := nodes[1], nodes[0]
+	const outOfService = corev1.TaintNodeOutOfService + "=off:NoExecute"
+	t.Cleanup(func() {
+		l.undo("lab", "on", home)
+		l.undo("kubectl", "uncordon", other)
+		l.undo("sh", "-c", "kubectl taint node "+home+" "+outOfService+"- || true")
+		l.undo("kubectl", "wait", "node", home, "--for=condition=Ready", "--timeout=2m")
+		l.system("rollout", "status", "daemonset/berth-agent", "--timeout=2m")
+		l.undo("kubectl", "-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=2m")
+	})
+	l.kubectl("", "cordon", other)
+	l.apply(strings.Replace(tiny, "name: tiny", "name: moves", 1))
+	l.apply(strings.Replace(disked, "name: disked", "name: stays", 1))
+	names := []string{"moves", "stays"}
+	before := map[string]*v1alpha1.VirtualMachine{}
+	for _, name := range names {
+		before[name] = l.vm(name, "to be Ready", isReady)
+	}
+	l.kubectl("", "uncordon", other)
+	one := watchOne(string(before["moves"].UID))
+	lost := func(vm *v1alpha1.VirtualMachine) bool {
+		return phase(v1alpha1.PhaseUnknown)(vm) && has(vm, v1alpha1.ConditionScheduled, metav1.ConditionUnknown, v1alpha1.ReasonNodeLost)
+	}
+
+	t.Log("off, and on again")
+	l.undo("lab", "off", home)
+	for _, name := range names {
+		l.vm(name, "to be lost", lost)
+	}
+	l.undo("lab", "on", home)
+	for _, name := range names {
+		vm := l.vm(name, "to be Ready in the same berth", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Restarts > 0 })
+		if vm.Status.Berth.PodUID != before[name].Status.Berth.PodUID {
+			t.Errorf("%s has another berth", name)
+		}
+		l.logs(name).await("tiny: up")
+	}
+
+	t.Log("off, and out of service")
+	l.undo("lab", "off", home)
+	for _, name := range names {
+		l.vm(name, "to be lost", lost)
+	}
+	l.kubectl("", "taint", "node", home, outOfService)
+	l.vm("moves", "to be Ready elsewhere", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.NodeName == other })
+	l.vm("stays", "to wait for its disks", func(vm *v1alpha1.VirtualMachine) bool {
+		return has(vm, v1alpha1.ConditionScheduled, metav1.ConditionFalse, v1alpha1.ReasonUnschedulable) && vm.Status.NodeName == home
+	})
+
+	t.Log("removed from the cluster, and back")
+	l.kubectl("", "delete", "node", home)
+	l.vm("stays", "to miss its node", func(vm *v1alpha1.VirtualMachine) bool {
+		return has(vm, v1alpha1.ConditionScheduled, metav1.ConditionFalse, v1alpha1.ReasonNodeLost)
+	})
+	l.undo("lab", "on", home)
+	l.vm("stays", "to be Ready where its disks are", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.NodeName == home })
+	l.logs("stays").await("tiny: up")
+	if several := one(); several != "" {
+		t.Errorf("there were several QEMUs at once: %s", several)
+	}
+	env.Eventually(t, "nothing of the guest that moved to be left behind", func() bool {
+		return l.onNode(home, "sh", "-c", "ls /var/lib/berth/vms | grep "+string(before["moves"].UID)+" || true") == ""
+	})
+}
