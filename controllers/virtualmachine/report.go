@@ -196,7 +196,11 @@ func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) m
 			}
 			return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
 		}
-		return no(v1alpha1.ReasonUnschedulable, strings.Join(append([]string{c.Message}, problems...), "; "))
+		says := []string{c.Message}
+		if home := seen.boundTo(); home != "" {
+			says = []string{"the guest's disks are on node " + home, c.Message}
+		}
+		return no(v1alpha1.ReasonUnschedulable, strings.Join(append(says, problems...), "; "))
 	}
 	return no(v1alpha1.ReasonPending, "")
 }
