@@ -54,7 +54,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Resu
 	if e != nil {
 		return kube.Outcome(e, 0) // what act met, it meets again; a user's fault must not slow this down
 	}
-	return kube.Outcome(err, max(wait, seen.wake()))
+	return kube.Outcome(err, kube.Sooner(wait, seen.wake()))
 }
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch;patch

@@ -9,6 +9,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/kube"
 )
 
 // rounds bounds how often one sync looks again after its steps.
@@ -44,8 +45,5 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 	// gofail: var beforeReport struct{}
 	// crash()
 	wake, reportErr := a.report(ctx, g, have, failure)
-	if next.Wake > 0 && (wake == 0 || next.Wake < wake) {
-		wake = next.Wake
-	}
-	return wake, errors.Join(failure, reportErr, err)
+	return kube.Sooner(wake, next.Wake), errors.Join(failure, reportErr, err)
 }

@@ -31,3 +31,11 @@ func Outcome(err error, wake time.Duration) (ctrl.Result, error) {
 		return ctrl.Result{}, err
 	}
 }
+
+// Sooner is the shorter of two times to wait, of which zero is for ever.
+func Sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b > 0 && b < a {
+		return b
+	}
+	return a
+}

@@ -41,3 +41,11 @@ func TestOutcome(t *testing.T) {
 		})
 	}
 }
+
+func TestSooner(t *testing.T) {
+	for _, tt := range []struct{ a, b, want time.Duration }{{0, 0, 0}, {0, 2, 2}, {2, 0, 2}, {1, 2, 1}, {2, 1, 1}} {
+		if got := Sooner(tt.a, tt.b); got != tt.want {
+			t.Errorf("the sooner of %d and %d is %d, want %d", tt.a, tt.b, got, tt.want)
+		}
+	}
+}
