@@ -47,7 +47,7 @@ test: lab ## All tests: linters, real parts, journeys in a lab (taken down again
 
 .PHONY: soak
 soak: lab-up ## Crash and kill Berth for an hour in the lab, while guests count.
-	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 3h -run 'Crashes|Killed|Away' ./test/e2e -soak
+	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 3h -run 'Crashes|Killed|Away|Faults|Lost' ./test/e2e -soak
 
 .PHONY: demo
 demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, with every step explained.

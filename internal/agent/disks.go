@@ -56,7 +56,7 @@ func (a *Agent) makeDisks(g *guest) error {
 			o.Size = d.Size.Value()
 		}
 		make := a.store.Overlay
-		if d.Ephemeral {
+		if d.Ephemeral || exists[d.Name].Ephemeral { // one that is to be kept from now on is made as such, or it would go like the other
 			make = a.store.RecreateOverlay
 		}
 		if _, err := make(string(g.uid), o); err != nil {
