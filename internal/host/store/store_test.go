@@ -397,6 +397,23 @@ func TestOverlay(t *testing.T) {
 			t.Errorf("%+v, %v", disks, err)
 		}
 	})
+	t.Run("remembers what it was made from, until it is made anew", func(t *testing.T) {
+		first, second := Record{Image: "a", Ephemeral: true}, Record{Image: "b"}
+		for _, tt := range []struct {
+			make func(string, Overlay) (GuestDisk, error)
+			as   Record
+			want Record
+		}{{s.RecreateOverlay, first, first}, {s.Overlay, second, first}, {s.RecreateOverlay, second, second}} {
+			made, err := tt.make(web, Overlay{Name: "vm", Record: tt.as, Base: disk(2), User: user}) // beside vm.json
+			if err != nil || made.Record != tt.want {
+				t.Errorf("%+v, %v; want %+v", made.Record, err, tt.want)
+			}
+			t.Cleanup(func() { _ = os.Remove(made.Path) })
+		}
+		if guests, err := s.List(); err != nil || len(guests) != 1 || guests[0].UID != web || guests[0].Name == "" {
+			t.Errorf("%+v, %v", guests, err)
+		}
+	})
 	t.Run("is refused when smaller than its image", func(t *testing.T) {
 		_, err := s.Overlay(web, Overlay{Name: "small", Base: disk(2), Size: mib, User: user})
 		if fault.ReasonOf(err) != v1alpha1.ReasonDiskTooSmall || fault.ClassOf(err) != fault.User {
