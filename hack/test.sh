@@ -34,6 +34,15 @@ unit() {
 	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
 }
 
+# failures are the first lines of what failed journeys had to say.
+failures() {
+	awk '
+		FNR == NR { if ($1 == "---" && $2 == "FAIL:") failed[$3] = 1; next }
+		$1 == "===" { now = $3 }
+		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ && now in failed { print now ": " substr($0, 1, 400) }
+	' "$1" "$1"
+}
+
 journeys() {
 	local was_up=no
 	lab env >/dev/null 2>&1 && was_up=yes
@@ -41,9 +50,9 @@ journeys() {
 	eval "$(lab env)"
 	local verdict=0 log=_out/journeys.log
 	mkdir -p _out
-	# Each journey is told when it is over; what a failed one had to say comes at the end.
+	# Each journey is told when it is over; what a failed one had to say comes at the end, in full and then in short.
 	go test -v -count=1 -timeout 40m -parallel 6 ./test/e2e 2>&1 | tee "$log" |
-		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
+		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log" && failures "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"
 }

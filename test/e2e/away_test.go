@@ -1,11 +1,14 @@
 package e2e
 
 import (
+	"cmp"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
@@ -50,8 +53,9 @@ func (l *lab) system(args ...string) {
 
 // journey is what one guest does, or is asked to do.
 type journey struct {
-	name string // of the VirtualMachine
-	more string // lines of its spec
+	name   string // of the VirtualMachine
+	memory string // 96Mi if empty
+	more   string // lines of its spec
 	// before is how it is at first; not there at all if that is nil.
 	before func(*v1alpha1.VirtualMachine) bool
 	does   func(l *lab, vm *v1alpha1.VirtualMachine)
@@ -60,34 +64,83 @@ type journey struct {
 	replaced bool
 }
 
-var journeys = []journey{
-	{name: "stays", before: isReady, does: says("count"), after: isReady},
-	{name: "reboots", before: isReady, does: says("reboot"), after: isReady},
-	{name: "powers-off", before: isReady, does: says("poweroff"), after: restartedAfter(v1alpha1.ReasonPoweredOff, 0)},
-	{
-		name: "is-killed", more: "  restartPolicy: OnFailure\n", before: isReady, does: killQEMU,
-		after: restartedAfter(v1alpha1.ReasonQEMUFailed, 1),
-	},
-	{
-		name: "panics", more: "  restartPolicy: Never\n", before: isReady, does: says("panic"),
-		after: func(vm *v1alpha1.VirtualMachine) bool {
-			return phase(v1alpha1.PhaseFailed)(vm) && exited(vm, v1alpha1.ReasonGuestPanicked, 134)
+// journeysOf makes the journeys of a namespace.
+func journeysOf(ns string) []journey {
+	list := []journey{
+		{name: "stays", before: isReady, does: says("count"), after: isReady},
+		{name: "reboots", before: isReady, does: says("reboot"), after: isReady},
+		{name: "pauses", before: isReady, does: asks(`{"state":"Paused"}`), after: phase(v1alpha1.PhasePaused)},
+		{name: "resumes", more: "  state: Paused\n", before: phase(v1alpha1.PhasePaused), does: asks(`{"state":"Running"}`), after: isReady},
+		{name: "restarts", before: isReady, does: asks(`{"restartedAt":"now"}`), after: isReady, replaced: true},
+		{
+			name: "stops", before: isReady, does: asks(`{"state":"Stopped"}`), replaced: true,
+			after: func(vm *v1alpha1.VirtualMachine) bool {
+				return phase(v1alpha1.PhaseStopped)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 0)
+			},
 		},
-	},
-	{name: "pauses", before: isReady, does: asks(`{"state":"Paused"}`), after: phase(v1alpha1.PhasePaused)},
-	{name: "resumes", more: "  state: Paused\n", before: phase(v1alpha1.PhasePaused), does: asks(`{"state":"Running"}`), after: isReady},
-	{
-		name: "stops", before: isReady, does: asks(`{"state":"Stopped"}`), replaced: true,
-		after: func(vm *v1alpha1.VirtualMachine) bool {
-			return phase(v1alpha1.PhaseStopped)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 0)
+		{
+			name: "is-forced", before: isReady, replaced: true,
+			does: func(l *lab, vm *v1alpha1.VirtualMachine) {
+				l.say(vm.Name, "deaf")
+				l.logs(vm.Name).await("tiny: deaf")
+				l.patch(vm.Name, `{"state":"Stopped","terminationGracePeriodSeconds":2}`)
+			},
+			after: func(vm *v1alpha1.VirtualMachine) bool {
+				return phase(v1alpha1.PhaseStopped)(vm) && exited(vm, v1alpha1.ReasonForcedOff, 137)
+			},
 		},
-	},
-	{name: "restarts", before: isReady, does: asks(`{"restartedAt":"now"}`), after: isReady, replaced: true},
-	{
-		name: "goes", before: isReady, after: isGone[v1alpha1.VirtualMachine], replaced: true,
-		does: func(l *lab, vm *v1alpha1.VirtualMachine) { l.kubectl("", "delete", "vm", vm.Name, "--wait=false") },
-	},
-	{name: "comes", after: isReady},
+		{
+			name: "goes", before: isReady, after: isGone[v1alpha1.VirtualMachine], replaced: true,
+			does: func(l *lab, vm *v1alpha1.VirtualMachine) { l.kubectl("", "delete", "vm", vm.Name, "--wait=false") },
+		},
+		{name: "comes", after: isReady},
+		{
+			name: "is-placed", more: "  nodeSelector: {" + ns + ": here}\n",
+			before: func(vm *v1alpha1.VirtualMachine) bool {
+				return has(vm, v1alpha1.ConditionScheduled, metav1.ConditionFalse, v1alpha1.ReasonUnschedulable)
+			},
+			does: func(l *lab, _ *v1alpha1.VirtualMachine) {
+				node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+				l.Cleanup(func() { l.undo("kubectl", "label", "node", node, ns+"-") })
+				l.kubectl("", "label", "node", node, ns+"=here")
+			},
+			after: isReady,
+		},
+		{
+			name: "is-muted", more: "  readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 1}\n",
+			before: isReady, does: says("mute"),
+			after: func(vm *v1alpha1.VirtualMachine) bool {
+				return runs(vm) && has(vm, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonProbesFailing)
+			},
+		},
+		{
+			name: "hangs", more: "  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +
+				"  startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 120}\n",
+			before: isReady, does: says("mute"), after: restartedAfter(v1alpha1.ReasonPoweredOff, 0),
+		},
+		{
+			name: "overeats", memory: "160Mi", before: isReady, after: restartedAfter(v1alpha1.ReasonOOMKilled, 137),
+			does: func(l *lab, vm *v1alpha1.VirtualMachine) {
+				squeeze(l, vm, 8)
+				l.say(vm.Name, "eat 60")
+			},
+		},
+	}
+	for _, end := range ends {
+		for _, policy := range policies {
+			after := restartedAfter(end.reason, end.code)
+			if !restarts(policy, end.code) {
+				after = func(vm *v1alpha1.VirtualMachine) bool {
+					return phase(endedFor(end.code))(vm) && exited(vm, end.reason, end.code)
+				}
+			}
+			list = append(list, journey{
+				name: strings.ToLower(end.name + "-" + string(policy)), more: "  restartPolicy: " + string(policy) + "\n",
+				before: isReady, does: end.cause, after: after,
+			})
+		}
+	}
+	return list
 }
 
 func says(line string) func(*lab, *v1alpha1.VirtualMachine) {
@@ -111,29 +164,31 @@ func restartedAfter(reason v1alpha1.Reason, code int32) func(*v1alpha1.VirtualMa
 
 // journeys has every guest begin, has a part of Berth leave, has every guest do what it does, and the part come back.
 func (l *lab) journeys(leave func() (back func())) {
-	manifest := func(j journey) string { return strings.Replace(tiny, "name: tiny", "name: "+j.name, 1) + j.more }
+	journeys := journeysOf(l.ns)
+	vms, consoles := map[string]*v1alpha1.VirtualMachine{}, map[string]*console{}
+	manifests := ""
 	for _, j := range journeys {
 		if j.before != nil {
-			l.apply(manifest(j))
+			manifests += "---" + j.manifest()
 		}
 	}
-	vms, consoles := map[string]*v1alpha1.VirtualMachine{}, map[string]*console{}
+	l.apply(manifests)
 	for _, j := range journeys {
 		if j.before == nil {
 			continue
 		}
 		vms[j.name] = l.vm(j.name, "to begin", j.before)
-		consoles[j.name] = l.logs(j.name)
-	}
-	for _, j := range journeys {
-		if j.before != nil && j.name != "resumes" {
-			consoles[j.name].await("tiny: up")
+		if isReady(vms[j.name]) {
+			consoles[j.name] = l.logs(j.name)
 		}
+	}
+	for _, c := range consoles {
+		c.await("tiny: up")
 	}
 	back := leave()
 	for _, j := range journeys {
 		if j.before == nil {
-			l.apply(manifest(j))
+			l.apply(j.manifest())
 		} else {
 			j.does(l, vms[j.name])
 		}
@@ -142,13 +197,11 @@ func (l *lab) journeys(leave func() (back func())) {
 	consoles["reboots"].awaitTimes("tiny: up", 2)
 	back()
 	for _, j := range journeys {
-		vm := l.vm(j.name, "to come to its end", j.after)
-		if vm == nil {
+		l.vm(j.name, "to come to its end", func(vm *v1alpha1.VirtualMachine) bool {
+			return j.after(vm) && (vm == nil || vms[j.name] == nil || j.elsewhere(vm, vms[j.name]) == j.replaced)
+		})
+		if j.after(nil) {
 			nothingLeft(l, string(vms[j.name].UID))
-			continue
-		}
-		if vm.Status.Berth != nil && vms[j.name] != nil && (vm.Status.Berth.PodUID != vms[j.name].Status.Berth.PodUID) != j.replaced {
-			l.Errorf("%s is in berth %s, was in %s; replaced: %t", j.name, vm.Status.Berth.PodUID, vms[j.name].Status.Berth.PodUID, j.replaced)
 		}
 	}
 	for _, name := range []string{"stays", "reboots"} {
@@ -158,6 +211,16 @@ func (l *lab) journeys(leave func() (back func())) {
 		}
 	}
 	counted(l, consoles["stays"].String())
+}
+
+func (j journey) manifest() string {
+	return strings.NewReplacer("name: tiny", "name: "+j.name, "96Mi", cmp.Or(j.memory, "96Mi")).Replace(tiny) + j.more
+}
+
+// elsewhere tells whether the guest has another berth now than before, or none any more.
+func (j journey) elsewhere(now, before *v1alpha1.VirtualMachine) bool {
+	is, was := now.Status.Berth, before.Status.Berth
+	return was != nil && (is == nil || is.PodUID != was.PodUID)
 }
 
 // counted: what a guest has counted on its console has neither a gap nor a repeat.

@@ -49,7 +49,7 @@ spec:
   state: Stopped
   terminationGracePeriodSeconds: 20
   memory: {size: 96Mi}
-  kernel: {image: $KERNEL, initrdPath: /boot/initrd}
+  kernel: {image: $KERNEL, initrdPath: /boot/initrd, commandLine: console=ttyS0 no_timer_check}
   disks: [{name: data, image: $TINY}]
   cloudInit: {userData: "#cloud-config"}
   nodeSelector: {kubernetes.io/hostname: NODE}

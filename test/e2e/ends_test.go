@@ -14,20 +14,37 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 )
 
+// ends are the ways in which a guest ends without being asked to.
+var ends = []struct {
+	name   string
+	cause  func(*lab, *v1alpha1.VirtualMachine)
+	reason v1alpha1.Reason
+	code   int32
+}{
+	{"poweroff", says("poweroff"), v1alpha1.ReasonPoweredOff, 0},
+	{"panic", says("panic"), v1alpha1.ReasonGuestPanicked, 134},
+	{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1},
+}
+
+var policies = []v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartOnFailure, v1alpha1.RestartNever}
+
+// restarts tells whether a policy has a guest that ended with that exit code start again.
+func restarts(policy v1alpha1.RestartPolicy, code int32) bool {
+	return policy == v1alpha1.RestartAlways || policy == v1alpha1.RestartOnFailure && code != 0
+}
+
+// endedFor is the phase of a guest that ended with that exit code and is not started again.
+func endedFor(code int32) v1alpha1.Phase {
+	if code == 0 {
+		return v1alpha1.PhaseSucceeded
+	}
+	return v1alpha1.PhaseFailed
+}
+
 // TestEnds has the guest end in each way under each restart policy.
 func TestEnds(t *testing.T) {
-	ends := []struct {
-		name   string
-		cause  func(l *lab, vm *v1alpha1.VirtualMachine)
-		reason v1alpha1.Reason
-		code   int32
-	}{
-		{"poweroff", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "poweroff") }, v1alpha1.ReasonPoweredOff, 0},
-		{"panic", func(l *lab, _ *v1alpha1.VirtualMachine) { l.say("tiny", "panic") }, v1alpha1.ReasonGuestPanicked, 134},
-		{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1},
-	}
 	for _, end := range ends {
-		for _, policy := range []v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartOnFailure, v1alpha1.RestartNever} {
+		for _, policy := range policies {
 			t.Run(fmt.Sprintf("%s under %s", end.name, policy), func(t *testing.T) {
 				l := start(t)
 				l.apply(tiny + "  restartPolicy: " + string(policy) + "\n")
@@ -36,7 +53,7 @@ func TestEnds(t *testing.T) {
 				l.logs("tiny").await("tiny: up")
 				end.cause(l, vm)
 
-				restarted := policy == v1alpha1.RestartAlways || policy == v1alpha1.RestartOnFailure && end.code != 0
+				restarted := restarts(policy, end.code)
 				after := l.pod("tiny", "to have ended", func(p *corev1.Pod) bool {
 					return p != nil && len(p.Status.ContainerStatuses) > 0 && ended(p, restarted) != nil
 				})
@@ -54,11 +71,7 @@ func TestEnds(t *testing.T) {
 				}
 				l.event("tiny", end.reason)
 				if !restarted {
-					want := v1alpha1.PhaseSucceeded
-					if end.code != 0 {
-						want = v1alpha1.PhaseFailed
-					}
-					l.vm("tiny", "to stay ended", phase(want))
+					l.vm("tiny", "to stay ended", phase(endedFor(end.code)))
 					return
 				}
 				l.vm("tiny", "to be Ready again", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Restarts == 1 })
@@ -98,7 +111,7 @@ func TestOutOfMemory(t *testing.T) {
 	console := l.logs("tiny")
 	console.await("tiny: up")
 	// What QEMU needs beyond its guest is limited, as by an administrator who cut it too fine.
-	squeeze(l, vm)
+	squeeze(l, vm, 32)
 	l.say("tiny", "eat 200")
 	pod := l.pod("tiny", "to be OOM-killed", func(p *corev1.Pod) bool {
 		return p != nil && len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].LastTerminationState.Terminated != nil
@@ -127,14 +140,14 @@ func killQEMU(l *lab, vm *v1alpha1.VirtualMachine) {
 	l.onNode(vm.Status.NodeName, "pkill", "-KILL", "-f", "^/usr/bin/qemu-system.*-uuid "+string(vm.UID))
 }
 
-// squeeze sets the memory limit of the guest's container to little more than it uses.
-func squeeze(l *lab, vm *v1alpha1.VirtualMachine) {
+// squeeze sets the memory limit of the guest's container to so many MiB more than it uses.
+func squeeze(l *lab, vm *v1alpha1.VirtualMachine, spare int) {
 	l.Helper()
 	l.onNode(vm.Status.NodeName, "sh", "-c", fmt.Sprintf(`
 		for d in /sys/fs/cgroup/memory/kubepods/*/pod%s/*/; do
 			used=$(cat $d/memory.usage_in_bytes)
-			echo $((used + (32 << 20))) > $d/memory.limit_in_bytes
-		done`, vm.Status.Berth.PodUID))
+			echo $((used + (%d << 20))) > $d/memory.limit_in_bytes
+		done`, vm.Status.Berth.PodUID, spare))
 }
 
 // nothingLeft: no node has anything of a guest that is gone.
