@@ -46,8 +46,8 @@ test: lab ## All tests: linters, real parts, journeys in a lab (taken down again
 	@hack/test.sh
 
 .PHONY: soak
-soak: lab-up ## Crash and kill Berth for an hour in the lab, while guests count.
-	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 3h -run 'Crashes|Killed|Away|Faults|Lost' ./test/e2e -soak
+soak: lab-up ## The tests of faults for hours: a thousand kills, twenty reboots, half an hour without an API server.
+	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 8h -run 'Crashes|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall' ./test/e2e -soak
 
 .PHONY: demo
 demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, with every step explained.

@@ -7,9 +7,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
+	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,8 +33,31 @@ type Options struct {
 	Namespace string
 	// LeaderElection lets several replicas run, one of them leading.
 	LeaderElection bool
+	// Identity is this replica's for ever, also after a restart: a leader that comes back leads on at once, and does not
+	// wait until its own lease runs out. Empty is a new one each time.
+	Identity string
 	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
 	MetricsAddress, HealthAddress string
+}
+
+// lease is the name of the leader's.
+const lease = "berth-operator"
+
+// lock is the leader's lease under the replica's own identity, nil if it has none.
+func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
+	if o.Identity == "" {
+		return nil, nil
+	}
+	config = rest.AddUserAgent(config, "leader-election")
+	config.Timeout = 5 * time.Second // half of the deadline for its renewal
+	leases, err := coordinationv1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client for the lease: %w", err)
+	}
+	return &resourcelock.LeaseLock{
+		LeaseMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: lease}, Client: leases,
+		LockConfig: resourcelock.ResourceLockConfig{Identity: o.Identity},
+	}, nil
 }
 
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
@@ -43,12 +69,17 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("selecting berths: %w", err)
 	}
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme:                        kube.Scheme(),
-		LeaderElection:                o.LeaderElection,
-		LeaderElectionID:              "berth-operator",
-		LeaderElectionNamespace:       o.Namespace,
-		LeaderElectionReleaseOnCancel: true,
+	lock, err := o.lock(config)
+	if err != nil {
+		return err
+	}
+	mgr, err := ctrl.NewManager(kube.Patient(config), ctrl.Options{
+		Scheme:                              kube.Scheme(),
+		LeaderElection:                      o.LeaderElection,
+		LeaderElectionID:                    lease,
+		LeaderElectionNamespace:             o.Namespace,
+		LeaderElectionReleaseOnCancel:       true,
+		LeaderElectionResourceLockInterface: lock,
 		Metrics: server.Options{
 			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.GuardMetrics,
 		},

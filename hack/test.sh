@@ -34,6 +34,35 @@ unit() {
 	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
 }
 
+# fuzz looks for hostile input for a few seconds each; what it once found is among the seeds, which unit runs. Journeys
+# leave it time enough: it only takes what nobody else wants.
+fuzz() {
+	local target package verdict=0
+	while read -r target package; do
+		nice -n 19 go test -run '^$' -fuzz "^$target\$" -fuzztime 3s -fuzzminimizetime 1s "./internal/$package" || verdict=1
+	done <<-'END'
+		FuzzPodFor berth
+		FuzzMessage berth/link
+		FuzzXML guest/domain
+		FuzzFacts guest/domain
+		FuzzInspect guest/diskformat
+		FuzzLayer host/image
+		FuzzManifest host/image
+		FuzzEvents host/libvirtd
+		FuzzWire host/libvirtd
+	END
+	return "$verdict"
+}
+
+fuzzed() {
+	if wait "$fuzzing"; then
+		grep '^ok' _out/fuzz.log
+	else
+		cat _out/fuzz.log
+		return 1
+	fi
+}
+
 # failures are the first lines of what failed journeys had to say.
 failures() {
 	awk '
@@ -49,7 +78,6 @@ journeys() {
 	lab up || return
 	eval "$(lab env)"
 	local verdict=0 log=_out/journeys.log
-	mkdir -p _out
 	# Each journey is told when it is over; what a failed one had to say comes at the end, in full and then in short.
 	go test -v -count=1 -timeout 40m -parallel 6 ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log" && failures "$log"; }
@@ -61,7 +89,11 @@ step "build the lab's parts" lab build
 step "find them" parts
 step "lint" hack/lint.sh
 step "tests on real parts" unit
+mkdir -p _out
+fuzz >_out/fuzz.log 2>&1 &
+fuzzing=$!
 step "journeys in the lab" journeys
+step "fuzzing, side by side with them" fuzzed
 
 if [ ${#failed[@]} -gt 0 ]; then
 	printf '\nFAILED: %s\n' "${failed[@]}"

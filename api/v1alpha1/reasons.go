@@ -96,6 +96,8 @@ const (
 	ReasonDiskBlocked Reason = "DiskBlocked"
 	// ReasonDestroyed: somebody other than Berth ended the domain.
 	ReasonDestroyed Reason = "Destroyed"
+	// ReasonSuspended: somebody other than Berth suspended the domain, and it was resumed. Next: set state to Paused to pause it.
+	ReasonSuspended Reason = "Suspended"
 	// ReasonShimLost: the berth's container ended, and the guest with it.
 	ReasonShimLost Reason = "ShimLost"
 	// ReasonLibvirtUnreachable: libvirtd does not answer; the guest may run. Next: start or unblock libvirtd.

@@ -35,6 +35,7 @@ func run() error {
 	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may put on their berths, comma-separated, trailing * allowed")
 	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader's lease")
 	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "elect a leader among replicas")
+	flag.StringVar(&o.Identity, "identity", "", "this replica's name among those that may lead, the same after a restart: its pod's")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8443", "address of /metrics, by HTTPS to whom the API server lets; 0 serves none")
 	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0 serves none")
 	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")

@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -65,10 +67,7 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Attach:
 		return a.attach(ctx, g)
 	case plan.Resume:
-		if err := a.prove(g); err != nil {
-			return err
-		}
-		return a.libvirt.Resume(ctx, uid)
+		return a.resume(ctx, g)
 	case plan.Suspend:
 		return a.libvirt.Suspend(ctx, uid)
 	case plan.Tell:
@@ -98,6 +97,21 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 		return a.store.Remove(uid)
 	}
 	return fmt.Errorf("unknown step %T", step)
+}
+
+// resume has the vCPUs run, once it is proven that no other QEMU of this guest lives.
+func (a *Agent) resume(ctx context.Context, g *guest) error {
+	if err := a.prove(g); err != nil {
+		return err
+	}
+	if err := a.libvirt.Resume(ctx, string(g.uid)); err != nil {
+		return err
+	}
+	if g.VM != nil && meta.IsStatusConditionTrue(g.VM.Status.Conditions, v1alpha1.ConditionRunning) {
+		a.events.Eventf(g.VM, nil, corev1.EventTypeWarning, string(v1alpha1.ReasonSuspended), "Resume",
+			"Somebody suspended the domain, with virsh perhaps, and it was resumed: set state to Paused to pause the guest")
+	}
+	return nil
 }
 
 // create has libvirt start QEMU, its vCPUs halted, once it is proven that there is none.

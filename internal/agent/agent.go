@@ -82,7 +82,7 @@ const (
 
 // Run runs the agent until ctx ends. Guests run on.
 func Run(ctx context.Context, config *rest.Config, o Options) error {
-	mgr, err := ctrl.NewManager(config, ctrl.Options{
+	mgr, err := ctrl.NewManager(kube.Patient(config), ctrl.Options{
 		Scheme: kube.Scheme(),
 		Metrics: server.Options{
 			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.GuardMetrics,
@@ -157,7 +157,7 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 		MaxConcurrentReconciles: workers,
 		Reconciler:              reconcile.TypedFunc[types.UID](a.reconcile),
 		// A step that fails is tried again soon: most failures here are races with kubelet.
-		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[types.UID](20*time.Millisecond, 30*time.Second),
+		RateLimiter: workqueue.NewTypedItemExponentialFailureRateLimiter[types.UID](20*time.Millisecond, 10*time.Second),
 	})
 	if err != nil {
 		return fmt.Errorf("making the guests' loop: %w", err)

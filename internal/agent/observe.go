@@ -198,6 +198,8 @@ func (a *Agent) observeDisks(g *guest, h *plan.Have) error {
 	return nil
 }
 
+const outOfMemory = "QEMU was over the berth's memory limit"
+
 // exitCodes are what a berth's container ends with, as a process would.
 var exitCodes = map[libvirtd.Cause]plan.End{
 	libvirtd.CausePoweredOff: {Reason: v1alpha1.ReasonPoweredOff},
@@ -219,7 +221,7 @@ func (a *Agent) end(g *guest, h *plan.Have) *plan.End {
 	}
 	if g.link != nil {
 		if kills, err := a.cgroups.OOMKills(g.link.group); err == nil && kills > 0 {
-			return &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: "QEMU was over the berth's memory limit"}
+			return &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory}
 		}
 	}
 	stop, known := a.libvirt.LastStop(string(g.uid))

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -68,6 +70,7 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 			if c.Name == berth.Container {
 				g.Berth.Fresh = c.RestartCount == 0 && c.State.Terminated == nil
 				g.Berth.ProbeStarted = c.Started != nil && *c.Started
+				g.Berth.Ended = endOf(c)
 			}
 		}
 	}
@@ -75,6 +78,26 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 		return g, a.lookForBerth(ctx, g)
 	}
 	return g, nil
+}
+
+// endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none.
+func endOf(c corev1.ContainerStatus) *plan.End {
+	t := c.State.Terminated
+	if t == nil {
+		t = c.LastTerminationState.Terminated
+	}
+	if t == nil {
+		return nil
+	}
+	reason, message, _ := strings.Cut(t.Message, ": ")
+	end := plan.End{Reason: v1alpha1.Reason(reason), Code: t.ExitCode, Message: message, Told: t.FinishedAt.Time}
+	switch {
+	case t.Reason == "OOMKilled":
+		end.Reason, end.Message = v1alpha1.ReasonOOMKilled, outOfMemory
+	case !slices.Contains(plan.Ends, end.Reason):
+		return nil
+	}
+	return &end
 }
 
 // lookForBerth finds out whether the pod that the status names is no more. The cache's silence proves nothing.

@@ -22,7 +22,9 @@ func (b *bench) guest(name string) *v1alpha1.VirtualMachine {
 		ObjectMeta: metav1.ObjectMeta{Namespace: b.ns, Name: name},
 		Spec: v1alpha1.VirtualMachineSpec{
 			Memory: v1alpha1.Memory{Size: resource.MustParse("96Mi")}, TerminationGracePeriodSeconds: &zero,
-			Kernel:       &v1alpha1.Kernel{Image: os.Getenv("LAB_IMAGE_KERNEL"), InitrdPath: "/boot/initrd"},
+			Kernel: &v1alpha1.Kernel{
+				Image: os.Getenv("LAB_IMAGE_KERNEL"), InitrdPath: "/boot/initrd", CommandLine: "console=ttyS0 no_timer_check",
+			},
 			Networks:     []v1alpha1.Network{{Name: "default", Pod: &v1alpha1.PodNetwork{}}},
 			NodeSelector: map[string]string{corev1.LabelHostname: b.node},
 		},

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,7 +13,9 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -26,15 +29,14 @@ const failpointsPort = "22381"
 // next agent goes on from there: with the same QEMU if there was one, never with a second.
 func TestAgentCrashes(t *testing.T) {
 	l := startAlone(t)
-	l.failpoints()
+	l.failpoints("daemonset/berth-agent", "LAB_AGENT_FAILPOINTS")
 	nodes := strings.Fields(os.Getenv("LAB_NODES"))
 	// Each node's agent is crashed by a guest of its own, side by side.
 	t.Run("on each node", func(t *testing.T) {
 		for i, point := range []string{"beforeStep", "afterStep"} {
 			t.Run(point, func(t *testing.T) {
 				l := start(t)
-				a := agentOn(l, nodes[i%len(nodes)])
-				a.crashes(point)
+				victim{l, "berth-agent", nodes[i%len(nodes)]}.crashes(point)
 			})
 		}
 	})
@@ -56,7 +58,7 @@ spec:
 `
 
 // crashes leads a guest through all that an agent does for it.
-func (a *agent) crashes(point string) {
+func (a victim) crashes(point string) {
 	l := a.lab
 	l.apply(strings.Replace(crashed, "NODE", a.node, 1))
 	uid := string(l.vm("tiny", "to be Stopped", phase(v1alpha1.PhaseStopped)).UID)
@@ -72,6 +74,11 @@ func (a *agent) crashes(point string) {
 			l.Errorf("the guest booted %d times", n)
 		}
 		if step == "Tell" {
+			l.Log("pause, crash at the report")
+			a.during("beforeReport", "", func() { l.patch("tiny", `{"state":"Paused"}`) })
+			l.vm("tiny", "to be Paused", phase(v1alpha1.PhasePaused))
+			l.patch("tiny", `{"state":"Running"}`)
+			l.vm("tiny", "to run on", phase(v1alpha1.PhaseRunning))
 			l.Log("pause, crash at Suspend; go on, crash at Resume")
 			a.during(point, "Suspend", func() { l.patch("tiny", `{"state":"Paused"}`) })
 			l.vm("tiny", "to be Paused", phase(v1alpha1.PhasePaused))
@@ -80,7 +87,12 @@ func (a *agent) crashes(point string) {
 		}
 		stop := stops[i%len(stops)]
 		l.Logf("stop, crash at %s", stop)
-		a.during(point, stop, func() { l.patch("tiny", `{"state":"Stopped"}`) })
+		end := func() { l.patch("tiny", `{"state":"Stopped"}`) }
+		if stop == "" { // once without a crash
+			end()
+		} else {
+			a.during(point, stop, end)
+		}
 		vm := l.vm("tiny", "to be Stopped", phase(v1alpha1.PhaseStopped))
 		if !exited(vm, v1alpha1.ReasonPoweredOff, 0) {
 			l.Errorf("the guest ended with %+v", vm.Status.LastExit)
@@ -95,19 +107,49 @@ func (a *agent) crashes(point string) {
 	nothingLeft(l, uid)
 }
 
-// agent is the agent of one node.
-type agent struct {
+// TestOperatorCrashes ends the operator, as kill -9 does, before and after each of its actions in a guest's life. The
+// next one goes on from there: one berth, and no finalizer that stays.
+func TestOperatorCrashes(t *testing.T) {
+	l := startAlone(t)
+	l.failpoints("deployment/berth-operator", "LAB_OPERATOR_FAILPOINTS")
+	l.Cleanup(func() { l.system("scale", "deployment/berth-operator", "--replicas=2") })
+	l.system("scale", "deployment/berth-operator", "--replicas=1")
+	v := victim{l, "berth-operator", ""}
+	env.Eventually(t, "one operator to be left", func() bool { return len(v.pods()) == 1 })
+	for _, point := range []string{"beforeAction", "afterAction"} {
+		uid := ""
+		for _, action := range []struct {
+			name string
+			asks func()
+			is   func(*v1alpha1.VirtualMachine) bool
+		}{
+			{"keepVM", func() { l.apply(strings.Replace(tiny, "Seconds: 20", "Seconds: 0", 1)) }, isReady},
+			{"deleteBerth", func() { l.patch("tiny", `{"restartedAt":"`+point+`"}`) }, isReady},
+			{"releaseBerth", func() { l.patch("tiny", `{"state":"Stopped"}`) }, phase(v1alpha1.PhaseStopped)},
+			{"createBerth", func() { l.patch("tiny", `{"state":"Running"}`) }, isReady},
+			{"releaseVM", func() { l.kubectl("", "delete", "vm", "tiny", "--wait=false") }, isGone[v1alpha1.VirtualMachine]},
+		} {
+			t.Logf("crash at %s of %s", point, action.name)
+			v.during(point, action.name, action.asks)
+			vm := l.vm("tiny", "to come to it", action.is)
+			if vm != nil {
+				uid = string(vm.UID)
+			}
+		}
+		l.pod("tiny", "to be gone", isGone)
+		nothingLeft(l, uid)
+	}
+}
+
+// victim is a part of Berth that failpoints can crash.
+type victim struct {
 	*lab
-	node, address string
+	name string // of its pods
+	node string // of its pod, "" for any
 }
 
-func agentOn(l *lab, node string) *agent {
-	l.Helper()
-	return &agent{l, node, l.kubectl("", "get", "node", node, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)}
-}
-
-// failpoints puts agents into the lab that can be crashed, for the time of the test.
-func (l *lab) failpoints() {
+// failpoints has a workload of Berth be such as can be crashed, for the time of the test.
+func (l *lab) failpoints(workload, variable string) {
 	l.Helper()
 	build := exec.CommandContext(l.Context(), "lab", "-root", env.Root(), "failpoints")
 	build.Env = append(os.Environ(), "BERTH_CACHE="+filepath.Dir(os.Getenv("LAB_DIR")))
@@ -116,44 +158,47 @@ func (l *lab) failpoints() {
 	if err != nil {
 		l.Fatalf("building with failpoints: %v", err)
 	}
-	reference := regexp.MustCompile(`LAB_AGENT_FAILPOINTS='([^']*)'`).FindSubmatch(out)
+	reference := regexp.MustCompile(variable + `='([^']*)'`).FindSubmatch(out)
 	if reference == nil {
 		l.Fatalf("no image with failpoints in %q", out)
 	}
-	is := l.kubectl("", "-n", "berth-system", "get", "daemonset/berth-agent", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
+	is := l.kubectl("", "-n", "berth-system", "get", workload, "-o", "jsonpath={.spec.template.spec.containers[0].image}")
 	use := func(image, env string) {
-		l.system("set", "env", "daemonset/berth-agent", "GOFAIL_HTTP"+env)
-		l.system("set", "image", "daemonset/berth-agent", "agent="+image)
-		l.system("rollout", "status", "daemonset/berth-agent", "--timeout=2m")
+		l.system("set", "env", workload, "GOFAIL_HTTP"+env)
+		l.system("set", "image", workload, "*="+image)
+		l.system("rollout", "status", workload, "--timeout=2m")
 	}
 	l.Cleanup(func() { use(is, "-") })
 	use(string(reference[1]), "=:"+failpointsPort)
 }
 
-// during does something in the course of which the agent crashes at a step, and brings the next agent up. No step is no crash.
-func (a *agent) during(point, step string, do func()) {
-	a.Helper()
-	if step == "" {
-		do()
-		return
+// during does something in the course of which the victim crashes, at a step where the point knows several, and brings
+// the next one up.
+func (v victim) during(point, step string, do func()) {
+	v.Helper()
+	terms := "return"
+	if step != "" {
+		terms = fmt.Sprintf("return(%q)", step)
 	}
-	if err := a.failpoint(http.MethodPut, point, fmt.Sprintf("return(%q)", step)); err != nil {
-		a.Fatalf("setting failpoint %s: %v", point, err)
-	}
+	env.Eventually(v, "failpoint "+point, func() bool { return v.failpoint(http.MethodPut, point, terms) == nil })
 	do()
-	env.Eventually(a, "the agent's crash at "+step, func() bool {
-		return a.failpoint(http.MethodGet, point, "") != nil
+	env.Eventually(v, "the crash at "+step, func() bool {
+		return v.failpoint(http.MethodGet, point, "") != nil
 	})
-	a.revive()
-	env.Eventually(a, "the next agent", func() bool {
-		return a.failpoint(http.MethodGet, "", "") == nil
+	v.revive()
+	env.Eventually(v, "the next "+v.name, func() bool {
+		return v.failpoint(http.MethodGet, "", "") == nil
 	})
 }
 
-// failpoint asks the agent for a failpoint, or sets it. An error says that the agent does not answer, or refuses.
-func (a *agent) failpoint(method, point, terms string) error {
-	url := "http://" + a.address + ":" + failpointsPort + "/" + point
-	request, err := http.NewRequestWithContext(a.Context(), method, url, strings.NewReader(terms))
+// failpoint asks the victim for a failpoint, or sets it. An error says that it does not answer, or refuses.
+func (v victim) failpoint(method, point, terms string) error {
+	pods := v.pods()
+	if len(pods) != 1 {
+		return fmt.Errorf("there are %d of %s", len(pods), v.name)
+	}
+	url := "http://" + pods[0].Status.PodIP + ":" + failpointsPort + "/" + point
+	request, err := http.NewRequestWithContext(v.Context(), method, url, strings.NewReader(terms))
 	if err != nil {
 		return err
 	}
@@ -169,18 +214,37 @@ func (a *agent) failpoint(method, point, terms string) error {
 	return err
 }
 
-// revive replaces the node's agent that has crashed: kubelet would let it rest for longer and longer.
-func (a *agent) revive() {
-	a.Helper()
-	var pods corev1.PodList
-	if err := a.List(a.Context(), &pods, client.InNamespace("berth-system"), client.MatchingLabels{"app.kubernetes.io/name": "berth-agent"}); err != nil {
-		a.Fatalf("listing agents: %v", err)
+// pods are the victim's, without those that are being deleted.
+func (v victim) pods() (pods []corev1.Pod) {
+	v.Helper()
+	var list corev1.PodList
+	if err := v.List(context.WithoutCancel(v.Context()), &list, client.InNamespace("berth-system"), client.MatchingLabels{"app.kubernetes.io/name": v.name}); err != nil {
+		v.Fatalf("listing %s: %v", v.name, err)
 	}
-	for i := range pods.Items {
-		if pod := &pods.Items[i]; pod.Spec.NodeName == a.node {
-			if err := client.IgnoreNotFound(a.Delete(a.Context(), pod, client.GracePeriodSeconds(1))); err != nil {
-				a.Fatalf("deleting agent: %v", err)
-			}
+	for _, pod := range list.Items {
+		if pod.DeletionTimestamp.IsZero() && (v.node == "" || pod.Spec.NodeName == v.node) {
+			pods = append(pods, pod)
 		}
+	}
+	return pods
+}
+
+// revive replaces a victim that has crashed: kubelet would let it rest for longer and longer. It also serves as cleanup.
+func (v victim) revive() {
+	v.Helper()
+	v.yieldLease()
+	for _, pod := range v.pods() {
+		if err := client.IgnoreNotFound(v.Delete(context.WithoutCancel(v.Context()), &pod, client.GracePeriodSeconds(1))); err != nil {
+			v.Fatalf("deleting %s: %v", v.name, err)
+		}
+	}
+}
+
+// yieldLease has a next leader not wait until the lease of the last one, which is dead, runs out.
+func (v victim) yieldLease() {
+	v.Helper()
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "berth-system", Name: v.name}}
+	if err := client.IgnoreNotFound(v.Delete(context.WithoutCancel(v.Context()), lease)); err != nil {
+		v.Fatalf("deleting lease: %v", err)
 	}
 }

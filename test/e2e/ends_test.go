@@ -14,70 +14,78 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 )
 
-// ends are the ways in which a guest ends without being asked to.
-var ends = []struct {
-	name   string
+// end is a way in which a guest ends without being asked to.
+type end struct {
+	name   string // also what the tiny guest is told for it
 	cause  func(*lab, *v1alpha1.VirtualMachine)
 	reason v1alpha1.Reason
 	code   int32
-}{
-	{"poweroff", says("poweroff"), v1alpha1.ReasonPoweredOff, 0},
-	{"panic", says("panic"), v1alpha1.ReasonGuestPanicked, 134},
-	{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1},
 }
 
-var policies = []v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartOnFailure, v1alpha1.RestartNever}
+var (
+	powersOff = end{"poweroff", says("poweroff"), v1alpha1.ReasonPoweredOff, 0}
+	panics    = end{"panic", says("panic"), v1alpha1.ReasonGuestPanicked, 134}
+	isKilled  = end{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1}
+)
 
-// restarts tells whether a policy has a guest that ended with that exit code start again.
-func restarts(policy v1alpha1.RestartPolicy, code int32) bool {
-	return policy == v1alpha1.RestartAlways || policy == v1alpha1.RestartOnFailure && code != 0
+// ending is an end under a restart policy.
+type ending struct {
+	end
+	policy v1alpha1.RestartPolicy
 }
 
-// endedFor is the phase of a guest that ended with that exit code and is not started again.
-func endedFor(code int32) v1alpha1.Phase {
-	if code == 0 {
-		return v1alpha1.PhaseSucceeded
+func endings() (all []ending) {
+	for _, e := range []end{powersOff, panics, isKilled} {
+		for _, p := range []v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartOnFailure, v1alpha1.RestartNever} {
+			all = append(all, ending{e, p})
+		}
 	}
-	return v1alpha1.PhaseFailed
+	return all
+}
+
+// restarts tells whether the guest starts again.
+func (e ending) restarts() bool {
+	return e.policy == v1alpha1.RestartAlways || e.policy == v1alpha1.RestartOnFailure && e.code != 0
+}
+
+// after is what the guest comes to.
+func (e ending) after(vm *v1alpha1.VirtualMachine) bool {
+	switch {
+	case e.restarts():
+		return restartedAfter(e.reason, e.code)(vm)
+	case e.code == 0:
+		return phase(v1alpha1.PhaseSucceeded)(vm) && exited(vm, e.reason, e.code)
+	default:
+		return phase(v1alpha1.PhaseFailed)(vm) && exited(vm, e.reason, e.code)
+	}
 }
 
 // TestEnds has the guest end in each way under each restart policy.
 func TestEnds(t *testing.T) {
-	for _, end := range ends {
-		for _, policy := range policies {
-			t.Run(fmt.Sprintf("%s under %s", end.name, policy), func(t *testing.T) {
-				l := start(t)
-				l.apply(tiny + "  restartPolicy: " + string(policy) + "\n")
-				vm := l.vm("tiny", "to be Ready", isReady)
-				before := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
-				l.logs("tiny").await("tiny: up")
-				end.cause(l, vm)
+	for _, e := range endings() {
+		t.Run(fmt.Sprintf("%s under %s", e.name, e.policy), func(t *testing.T) {
+			l := start(t)
+			l.apply(tiny + "  restartPolicy: " + string(e.policy) + "\n")
+			vm := l.vm("tiny", "to be Ready", isReady)
+			before := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
+			l.logs("tiny").await("tiny: up")
+			e.cause(l, vm)
 
-				restarted := restarts(policy, end.code)
-				after := l.pod("tiny", "to have ended", func(p *corev1.Pod) bool {
-					return p != nil && len(p.Status.ContainerStatuses) > 0 && ended(p, restarted) != nil
-				})
-				if state := ended(after, restarted); state.ExitCode != end.code || !strings.HasPrefix(state.Message, string(end.reason)) {
-					t.Errorf("the container ended with %d, %q; want %d, %s", state.ExitCode, state.Message, end.code, end.reason)
-				}
-				if after.UID != before.UID || after.Status.PodIP != before.Status.PodIP {
-					t.Errorf("the berth or its address changed: %s %s, was %s %s", after.UID, after.Status.PodIP, before.UID, before.Status.PodIP)
-				}
-				vm = l.vm("tiny", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
-					return vm != nil && vm.Status.LastExit != nil
-				})
-				if e := vm.Status.LastExit; e.Reason != end.reason || e.ExitCode != end.code {
-					t.Errorf("last exit is %+v, want %s and %d", e, end.reason, end.code)
-				}
-				l.event("tiny", end.reason)
-				if !restarted {
-					l.vm("tiny", "to stay ended", phase(endedFor(end.code)))
-					return
-				}
-				l.vm("tiny", "to be Ready again", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Restarts == 1 })
-				l.logs("tiny").await("tiny: up")
+			after := l.pod("tiny", "to have ended", func(p *corev1.Pod) bool {
+				return p != nil && len(p.Status.ContainerStatuses) > 0 && ended(p, e.restarts()) != nil
 			})
-		}
+			if state := ended(after, e.restarts()); state.ExitCode != e.code || !strings.HasPrefix(state.Message, string(e.reason)) {
+				t.Errorf("the container ended with %d, %q; want %d, %s", state.ExitCode, state.Message, e.code, e.reason)
+			}
+			if after.UID != before.UID || after.Status.PodIP != before.Status.PodIP {
+				t.Errorf("the berth or its address changed: %s %s, was %s %s", after.UID, after.Status.PodIP, before.UID, before.Status.PodIP)
+			}
+			l.event("tiny", e.reason)
+			l.vm("tiny", "to come to its end", e.after)
+			if e.restarts() {
+				l.logs("tiny").await("tiny: up")
+			}
+		})
 	}
 }
 

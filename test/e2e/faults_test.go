@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/test/env"
+	"github.com/berth-dev/berth/test/proxy"
 )
 
 // TestHostFaults has what the guests of a node live on fail, while one of them counts. It must not notice, unless there
@@ -29,6 +31,10 @@ func TestHostFaults(t *testing.T) {
 
 	unknown := func(vm *v1alpha1.VirtualMachine) bool {
 		return has(vm, v1alpha1.ConditionRunning, metav1.ConditionUnknown, v1alpha1.ReasonLibvirtUnreachable)
+	}
+	var libvirt *proxy.Stream
+	spoilt := func(pieces int64) {
+		env.Eventually(t, "answers to be spoilt", func() bool { return libvirt.Pieces() > pieces })
 	}
 	sh := func(script string) { l.Helper(); l.onNode(node, "sh", "-ec", script) }
 	for _, fault := range []struct {
@@ -50,10 +56,25 @@ func TestHostFaults(t *testing.T) {
 		{"containerd restarts", func() { l.undo("lab", "service", "restart", node, "containerd") }},
 		{"containerd is killed", func() { sh("pkill -KILL -x containerd") }},
 		{"kubelet restarts", func() { l.undo("lab", "service", "restart", node, "kubelet") }},
+		{"libvirt answers late", func() {
+			libvirt = l.proxyLibvirt(node)
+			libvirt.Spoil(proxy.Delay(200 * time.Millisecond))
+			spoilt(50)
+		}},
+		{"libvirt's answers are cut off", func() { libvirt.Spoil(proxy.Cut(1000)); spoilt(50) }},
+		{"libvirt's answers are wrong", func() { libvirt.Spoil(proxy.Wrong(200)); spoilt(100) }},
+		{"libvirt's answers are lost", func() {
+			libvirt.Spoil(proxy.BlackHole)
+			l.vm("tiny", "to be unknown", unknown)
+			libvirt.GiveBack(t)
+		}},
 	} {
 		t.Log(fault.name)
 		counts := strings.Count(console, "count ")
 		fault.does()
+		if libvirt != nil { // between faults all is well
+			libvirt.Spoil(proxy.Pass)
+		}
 		l.vm("tiny", "to be Ready", isReady)
 		env.Eventually(t, "the guest to count on", func() bool { // who follows logs is cut off with kubelet and runtime
 			var err error
@@ -104,4 +125,18 @@ func hostReady(h *v1alpha1.VirtualMachineHost) bool {
 		}
 	}
 	return false
+}
+
+// proxyLibvirt has a node's agent talk to libvirtd through a proxy for the time of a test.
+func (l *lab) proxyLibvirt(node string) *proxy.Stream {
+	l.Helper()
+	inside := "" // any process that sees what the node sees
+	processes("", func(pid string, line []byte) {
+		if bytes.Contains(line, []byte("/machines/"+node+"/config/kubelet.yaml")) {
+			inside = pid
+		}
+	})
+	libvirt := proxy.TakeOver(l, "/proc/"+inside+"/root/run/libvirt/libvirt-sock")
+	victim{l, "berth-agent", node}.revive() // it is connected past the proxy
+	return libvirt
 }

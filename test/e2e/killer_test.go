@@ -5,17 +5,22 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
 )
 
 // soak has the tests of faults take their time; `make soak` sets it.
-var soak = flag.Bool("soak", false, "kill a thousand times instead of twenty")
+var soak = flag.Bool("soak", false, "kill a thousand times instead of twenty, and stay away for half an hour")
 
 // TestAgentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
 func TestAgentKilled(t *testing.T) {
@@ -44,7 +49,7 @@ func TestAgentKilled(t *testing.T) {
 	for i := range kills {
 		node := nodes[i%len(nodes)]
 		l.onNode(node, "sh", "-c", "until pkill -KILL -f ^/berth-agent; do sleep 0.05; done")
-		agentOn(l, node).revive()
+		victim{l, "berth-agent", node}.revive()
 		time.Sleep(time.Duration(random.IntN(1500)) * time.Millisecond) // at any moment of its life
 	}
 	l.system("rollout", "status", "daemonset/berth-agent", "--timeout=1m")
@@ -62,4 +67,52 @@ func TestAgentKilled(t *testing.T) {
 		}
 		counted(l, consoles[i].String())
 	}
+}
+
+// TestOperatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
+func TestOperatorKilled(t *testing.T) {
+	rounds := 1
+	if *soak {
+		rounds = 6
+	}
+	for round := range rounds {
+		t.Run(fmt.Sprint(round), func(t *testing.T) {
+			l := startAlone(t)
+			v := victim{l, "berth-operator", ""}
+			c := l.begin(few(journeysOf(l.ns)))
+			for _, j := range c.list {
+				v.killLeader()
+				c.act(j)
+			}
+			c.finish()
+			l.system("rollout", "status", "deployment/berth-operator", "--timeout=1m")
+		})
+	}
+}
+
+// killLeader kills the operator that leads, and waits until another one does.
+func (v victim) killLeader() {
+	v.Helper()
+	leader := func() string {
+		var lease coordinationv1.Lease
+		if err := v.Get(v.Context(), client.ObjectKey{Namespace: "berth-system", Name: v.name}, &lease); err != nil || lease.Spec.HolderIdentity == nil {
+			return ""
+		}
+		pod, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
+		return pod
+	}
+	was := ""
+	env.Eventually(v, "an operator to lead", func() bool { was = leader(); return was != "" })
+	pod := await(v.Context(), v.lab, &corev1.PodList{}, "berth-system", was, "the leader's pod", func(p *corev1.Pod) bool { return p != nil })
+	processes("/"+v.name, func(pid string, _ []byte) {
+		group, _ := os.ReadFile("/proc/" + pid + "/cgroup")
+		if id, err := strconv.Atoi(pid); err == nil && strings.Contains(string(group), string(pod.UID)) {
+			_ = syscall.Kill(id, syscall.SIGKILL)
+		}
+	})
+	if err := client.IgnoreNotFound(v.Delete(v.Context(), pod, client.GracePeriodSeconds(1))); err != nil {
+		v.Fatalf("deleting %s: %v", was, err)
+	}
+	v.yieldLease()
+	env.Eventually(v, "another operator to lead", func() bool { is := leader(); return is != "" && is != was })
 }

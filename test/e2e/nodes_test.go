@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -47,18 +48,28 @@ func TestNodeLost(t *testing.T) {
 		return phase(v1alpha1.PhaseUnknown)(vm) && has(vm, v1alpha1.ConditionScheduled, metav1.ConditionUnknown, v1alpha1.ReasonNodeLost)
 	}
 
-	t.Log("off, and on again")
-	l.undo("lab", "off", home)
-	for _, name := range names {
-		l.vm(name, "to be lost", lost)
+	reboots := int32(1)
+	if *soak {
+		reboots = 20
 	}
-	l.undo("lab", "on", home)
-	for _, name := range names {
-		vm := l.vm(name, "to be Ready in the same berth", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Restarts > 0 })
-		if vm.Status.Berth.PodUID != before[name].Status.Berth.PodUID {
-			t.Errorf("%s has another berth", name)
+	for reboot := range reboots {
+		t.Log("off, and on again")
+		l.undo("lab", "off", home)
+		for _, name := range names {
+			l.vm(name, "to be lost", lost)
 		}
-		l.logs(name).await("tiny: up")
+		l.undo("lab", "on", home)
+		on := time.Now()
+		for _, name := range names {
+			vm := l.vm(name, "to be Ready in the same berth", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Restarts > reboot })
+			if vm.Status.Berth.PodUID != before[name].Status.Berth.PodUID {
+				t.Errorf("%s has another berth", name)
+			}
+		}
+		t.Logf("all guests were back %v after the power", time.Since(on))
+		for _, name := range names {
+			l.logs(name).await("tiny: up")
+		}
 	}
 
 	t.Log("off, and out of service")

@@ -9,19 +9,28 @@ import (
 	"time"
 )
 
-// watchOne watches, many times a second, that a guest has one QEMU at most on all nodes: their processes are this
-// machine's too. What it returns ends that, and names those that were there at once, "" if there never were.
-func watchOne(uid string) (end func() string) {
+// watchOne watches, ten times a second, that each guest has one QEMU at most on all nodes: their processes are this
+// machine's too. What it returns ends that, and names those of one guest that were there at once, "" if there never were.
+func watchOne(uids ...string) (end func() string) {
 	stop, done := make(chan struct{}), make(chan struct{})
 	several := ""
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(30 * time.Millisecond)
+		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
-			if pids := qemus(uid); len(pids) > 1 && several == "" {
-				several = fmt.Sprint(pids)
-			}
+			seen := map[string]string{}
+			processes("/usr/bin/qemu-system", func(pid string, line []byte) {
+				for _, uid := range uids {
+					if !isOf(line, uid) {
+						continue
+					}
+					if seen[uid] != "" && several == "" {
+						several = fmt.Sprintf("%s: %s %s", uid, seen[uid], pid)
+					}
+					seen[uid] = pid
+				}
+			})
 			select {
 			case <-stop:
 				return
@@ -36,14 +45,26 @@ func watchOne(uid string) (end func() string) {
 	})
 }
 
-// qemus are the processes of a guest's QEMU. One that ends, and is only waited for, has no command line any more.
+// qemus are the processes of a guest's QEMU.
 func qemus(uid string) (pids []string) {
+	processes("/usr/bin/qemu-system", func(pid string, line []byte) {
+		if isOf(line, uid) {
+			pids = append(pids, pid)
+		}
+	})
+	return pids
+}
+
+func isOf(line []byte, uid string) bool {
+	return bytes.Contains(line, []byte("\x00-uuid\x00"+uid+"\x00"))
+}
+
+// processes finds those of a program, on all nodes. One that ends, and is only waited for, has no command line any more.
+func processes(program string, found func(pid string, line []byte)) {
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, line := range lines {
-		raw, err := os.ReadFile(line)
-		if err == nil && bytes.HasPrefix(raw, []byte("/usr/bin/qemu-system")) && bytes.Contains(raw, []byte("\x00-uuid\x00"+uid+"\x00")) {
-			pids = append(pids, filepath.Base(filepath.Dir(line)))
+	for _, path := range lines {
+		if line, err := os.ReadFile(path); err == nil && bytes.HasPrefix(line, []byte(program)) {
+			found(filepath.Base(filepath.Dir(path)), line)
 		}
 	}
-	return pids
 }

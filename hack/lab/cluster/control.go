@@ -7,9 +7,10 @@ import (
 	"github.com/berth-dev/berth/hack/lab/machine"
 )
 
-// controlKeys makes the certificates of the control plane and of its users.
+// controlKeys makes the certificates of the control plane and of its users. The API server's is also good for a proxy
+// that a test serves on this host.
 func controlKeys(a *authority) error {
-	if err := a.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, controlAddress, serviceAPI, "127.0.0.1",
+	if err := a.issue("apiserver", pkix.Name{CommonName: "kube-apiserver"}, controlAddress, hostAddress, serviceAPI, "127.0.0.1",
 		"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc."+clusterDomain); err != nil {
 		return err
 	}

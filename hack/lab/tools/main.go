@@ -10,6 +10,8 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 )
 
@@ -43,6 +45,9 @@ func run(args []string) error {
 			Addr: args[1], ReadHeaderTimeout: patience,
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, args[2]) }),
 		}
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGTERM) // what a container's first process does not handle does not end it
+		go func() { <-signals; os.Exit(0) }()
 		return server.ListenAndServe()
 	}
 	return fmt.Errorf("usage: tools get URL | tools serve ADDRESS TEXT")

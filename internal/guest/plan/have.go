@@ -131,6 +131,12 @@ type End struct {
 	Told time.Time
 }
 
+// Ends are the reasons with which a shim is told to exit.
+var Ends = []v1alpha1.Reason{
+	v1alpha1.ReasonPoweredOff, v1alpha1.ReasonGuestPanicked, v1alpha1.ReasonOOMKilled, v1alpha1.ReasonQEMUFailed,
+	v1alpha1.ReasonForcedOff, v1alpha1.ReasonStartupProbeFailed, v1alpha1.ReasonDestroyed,
+}
+
 // guest: there is, or may be, a QEMU of this guest.
 func (h *Have) guest() bool {
 	return h.Domain != DomainAbsent || h.Process != ProcessNone

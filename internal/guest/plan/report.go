@@ -157,8 +157,10 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	was := w.ran()
 	var end End
 	switch {
-	case h.Unknown != nil || h.guest():
+	case h.Unknown != nil:
 		return had
+	case h.guest():
+		return missed(w)
 	case h.End != nil && !h.End.Told.IsZero():
 		end = *h.End
 	case h.Shim != nil && h.Shim.Attached:
@@ -169,16 +171,40 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 			end = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
 		}
 	default:
-		return had
+		return missed(w)
 	}
 	if !end.Told.IsZero() {
 		now = end.Told
 	}
-	exit := &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Shorten(end.Message), Time: metav1.NewTime(now).Rfc3339Copy()}
+	exit := exitOf(end, now)
 	if !was && had != nil && had.Reason == exit.Reason && had.ExitCode == exit.ExitCode && had.Message == exit.Message {
 		return had // told already
 	}
 	return exit
+}
+
+func exitOf(end End, at time.Time) *v1alpha1.LastExit {
+	return &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Shorten(end.Message), Time: metav1.NewTime(at).Rfc3339Copy()}
+}
+
+// sameEnd is how much later than the status kubelet may tell of one and the same end.
+const sameEnd = 10 * time.Second
+
+// missed is what stands there, or the later end that kubelet tells of: the API server was away when it came, and the
+// guest lives again.
+func missed(w Want) *v1alpha1.LastExit {
+	had := w.VM.Status.LastExit
+	if w.Berth == nil || w.Berth.Ended == nil {
+		return had
+	}
+	end := *w.Berth.Ended
+	if had != nil {
+		later, same := end.Told.Sub(had.Time.Time), had.Reason == end.Reason && had.ExitCode == end.Code
+		if later <= 0 || same && later < sameEnd {
+			return had
+		}
+	}
+	return exitOf(end, end.Told)
 }
 
 // released names the berth of which nothing is left, for as long as no other is named.

@@ -19,6 +19,16 @@ func ran(vm *v1alpha1.VirtualMachine) {
 	vm.Status.Conditions = []metav1.Condition{condition.New(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted, "")}
 }
 
+// poweredOff is one that is said to have powered off some time ago.
+func poweredOff(vm *v1alpha1.VirtualMachine) {
+	vm.Status.LastExit = exitOf(End{Reason: v1alpha1.ReasonPoweredOff}, now.Add(-30*time.Minute))
+}
+
+// endedAt is a berth of which kubelet says that its guest panicked.
+func endedAt(at time.Time) func(*Berth) {
+	return func(b *Berth) { b.Ended = &End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Told: at} }
+}
+
 func TestReport(t *testing.T) {
 	notFound := fault.ByUser(v1alpha1.ReasonImageNotFound, errors.New("no such image"))
 	gone := Have{Domain: DomainAbsent, Process: ProcessNone}
@@ -99,6 +109,16 @@ func TestReport(t *testing.T) {
 			name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
+		},
+		{
+			name: "an end that only kubelet has told of, since the API server was away", want: Want{VM: vm(ran), Berth: fresh(used, endedAt(now.Add(-time.Minute)))},
+			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true}},
+			running: "True Started", disks: "True DisksReady", exit: v1alpha1.ReasonGuestPanicked,
+		},
+		{
+			name: "an end that kubelet tells of again", want: Want{VM: vm(ran, poweredOff), Berth: fresh(used, endedAt(now.Add(-time.Hour)))},
+			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true}},
+			running: "True Started", disks: "True DisksReady", exit: v1alpha1.ReasonPoweredOff,
 		},
 		{
 			name: "an ending berth is released when nothing is left in it", want: Want{VM: vm(ran), Berth: fresh(used, ending)},

@@ -39,6 +39,8 @@ type Berth struct {
 	Drift []string
 	// Altered says how admission broke its promises, "" if it did not.
 	Altered string
+	// Ended is how kubelet says that its guest last ended, and when; nil if it says nothing.
+	Ended *End
 	// Runtime is what runs its container if that is nothing that Berth works with, "" if it is.
 	Runtime string
 }

@@ -152,3 +152,79 @@ func FuzzWire(f *testing.F) {
 		<-w.dead
 	})
 }
+
+// Procedures of libvirt's remote protocol (remote_protocol.x).
+const (
+	procAuthList  = 66
+	procRegister  = 316
+	procLifecycle = 318
+)
+
+// FuzzEvents has a daemon that answers well, and tells of events whatever comes.
+func FuzzEvents(f *testing.F) {
+	const callback = 1
+	words := func(list ...uint32) (b []byte) {
+		for _, w := range list {
+			b = binary.BigEndian.AppendUint32(b, w)
+		}
+		return b
+	}
+	// remote_domain_event_callback_lifecycle_msg: callback, domain (name, UUID, ID), event, detail.
+	f.Add(uint32(procLifecycle), append(append(words(callback, 1, 'a'<<24), make([]byte, 16)...), words(7, uint32(golibvirt.DomainEventStopped), 0)...))
+	f.Add(uint32(procLifecycle), words(callback, 0xffffffff))
+	f.Add(uint32(0), []byte(nil))
+	f.Fuzz(func(t *testing.T, procedure uint32, event []byte) {
+		ours, theirs := net.Pipe()
+		defer theirs.Close()
+		message := func(procedure, kind, serial uint32, body []byte) {
+			head := words(uint32(28+len(body)), 0x20008086, 1, procedure, kind, serial, 0)
+			_, _ = theirs.Write(append(head, body...))
+		}
+		subscribed := make(chan struct{})
+		go func() {
+			call := make([]byte, 28)
+			for {
+				if _, err := io.ReadFull(theirs, call); err != nil {
+					return
+				}
+				_, _ = io.CopyN(io.Discard, theirs, int64(binary.BigEndian.Uint32(call))-28)
+				procedure := binary.BigEndian.Uint32(call[12:])
+				body := words(callback) // also "one way to authenticate", and the first result of any other call
+				if procedure == procAuthList {
+					body = words(1, 0)
+				}
+				message(procedure, 1, binary.BigEndian.Uint32(call[20:]), body)
+				if procedure == procRegister {
+					close(subscribed)
+				}
+			}
+		}()
+		w := newWire(ours)
+		c := &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+		told := 0
+		k := New(Options{}, Watcher{Changed: func(string) { told++ }, Resync: func() {}, Connectivity: func(error) {}})
+		drained := make(chan struct{})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		err := c.guarded(ctx, func(l *golibvirt.Libvirt) error {
+			if err := l.ConnectToURI("test:///default"); err != nil {
+				return err
+			}
+			stream, err := l.SubscribeEvents(context.Background(), golibvirt.DomainEventIDLifecycle, nil)
+			if err == nil {
+				go func() { k.drain(stream); close(drained) }()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-subscribed
+		message(procedure, 2, 0, event)
+		w.close()
+		<-drained
+		if told > 1 {
+			t.Errorf("one event was told %d times", told)
+		}
+	})
+}

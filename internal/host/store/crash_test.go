@@ -31,7 +31,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		env.Missing(t, "needs root: a store gives files to the users of guests")
 	}
 	dir := t.TempDir()
-	rounds := 60
+	rounds := 100
 	if testing.Short() {
 		rounds = 10
 	}
