@@ -33,6 +33,9 @@ func TestAgentAway(t *testing.T) {
 }
 
 func TestOperatorAway(t *testing.T) {
+	if !*soak {
+		t.Skip("TestOperatorKilled has the same guests do the same in less time")
+	}
 	l := startAlone(t)
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
 		scale := func(replicas string) { l.system("scale", "deployment/berth-operator", "--replicas="+replicas) }

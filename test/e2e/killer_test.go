@@ -20,12 +20,12 @@ import (
 )
 
 // soak has the tests of faults take their time; `make soak` sets it.
-var soak = flag.Bool("soak", false, "kill a thousand times instead of twenty, and stay away for half an hour")
+var soak = flag.Bool("soak", false, "kill a thousand times instead of ten, and stay away for half an hour")
 
 // TestAgentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
 func TestAgentKilled(t *testing.T) {
 	l := startAlone(t)
-	kills, seed := 20, time.Now().UnixNano()
+	kills, seed := 10, time.Now().UnixNano()
 	if *soak {
 		kills = 1000
 	}
