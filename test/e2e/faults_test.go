@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"strings"
@@ -32,10 +31,7 @@ func TestHostFaults(t *testing.T) {
 	unknown := func(vm *v1alpha1.VirtualMachine) bool {
 		return has(vm, v1alpha1.ConditionRunning, metav1.ConditionUnknown, v1alpha1.ReasonLibvirtUnreachable)
 	}
-	var libvirt *proxy.Stream
-	spoilt := func(pieces int64) {
-		env.Eventually(t, "answers to be spoilt", func() bool { return libvirt.Pieces() > pieces })
-	}
+	var libvirt *spoiler
 	sh := func(script string) { l.Helper(); l.onNode(node, "sh", "-ec", script) }
 	for _, fault := range []struct {
 		name string
@@ -56,24 +52,20 @@ func TestHostFaults(t *testing.T) {
 		{"containerd restarts", func() { l.undo("lab", "service", "restart", node, "containerd") }},
 		{"containerd is killed", func() { sh("pkill -KILL -x containerd") }},
 		{"kubelet restarts", func() { l.undo("lab", "service", "restart", node, "kubelet") }},
-		{"libvirt answers late", func() {
-			libvirt = l.proxyLibvirt(node)
-			libvirt.Spoil(proxy.Delay(200 * time.Millisecond))
-			spoilt(50)
-		}},
-		{"libvirt's answers are cut off", func() { libvirt.Spoil(proxy.Cut(1000)); spoilt(50) }},
-		{"libvirt's answers are wrong", func() { libvirt.Spoil(proxy.Wrong(200)); spoilt(100) }},
+		{"libvirt answers late", func() { libvirt = l.spoilLibvirt(node); libvirt.spoil(proxy.Late, 50) }},
+		{"libvirt's answers are cut off", func() { libvirt.spoil(proxy.Cut, 50) }},
+		{"libvirt's answers are wrong", func() { libvirt.spoil(proxy.Wrong, 100) }},
 		{"libvirt's answers are lost", func() {
-			libvirt.Spoil(proxy.BlackHole)
+			libvirt.spoil(proxy.Lost, 1)
 			l.vm("tiny", "to be unknown", unknown)
-			libvirt.GiveBack(t)
 		}},
+		{"libvirt answers again", func() { libvirt.end(); libvirt = nil }},
 	} {
 		t.Log(fault.name)
 		counts := strings.Count(console, "count ")
 		fault.does()
 		if libvirt != nil { // between faults all is well
-			libvirt.Spoil(proxy.Pass)
+			libvirt.spoil(proxy.Pass, 0)
 		}
 		l.vm("tiny", "to be Ready", isReady)
 		env.Eventually(t, "the guest to count on", func() bool { // who follows logs is cut off with kubelet and runtime
@@ -125,18 +117,4 @@ func hostReady(h *v1alpha1.VirtualMachineHost) bool {
 		}
 	}
 	return false
-}
-
-// proxyLibvirt has a node's agent talk to libvirtd through a proxy for the time of a test.
-func (l *lab) proxyLibvirt(node string) *proxy.Stream {
-	l.Helper()
-	inside := "" // any process that sees what the node sees
-	processes("", func(pid string, line []byte) {
-		if bytes.Contains(line, []byte("/machines/"+node+"/config/kubelet.yaml")) {
-			inside = pid
-		}
-	})
-	libvirt := proxy.TakeOver(l, "/proc/"+inside+"/root/run/libvirt/libvirt-sock")
-	victim{l, "berth-agent", node}.revive() // it is connected past the proxy
-	return libvirt
 }

@@ -1,45 +1,46 @@
 package proxy
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
-	"testing"
 	"time"
 )
 
-// Fault makes, for one connection, what the server's pieces go through: it returns what goes on of a piece, and false to
+// fault makes, for one connection, what the server's pieces go through: it returns what goes on of a piece, and false to
 // cut the connection.
-type Fault func() func(piece []byte) (on []byte, alive bool)
+type fault func() func(piece []byte) (on []byte, alive bool)
 
-// Pass spoils nothing.
-func Pass() func([]byte) ([]byte, bool) {
-	return func(piece []byte) ([]byte, bool) { return piece, true }
-}
+// Names of faults.
+const (
+	Pass  = "pass"  // spoils nothing
+	Late  = "late"  // each piece comes 200 ms later
+	Lost  = "lost"  // nothing comes
+	Cut   = "cut"   // each connection ends after up to a thousand bytes
+	Wrong = "wrong" // one bit of about every 200th byte is another
+)
 
-// Delay has each piece come so much later.
-func Delay(by time.Duration) Fault {
-	return func() func([]byte) ([]byte, bool) {
+var faults = map[string]fault{
+	Pass: func() func([]byte) ([]byte, bool) {
+		return func(piece []byte) ([]byte, bool) { return piece, true }
+	},
+	Late: func() func([]byte) ([]byte, bool) {
 		return func(piece []byte) ([]byte, bool) {
-			time.Sleep(by) // the fault itself
+			time.Sleep(200 * time.Millisecond) // the fault itself
 			return piece, true
 		}
-	}
-}
-
-// BlackHole swallows everything.
-func BlackHole() func([]byte) ([]byte, bool) {
-	return func([]byte) ([]byte, bool) { return nil, true }
-}
-
-// Cut ends each connection after a random number of bytes below so many.
-func Cut(within int) Fault {
-	return func() func([]byte) ([]byte, bool) {
-		left := rand.IntN(within)
+	},
+	Lost: func() func([]byte) ([]byte, bool) {
+		return func([]byte) ([]byte, bool) { return nil, true }
+	},
+	Cut: func() func([]byte) ([]byte, bool) {
+		left := rand.IntN(1000)
 		return func(piece []byte) ([]byte, bool) {
 			if len(piece) > left {
 				return piece[:left], false
@@ -47,83 +48,89 @@ func Cut(within int) Fault {
 			left -= len(piece)
 			return piece, true
 		}
-	}
-}
-
-// Wrong changes one bit of about every so manieth byte.
-func Wrong(every int) Fault {
-	return func() func([]byte) ([]byte, bool) {
+	},
+	Wrong: func() func([]byte) ([]byte, bool) {
 		return func(piece []byte) ([]byte, bool) {
 			for i := range piece {
-				if rand.IntN(every) == 0 {
+				if rand.IntN(200) == 0 {
 					piece[i] ^= 1 << rand.IntN(8)
 				}
 			}
 			return piece, true
 		}
-	}
+	},
 }
 
-// Stream is a proxy of byte streams over UNIX sockets. It spoils what the server says, and nothing at first.
-type Stream struct {
-	listener         net.Listener
-	socket, upstream string
-	given            sync.Once
-	fault            atomic.Pointer[Fault]
-	pieces           atomic.Int64 // that the server said since the fault is there
-	mu               sync.Mutex
-	conns            map[net.Conn]bool
+// stream is a proxy of byte streams over UNIX sockets. It spoils what the server says.
+type stream struct {
+	upstream string
+	fault    atomic.Pointer[fault]
+	pieces   atomic.Int64 // that the server said since the fault is there
+	mu       sync.Mutex
+	conns    map[net.Conn]bool
 }
 
-// TakeOver moves a server's socket aside and listens in its place, until it is given back or the test is over. Who is
-// connected stays so.
-func TakeOver(t testing.TB, socket string) *Stream {
-	t.Helper()
-	s := &Stream{socket: socket, upstream: socket + ".real", conns: map[net.Conn]bool{}}
+// Serve moves a server's socket aside and listens in its place, until the end of its orders. Each order, a line, names a
+// fault that all the server says goes through from then on; connections that there are end, but for those that were there
+// before all. Whenever it has spoilt something, it tells how many pieces that were since the last order, as a line.
+func Serve(socket string, orders io.Reader, tell io.Writer) error {
+	s := &stream{upstream: socket + ".real", conns: map[net.Conn]bool{}}
 	info, err := os.Stat(socket)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if err := os.Rename(socket, s.upstream); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	t.Cleanup(func() { s.GiveBack(t) })
-	if s.listener, err = net.Listen("unix", socket); err != nil {
-		t.Fatal(err)
+	defer func() { _ = os.Rename(s.upstream, socket); s.cut() }()
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
 	}
-	s.listener.(*net.UnixListener).SetUnlinkOnClose(false) // the real one is there then
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // the real one is there then
+	defer listener.Close()
 	if err := os.Chmod(socket, info.Mode().Perm()); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	s.Spoil(Pass)
-	go s.serve()
-	return s
+	s.spoil(faults[Pass])
+	go s.serve(listener)
+	done := make(chan struct{})
+	defer close(done)
+	go s.tell(tell, done)
+	lines := bufio.NewScanner(orders)
+	for lines.Scan() {
+		f, known := faults[lines.Text()]
+		if !known {
+			return fmt.Errorf("unknown fault %q", lines.Text())
+		}
+		s.spoil(f)
+	}
+	return lines.Err()
 }
 
-// GiveBack ends the proxy and its connections. The server's socket is where it was.
-func (s *Stream) GiveBack(t testing.TB) {
-	s.given.Do(func() {
-		if err := os.Rename(s.upstream, s.socket); err != nil {
-			t.Errorf("giving back the socket: %v", err)
+func (s *stream) tell(to io.Writer, done <-chan struct{}) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for told := int64(0); ; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
 		}
-		if s.listener != nil {
-			_ = s.listener.Close()
+		if n := s.pieces.Load(); n != told {
+			told = n
+			fmt.Fprintln(to, n)
 		}
-		s.cut()
-	})
+	}
 }
 
-// Spoil has all the server says go through a fault from now on. Connections that there are end.
-func (s *Stream) Spoil(f Fault) {
+func (s *stream) spoil(f fault) {
 	s.fault.Store(&f)
 	s.pieces.Store(0)
 	s.cut()
 }
 
-// Pieces is how many pieces have gone through the fault.
-func (s *Stream) Pieces() int64 { return s.pieces.Load() }
-
-func (s *Stream) cut() {
+func (s *stream) cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for conn := range s.conns {
@@ -131,9 +138,9 @@ func (s *Stream) cut() {
 	}
 }
 
-func (s *Stream) serve() {
+func (s *stream) serve(listener net.Listener) {
 	for {
-		conn, err := s.listener.Accept()
+		conn, err := listener.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -143,7 +150,7 @@ func (s *Stream) serve() {
 	}
 }
 
-func (s *Stream) carry(conn net.Conn) {
+func (s *stream) carry(conn net.Conn) {
 	up, err := net.Dial("unix", s.upstream)
 	if err != nil {
 		_ = conn.Close()
@@ -158,7 +165,7 @@ func (s *Stream) carry(conn net.Conn) {
 			_, _ = conn.Close(), up.Close() // one direction is of no use
 		})
 	}
-	carry(up, conn, Pass())
+	carry(up, conn, faults[Pass]())
 	carry(conn, up, func(piece []byte) ([]byte, bool) {
 		s.pieces.Add(1)
 		return spoil(piece)
@@ -167,7 +174,7 @@ func (s *Stream) carry(conn net.Conn) {
 	s.note(conn, up, false)
 }
 
-func (s *Stream) note(conn, up net.Conn, open bool) {
+func (s *stream) note(conn, up net.Conn, open bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range []net.Conn{conn, up} {
