@@ -29,7 +29,7 @@ const (
 // makeNodes makes nodes, and what their agents say of them.
 func (c *cluster) makeNodes(ctx context.Context, n int) error {
 	agent := &kube.StatusWriter{Client: c, Manager: kube.AgentManager}
-	return each(n, func(i int) error {
+	return each(n, hands, func(i int) error {
 		name := fmt.Sprintf("node-%03d", i)
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
 		host := &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -74,7 +74,7 @@ func guestName(i int) string { return fmt.Sprintf("guest-%05d", i) }
 func (c *cluster) makeGuests(ctx context.Context, n int) error {
 	userData := "#cloud-config\npackages: [nginx]\nwrite_files:\n- path: /etc/motd\n  content: |\n    " + strings.Repeat("one of many. ", 40) + "\n"
 	size := resource.MustParse("20Gi")
-	return each(n, func(i int) error {
+	return each(n, hands, func(i int) error {
 		return c.Create(ctx, &v1alpha1.VirtualMachine{
 			ObjectMeta: metav1.ObjectMeta{
 				Namespace: guestNamespace, Name: guestName(i),
@@ -95,19 +95,19 @@ func (c *cluster) makeGuests(ctx context.Context, n int) error {
 // changeGuests changes one spec of a hundred, and returns how many that are.
 func (c *cluster) changeGuests(ctx context.Context, n int) (int, error) {
 	changed := (n + 99) / 100
-	return changed, each(changed, func(i int) error {
+	return changed, each(changed, hands, func(i int) error {
 		vm := &v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: guestNamespace, Name: guestName(i * 100)}}
 		return c.Patch(ctx, vm, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"restartPolicy":"OnFailure"}}`)))
 	})
 }
 
 // each does something n times, several at once.
-func each(n int, do func(i int) error) error {
+func each(n, atOnce int, do func(i int) error) error {
 	var group sync.WaitGroup
-	errs := make([]error, hands)
-	for hand := range hands {
+	errs := make([]error, atOnce)
+	for hand := range atOnce {
 		group.Go(func() {
-			for i := hand; i < n && errs[hand] == nil; i += hands {
+			for i := hand; i < n && errs[hand] == nil; i += atOnce {
 				errs[hand] = do(i)
 			}
 		})

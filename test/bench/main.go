@@ -65,7 +65,7 @@ func inLab(ctx context.Context, n, crowd int) (figures []figure, failed error) {
 	if err != nil {
 		return nil, err
 	}
-	defer b.close()
+	defer b.close(ctx)
 	measures := []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory}
 	if crowd > 0 {
 		n, measures = crowd, []func(context.Context, int) ([]figure, error){b.crowd}
