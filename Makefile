@@ -9,6 +9,8 @@ export BERTH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/berth
 
 LAB := $(BERTH_CACHE)/bin/lab -root $(CURDIR)
 NODES ?= 2
+CROWD ?= 100
+SCALE ?= 10000
 
 .PHONY: help
 help: ## Print this list.
@@ -56,3 +58,12 @@ demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, wi
 .PHONY: bench
 bench: lab-up ## Measure Berth beside bare pods and bare libvirt: a table, and _out/bench.json.
 	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench
+
+.PHONY: bench-crowd
+bench-crowd: lab-up ## Measure an agent that has 100 guests, and what Berth writes while they idle (CROWD=100).
+	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench -crowd $(CROWD)
+
+.PHONY: bench-scale
+bench-scale: lab ## Measure the operator with 10 000 VirtualMachines (SCALE=10000), on an API server of its own, ten minutes.
+	@parts=$$($(LAB) parts); kwok=$$(hack/tool.sh lab/components/kwok); eval "$$parts"; \
+	go build -o _out/berth-operator ./cmd/berth-operator; PATH=$$kwok:$$PATH go run ./test/bench -scale $(SCALE)

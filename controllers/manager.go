@@ -16,9 +16,11 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	ctrlconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/controllers/host"
 	"github.com/berth-dev/berth/controllers/virtualmachine"
 	"github.com/berth-dev/berth/internal/berth"
@@ -84,11 +86,16 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.GuardMetrics,
 		},
 		HealthProbeBindAddress: o.HealthAddress,
+		// Who waits to lead knows all there is by the time it does.
+		Controller: ctrlconfig.Controller{EnableWarmup: new(true)},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Pod{}:  {Label: labels.NewSelector().Add(*berths)},
-				&corev1.Node{}: {Transform: slimNode},
+				&corev1.Pod{}:              {Label: labels.NewSelector().Add(*berths), Transform: slim},
+				&v1alpha1.VirtualMachine{}: {Transform: slim},
+				// These are read with each VirtualMachine, and changed by nobody.
+				&corev1.Node{}:                 {Transform: slim, UnsafeDisableDeepCopy: new(true)},
+				&v1alpha1.VirtualMachineHost{}: {UnsafeDisableDeepCopy: new(true)},
 			},
 		},
 	})
@@ -115,11 +122,16 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	return mgr.Start(ctx)
 }
 
-// slimNode keeps of a node what decisions depend on: there may be thousands, and their images are long.
-func slimNode(o any) (any, error) {
-	if node, ok := o.(*corev1.Node); ok {
-		node.ManagedFields, node.Annotations = nil, nil
-		node.Status = corev1.NodeStatus{Conditions: node.Status.Conditions}
+// slim keeps of an object what decisions depend on: there may be many thousands.
+func slim(o any) (any, error) {
+	switch o := o.(type) {
+	case *corev1.Pod:
+		berth.Slim(o)
+	case *corev1.Node: // whose images are long
+		o.ManagedFields, o.Annotations = nil, nil
+		o.Status = corev1.NodeStatus{Conditions: o.Status.Conditions}
+	case *v1alpha1.VirtualMachine: // which kubectl writes all of into an annotation
+		o.ManagedFields, o.Annotations = nil, nil
 	}
 	return o, nil
 }

@@ -167,10 +167,12 @@ func (s *snapshot) nodeLost() bool {
 	if s.home() == "" {
 		return false
 	}
-	if s.node == nil {
-		return true
-	}
-	return !slices.ContainsFunc(s.node.Status.Conditions, func(c corev1.NodeCondition) bool {
+	return s.node == nil || !answers(s.node)
+}
+
+// answers: kubelet tells of the node.
+func answers(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	})
 }

@@ -2,16 +2,22 @@ package virtualmachine
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -79,8 +85,8 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.VirtualMachine{}).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(berthOwner)).
-		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.onNode)).
-		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.onHost)).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.onNode), builder.WithPredicates(nodeChange)).
+		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.onHost), builder.WithPredicates(hostChange)).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: workers,
 			// What fails is tried again soon: the API server may be back.
@@ -91,6 +97,21 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 
 // indexNode finds VirtualMachines and berths by their node's name.
 const indexNode = "node"
+
+// nodeChange: a node answers no more, or again, or is vouched off. The rest that nodes tell of themselves, again and
+// again, concerns no guest.
+var nodeChange = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	old, now := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
+	return answers(old) != answers(now) || vouchedOff(old) != vouchedOff(now)
+}}
+
+// hostChange: guests may start on a host now, or no more, or something else keeps them; or a berth on it was released.
+var hostChange = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+	old, now := &e.ObjectOld.(*v1alpha1.VirtualMachineHost).Status, &e.ObjectNew.(*v1alpha1.VirtualMachineHost).Status
+	return !equality.Semantic.DeepEqual(
+		meta.FindStatusCondition(old.Conditions, v1alpha1.ConditionHostReady), meta.FindStatusCondition(now.Conditions, v1alpha1.ConditionHostReady)) ||
+		!slices.Equal(old.ReleasedBerths, now.ReleasedBerths)
+}}
 
 // berthOwner maps a berth to its VirtualMachine, which has the same name, whether or not that still exists.
 func berthOwner(_ context.Context, pod client.Object) []reconcile.Request {
@@ -103,7 +124,7 @@ func berthOwner(_ context.Context, pod client.Object) []reconcile.Request {
 // onNode wakes everything that lives on a node: it may have gone, or come back.
 func (r *Reconciler) onNode(ctx context.Context, node client.Object) []reconcile.Request {
 	var vms v1alpha1.VirtualMachineList
-	if err := r.Client.List(ctx, &vms, client.MatchingFields{indexNode: node.GetName()}); err != nil {
+	if err := r.Client.List(ctx, &vms, client.MatchingFields{indexNode: node.GetName()}, client.UnsafeDisableDeepCopy); err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Listing guests of a node", "node", node.GetName())
 		return nil
 	}
@@ -117,7 +138,7 @@ func (r *Reconciler) onNode(ctx context.Context, node client.Object) []reconcile
 // onHost wakes the guests that wait for a host, and berths on it that outlived their guest.
 func (r *Reconciler) onHost(ctx context.Context, host client.Object) []reconcile.Request {
 	var vms v1alpha1.VirtualMachineList
-	if err := r.Client.List(ctx, &vms, client.MatchingFields{indexNode: ""}); err != nil {
+	if err := r.Client.List(ctx, &vms, client.MatchingFields{indexNode: ""}, client.UnsafeDisableDeepCopy); err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Listing guests without a node", "node", host.GetName())
 		return nil
 	}
@@ -131,7 +152,7 @@ func (r *Reconciler) onHost(ctx context.Context, host client.Object) []reconcile
 // berthsOn lists the berths on a node that are being deleted.
 func (r *Reconciler) berthsOn(ctx context.Context, node string) []reconcile.Request {
 	var pods corev1.PodList
-	if err := r.Client.List(ctx, &pods, client.MatchingFields{indexNode: node}); err != nil {
+	if err := r.Client.List(ctx, &pods, client.MatchingFields{indexNode: node}, client.UnsafeDisableDeepCopy); err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Listing berths of a node", "node", node)
 		return nil
 	}

@@ -75,7 +75,7 @@ func (t *tool) parts() error {
 		return err
 	}
 	for name, component := range map[string]string{
-		"kube-apiserver": "kubernetes", "kubectl": "kubernetes", "etcd": "etcd", "helm": "helm",
+		"kube-apiserver": "kubernetes", "kube-scheduler": "kubernetes", "kubectl": "kubernetes", "etcd": "etcd", "helm": "helm",
 		"containerd": "containerd", "containerd-shim-runc-v2": "containerd", "ctr": "containerd", "runc": "runc",
 	} {
 		link := filepath.Join(dir, name)

@@ -11,7 +11,6 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/host/kubelet"
-	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
 
 // check is one thing that may be misconfigured on a host: what is wrong and how to mend it, "" if all is well.
@@ -118,7 +117,7 @@ func (a *Agent) checkDomains(ctx context.Context) check {
 	}
 	var names []string
 	for _, d := range domains {
-		if d.State != libvirtd.Shutoff && !a.isOurs(ctx, d.UUID) {
+		if d.Active && !a.isOurs(ctx, d.UUID) {
 			names = append(names, d.Name)
 		}
 	}

@@ -35,13 +35,13 @@ func onGuest[T client.Object](of func(T) types.UID) handler.TypedEventHandler[T,
 	}
 }
 
-// slimPod keeps nothing of pods that are no berths but their names: a node has many.
+// slimPod keeps little of berths, and nothing of other pods but their names: a node has many.
 func slimPod(o any) (any, error) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil
 	}
-	pod.ManagedFields = nil
+	berth.Slim(pod)
 	if _, ours := berth.OwnerUID(pod); !ours {
 		pod.Spec, pod.Status = corev1.PodSpec{NodeName: pod.Spec.NodeName}, corev1.PodStatus{}
 		pod.Labels, pod.Annotations = nil, nil

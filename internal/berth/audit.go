@@ -55,3 +55,38 @@ func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
 	}
 	return ""
 }
+
+// Slim keeps of a berth what Berth reads of it, for a cache of many thousands: what Altered and Drift look at, what
+// kubelet and scheduler say of it, and who it is.
+func Slim(pod *corev1.Pod) {
+	spec, status := &pod.Spec, &pod.Status
+	pod.ManagedFields, pod.Labels = nil, nil
+	pod.Annotations = map[string]string{
+		AnnotationSpec: pod.Annotations[AnnotationSpec], AnnotationRestartedAt: pod.Annotations[AnnotationRestartedAt],
+	}
+	slim := corev1.PodSpec{
+		NodeName: spec.NodeName, TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds, RuntimeClassName: spec.RuntimeClassName,
+		HostNetwork: spec.HostNetwork, HostPID: spec.HostPID, HostIPC: spec.HostIPC, ShareProcessNamespace: spec.ShareProcessNamespace,
+	}
+	for _, c := range spec.InitContainers {
+		slim.InitContainers = append(slim.InitContainers, corev1.Container{Name: c.Name})
+	}
+	for _, c := range spec.Containers {
+		slim.Containers = append(slim.Containers, corev1.Container{
+			Name: c.Name, Command: c.Command, Args: c.Args, Stdin: c.Stdin, TTY: c.TTY, SecurityContext: c.SecurityContext,
+			Resources: corev1.ResourceRequirements{Limits: c.Resources.Limits},
+		})
+	}
+	said := corev1.PodStatus{Phase: status.Phase, PodIPs: status.PodIPs}
+	for _, c := range status.Conditions {
+		if c.Type == corev1.PodReady || c.Type == corev1.PodScheduled {
+			said.Conditions = append(said.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status, Message: c.Message})
+		}
+	}
+	for _, c := range status.ContainerStatuses {
+		said.ContainerStatuses = append(said.ContainerStatuses, corev1.ContainerStatus{
+			Name: c.Name, RestartCount: c.RestartCount, State: c.State, LastTerminationState: c.LastTerminationState, Started: c.Started,
+		})
+	}
+	pod.Spec, pod.Status = slim, said
+}

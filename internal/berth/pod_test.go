@@ -82,6 +82,11 @@ func TestPodFor(t *testing.T) {
 			if drift, err := Drift(tt.vm, pod); err != nil || len(drift) > 0 {
 				t.Errorf("it drifts from its own spec in %q: %v", drift, err)
 			}
+			slim := pod.DeepCopy()
+			Slim(slim)
+			if drift, err := Drift(tt.vm, slim); err != nil || len(drift) > 0 || slim.Annotations[AnnotationRestartedAt] != tt.vm.Spec.RestartedAt {
+				t.Errorf("the cache forgets what a berth was made from: %q, %v", drift, err)
+			}
 			got, err := yaml.Marshal(pod)
 			if err != nil {
 				t.Fatal(err)
@@ -254,6 +259,10 @@ func TestAltered(t *testing.T) {
 			got := Altered(pod, vm())
 			if (got == "") != (tt.says == "") || !strings.Contains(got, tt.says) {
 				t.Errorf("it says %q, want %q", got, tt.says)
+			}
+			Slim(pod)
+			if slim := Altered(pod, vm()); slim != got {
+				t.Errorf("of what the cache keeps it says %q, not %q", slim, got)
 			}
 		})
 	}

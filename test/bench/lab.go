@@ -50,8 +50,8 @@ func open(ctx context.Context) (*bench, error) {
 	return &bench{WithWatch: c, config: config, ns: ns.Name, nodes: nodes, node: nodes[0]}, nil
 }
 
-func (b *bench) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+func (b *bench) close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
 	if err := b.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: b.ns}}); err != nil {
 		fmt.Fprintln(os.Stderr, "bench: deleting namespace:", err)

@@ -2,6 +2,8 @@
 // beat, in one run on one machine, in the lab. It asserts nothing.
 //
 //	eval "$(make -s lab-env)"; go run ./test/bench
+//	eval "$(make -s lab-env)"; go run ./test/bench -crowd 100
+//	make bench-scale # -scale 10000, on an API server of its own
 package main
 
 import (
@@ -11,7 +13,9 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
+	"syscall"
 	"text/tabwriter"
 	"time"
 )
@@ -32,29 +36,50 @@ type figure struct {
 
 func main() {
 	n := flag.Int("n", 20, "repetitions of each measurement")
-	out := flag.String("o", "_out/bench.json", "where the figures go as JSON")
+	crowd := flag.Int("crowd", 0, "measure an agent that has so many guests instead")
+	scale := flag.Int("scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
+	out := flag.String("o", "_out/bench.json", "where the figures go as JSON, beside those of other measurements")
 	flag.Parse()
-	if err := run(*n, *out); err != nil {
+	if err := run(*n, *crowd, *scale, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(n int, out string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+func run(n, crowd, scale int, out string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
+	measure := func() ([]figure, error) { return inLab(ctx, n, crowd) }
+	if scale > 0 {
+		measure = func() ([]figure, error) { return inScale(ctx, scale) }
+	}
+	figures, err := measure()
+	return errors.Join(err, show(figures), keep(out, figures)) // what could be measured is shown all the same
+}
+
+// inLab measures guests beside bare pods and bare domains, or a crowd of guests if that is not 0.
+func inLab(ctx context.Context, n, crowd int) (figures []figure, failed error) {
 	b, err := open(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer b.close()
-	var figures []figure
-	var failed error // what could be measured is shown all the same
-	for _, measure := range []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory} {
+	defer b.close(ctx)
+	measures := []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory}
+	if crowd > 0 {
+		n, measures = crowd, []func(context.Context, int) ([]figure, error){b.crowd}
+	}
+	for _, measure := range measures {
 		more, err := measure(ctx, n)
 		failed = errors.Join(failed, err)
 		figures = append(figures, more...)
 	}
+	return figures, failed
+}
+
+// show prints the table.
+func show(figures []figure) error {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "FIGURE\tMEDIAN\tLOW\tHIGH\tUNIT\tGOAL\tVERSUS")
 	for _, f := range figures {
@@ -64,14 +89,31 @@ func run(n int, out string) error {
 		}
 		fmt.Fprintf(table, "%s\t%.3g\t%.3g\t%.3g\t%s\t%s\t%s\n", f.Name, f.Value, f.Low, f.High, f.Unit, goal, f.Versus)
 	}
-	if err := table.Flush(); err != nil {
+	return table.Flush()
+}
+
+// keep writes figures beside those that other measurements have left.
+func keep(path string, figures []figure) error {
+	var all []figure
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(raw, &all)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	all = slices.DeleteFunc(all, func(old figure) bool {
+		return slices.ContainsFunc(figures, func(f figure) bool { return f.Name == old.Name })
+	})
+	if raw, err = json.MarshalIndent(append(all, figures...), "", "  "); err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent(figures, "", "  ")
-	if err != nil {
-		return err
-	}
-	return errors.Join(failed, os.WriteFile(out, append(raw, '\n'), 0o600))
+	return os.WriteFile(path, append(raw, '\n'), 0o600)
+}
+
+// one makes a figure of a single measurement.
+func one(name, unit string, goal float64, versus string, value float64) figure {
+	return of(name, unit, goal, versus, []float64{value})
 }
 
 // of makes a figure of several measurements.

@@ -3,11 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"slices"
 
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
 
@@ -72,30 +69,9 @@ func (b *bench) countWrites(ctx context.Context) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, b.config.Host+"/metrics", nil)
-	if err != nil {
-		return 0, err
-	}
-	answer, err := client.Do(request)
-	if err != nil {
-		return 0, err
-	}
-	defer answer.Body.Close()
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(answer.Body)
-	if err != nil {
-		return 0, fmt.Errorf("reading the API server's metrics: %w", err)
-	}
-	total := 0.0
-	for _, m := range families["apiserver_request_total"].GetMetric() {
-		labels := map[string]string{}
-		for _, l := range m.GetLabel() {
-			labels[l.GetName()] = l.GetValue()
-		}
-		counts := []string{"pods", "virtualmachines", "events"}
-		if slices.Contains(writeVerbs, labels["verb"]) && slices.Contains(counts, labels["resource"]) {
-			total += m.GetCounter().GetValue()
-		}
-	}
-	return total, nil
+	all, err := scrape(ctx, client, b.config.Host+"/metrics", "")
+	counts := []string{"pods", "virtualmachines", "events"}
+	return all.sum("apiserver_request_total", func(labels map[string]string) bool {
+		return slices.Contains(writeVerbs, labels["verb"]) && slices.Contains(counts, labels["resource"])
+	}), err
 }

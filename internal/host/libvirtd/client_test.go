@@ -188,7 +188,7 @@ func TestLifeOfADomain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]libvirtd.Summary{{UUID: g.UUID, Name: g.Name, State: libvirtd.Paused}}, all); diff != "" {
+	if diff := cmp.Diff([]libvirtd.Summary{{UUID: g.UUID, Name: g.Name, Active: true}}, all); diff != "" {
 		t.Errorf("list (-want +got):\n%s", diff)
 	}
 

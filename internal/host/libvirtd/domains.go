@@ -116,32 +116,23 @@ func pauseOf(reason golibvirt.DomainPausedReason) Pause {
 // Summary is one domain of a list.
 type Summary struct {
 	UUID, Name string
-	State      State
+	// Active is false for a domain that is only defined.
+	Active bool
 }
 
 // Domains lists all domains, foreign ones and those that do not run included.
 func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
-	var all []Summary
-	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
-		domains, err := list(l)
-		if err != nil {
-			return err
-		}
-		all = make([]Summary, 0, len(domains))
-		for _, d := range domains {
-			state, _, err := l.DomainGetState(d, 0)
-			if golibvirt.IsNotFound(err) {
-				continue // it ended since
-			}
-			if err != nil {
-				return err
-			}
-			all = append(all, Summary{UUID: uuidText(d.UUID), Name: d.Name, State: stateOf(state)})
-		}
-		return nil
+	var domains []golibvirt.Domain
+	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
+		domains, err = list(l)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing domains: %w", classify(err))
+	}
+	all := make([]Summary, 0, len(domains))
+	for _, d := range domains {
+		all = append(all, Summary{UUID: uuidText(d.UUID), Name: d.Name, Active: d.ID >= 0})
 	}
 	return all, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,18 +30,77 @@ type Process struct {
 // containers do not count: a guest's neighbour could call anything so. An error
 // means that it is unknown whether there is one.
 func Find(uuid string) ([]Process, error) {
-	pids, err := list()
+	candidates, err := looks.join()
 	if err != nil {
 		return nil, err
 	}
 	var found []Process
-	for _, pid := range pids {
+	for _, pid := range candidates[uuid] {
 		p, is, err := inspect(pid, uuid)
 		if err != nil {
 			return nil, err
 		}
 		if is {
 			found = append(found, p)
+		}
+	}
+	return found, nil
+}
+
+// queue lets those who wait at the same time share one look at all processes: a host has many, and a full look at a
+// hundred guests asks for each. A look begins after everybody who shares it has asked, so that it is as good as their own.
+type queue struct {
+	turn sync.Mutex // held while somebody looks
+
+	mu   sync.Mutex
+	next *look // has not begun
+}
+
+// look is one look at all processes: those that may be QEMUs, by their UUID.
+type look struct {
+	done chan struct{}
+	pids map[string][]int
+	err  error
+}
+
+var looks queue
+
+// join returns what a look found that began after the call.
+func (q *queue) join() (map[string][]int, error) {
+	q.mu.Lock()
+	l := q.next
+	leads := l == nil
+	if leads {
+		l = &look{done: make(chan struct{})}
+		q.next = l
+	}
+	q.mu.Unlock()
+	if leads {
+		q.turn.Lock()
+		q.mu.Lock()
+		q.next = nil
+		q.mu.Unlock()
+		l.pids, l.err = candidates()
+		close(l.done)
+		q.turn.Unlock()
+	}
+	<-l.done
+	return l.pids, l.err
+}
+
+func candidates() (map[string][]int, error) {
+	pids, err := list()
+	if err != nil {
+		return nil, err
+	}
+	found := map[string][]int{}
+	for _, pid := range pids {
+		uuid, _, err := claim(pid)
+		if err != nil {
+			return nil, err
+		}
+		if uuid != "" {
+			found[uuid] = append(found[uuid], pid)
 		}
 	}
 	return found, nil
@@ -65,27 +125,34 @@ func list() ([]int, error) {
 	return pids, nil
 }
 
-func inspect(pid int, uuid string) (p Process, is bool, err error) {
+// claim returns the UUID that a process names as a QEMU does, "" if it has none or is none; and why its program may
+// not be asked for (a security module hides it), which matters only if the rest fits.
+func claim(pid int) (uuid string, exeErr, err error) {
 	dir := "/proc/" + strconv.Itoa(pid)
-	// The program comes first, since it is the cheaper question and nearly all are none of QEMU. Where it may not be
-	// asked for (a security module hides it), it matters only if the rest fits.
+	// The program comes first, since it is the cheaper question and nearly all are none of QEMU.
 	exe, exeErr := os.Readlink(dir + "/exe")
 	if gone(exeErr) || exeErr == nil && !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
-		return p, false, nil
+		return "", nil, nil
 	}
 	cmdline, err := readStart(dir+"/cmdline", maxCmdline)
 	if gone(err) {
-		return p, false, nil
+		return "", nil, nil
 	}
 	if err != nil {
-		return p, false, fmt.Errorf("reading the command line of process %d: %w", pid, err)
+		return "", nil, fmt.Errorf("reading the command line of process %d: %w", pid, err)
 	}
-	if !hasUUID(cmdline, uuid) {
-		return p, false, nil
+	return uuidOf(cmdline), exeErr, nil
+}
+
+func inspect(pid int, uuid string) (p Process, is bool, err error) {
+	claimed, exeErr, err := claim(pid)
+	if err != nil || claimed != uuid {
+		return p, false, err
 	}
 	if exeErr != nil {
 		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, exeErr)
 	}
+	dir := "/proc/" + strconv.Itoa(pid)
 	status, err := readStart(dir+"/status", 1<<14)
 	if gone(err) {
 		return p, false, nil
@@ -106,12 +173,15 @@ func inspect(pid int, uuid string) (p Process, is bool, err error) {
 	return Process{PID: pid, UID: owner(info)}, true, nil
 }
 
-// hasUUID reads the first -uuid, which is libvirt's own: text of a tenant's, such
+// uuidOf reads the first -uuid, which is libvirt's own: text of a tenant's, such
 // as a kernel's command line, comes after it.
-func hasUUID(cmdline []byte, uuid string) bool {
+func uuidOf(cmdline []byte) string {
 	args := bytes.Split(cmdline, []byte{0})
 	at := slices.IndexFunc(args, func(arg []byte) bool { return string(arg) == "-uuid" })
-	return at >= 0 && at+1 < len(args) && string(args[at+1]) == uuid
+	if at < 0 || at+1 >= len(args) {
+		return ""
+	}
+	return string(args[at+1])
 }
 
 func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ func TestFindTakesOnlyQEMU(t *testing.T) {
 		t.Fatalf("without one: %v, %v", found, err)
 	}
 	// tail does not mind our arguments as names of files that do not exist.
-	cmd := exec.Command("/usr/bin/tail", "-F", "-q", "--pid", fmt.Sprint(os.Getpid()), "/dev/null", "-uuid", uuid)
+	cmd := exec.Command("/usr/bin/tail", "-F", "-q", "--pid", fmt.Sprint(os.Getpid()), "--", "/dev/null", "-uuid", uuid)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -51,6 +52,45 @@ func TestFind(t *testing.T) {
 	_ = cmd.Wait()
 	if found, err := Find(uuid); err != nil || len(found) != 0 {
 		t.Errorf("after its end: %v, %v", found, err)
+	}
+}
+
+// TestLooksAreShared has many look at once while another look is under way: all of them find what began after that.
+func TestLooksAreShared(t *testing.T) {
+	tail, err := os.ReadFile("/usr/bin/tail")
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemu := filepath.Join(t.TempDir(), "qemu-tail")
+	if err := os.WriteFile(qemu, tail, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	looks.turn.Lock() // somebody looks
+	results := make(chan int)
+	for range 10 {
+		go func() {
+			found, err := Find(uuid)
+			if err != nil {
+				t.Error(err)
+			}
+			results <- len(found)
+		}()
+	}
+	env.Eventually(t, "somebody to wait", func() bool {
+		looks.mu.Lock()
+		defer looks.mu.Unlock()
+		return looks.next != nil
+	})
+	cmd := exec.Command(qemu, "-F", "-q", "--pid", fmt.Sprint(os.Getpid()), "--", "/dev/null", "-uuid", uuid)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	looks.turn.Unlock()
+	for range 10 {
+		if n := <-results; n != 1 {
+			t.Errorf("found %d, want the one that began before the look", n)
+		}
 	}
 }
 
@@ -114,20 +154,17 @@ func TestAClosedHandleKnowsNobodyAlive(t *testing.T) {
 	}
 }
 
-func TestHasUUID(t *testing.T) {
-	for _, tt := range []struct {
-		name, cmdline string
-		want          bool
-	}{
-		{"libvirt's", "qemu\x00-uuid\x00" + uuid + "\x00-display\x00none\x00", true},
-		{"a kernel's command line that hides it", "qemu\x00-uuid\x00" + uuid + "\x00-append\x00-uuid\x00-x\x00", true},
-		{"a kernel's command line that claims it", "qemu\x00-uuid\x00other\x00-append\x00-uuid\x00" + uuid + "\x00", false},
-		{"a name that holds it", "qemu\x00-name\x00-uuid " + uuid + "\x00", false},
-		{"cut off", "qemu\x00-uuid", false},
-		{"nothing", "", false},
+func TestUUIDOf(t *testing.T) {
+	for _, tt := range []struct{ name, cmdline, want string }{
+		{"libvirt's", "qemu\x00-uuid\x00" + uuid + "\x00-display\x00none\x00", uuid},
+		{"a kernel's command line that hides it", "qemu\x00-uuid\x00" + uuid + "\x00-append\x00-uuid\x00-x\x00", uuid},
+		{"a kernel's command line that claims it", "qemu\x00-uuid\x00other\x00-append\x00-uuid\x00" + uuid + "\x00", "other"},
+		{"a name that holds it", "qemu\x00-name\x00-uuid " + uuid + "\x00", ""},
+		{"cut off", "qemu\x00-uuid", ""},
+		{"nothing", "", ""},
 	} {
-		if got := hasUUID([]byte(tt.cmdline), uuid); got != tt.want {
-			t.Errorf("%s: %t", tt.name, got)
+		if got := uuidOf([]byte(tt.cmdline)); got != tt.want {
+			t.Errorf("%s: %q", tt.name, got)
 		}
 	}
 }
