@@ -12,7 +12,7 @@ import (
 const again = time.Second
 
 // Patient has the requests by which a process learns of the API, discovery, lists and watches, wait for an API server
-// that is away, and go on the moment it is back: their callers would end the process, or come again later and later.
+// that is away or fails, and go on the moment it is back: their callers would end the process, or come again later and later.
 // Other requests fail at once, as ever: guests are cared for meanwhile.
 func Patient(config *rest.Config) *rest.Config {
 	config.Wrap(func(next http.RoundTripper) http.RoundTripper { return patient{next} })
@@ -27,16 +27,27 @@ func (p patient) WrappedRoundTripper() http.RoundTripper { return p.next }
 func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	for told := false; ; told = true {
 		answer, err := p.next.RoundTrip(r)
-		if err == nil || !learns(r) {
+		cause := ""
+		switch {
+		case !learns(r):
 			return answer, err
+		case err != nil:
+			cause = err.Error()
+		case answer.StatusCode == http.StatusTooManyRequests, answer.StatusCode >= http.StatusInternalServerError:
+			cause = answer.Status
+		default:
+			return answer, nil
 		}
 		if !told {
-			ctrl.Log.Info("Waiting for the API server", "for", r.URL.Path, "cause", err.Error())
+			ctrl.Log.Info("Waiting for the API server", "for", r.URL.Path, "cause", cause)
 		}
 		select {
 		case <-r.Context().Done():
-			return nil, err
+			return answer, err
 		case <-time.After(again):
+		}
+		if err == nil {
+			_ = answer.Body.Close()
 		}
 	}
 }

@@ -2,9 +2,11 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -28,10 +30,14 @@ func TestOnlyWhatLearnsWaits(t *testing.T) {
 			t.Fatal(err)
 		}
 		answer, err := client.Do(request)
-		if err == nil {
-			answer.Body.Close()
+		if err != nil {
+			return err
 		}
-		return err
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			return errors.New(answer.Status)
+		}
+		return nil
 	}
 	for _, path := range []string{"/api/v1/namespaces/a/pods/b", "/api/v1/pods"} {
 		if err := ask(t.Context(), http.MethodGet, path); err == nil {
@@ -56,7 +62,12 @@ func TestOnlyWhatLearnsWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	var asked atomic.Int32
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if asked.Add(1) == 1 { // it is back, but not well
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}))
 	server.Listener = back
 	server.Start()
 	defer server.Close()
