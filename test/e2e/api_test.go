@@ -21,6 +21,9 @@ import (
 // TestAPIServerFails has the API server answer agents and operator by errors, often after it did what it was asked, and
 // tell them late of what happens. All comes to its right end nevertheless, and nothing happens twice.
 func TestAPIServerFails(t *testing.T) {
+	if !*soak {
+		t.Skip("it takes minutes: what agents and operator learn late, they do late")
+	}
 	l := startAlone(t)
 	api := l.proxyAPI()
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
