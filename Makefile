@@ -45,6 +45,10 @@ lint: ## Linters, import rules, generated files, sizes.
 test: lab ## All tests: linters, real parts, journeys in a lab (taken down again unless it was up).
 	@hack/test.sh
 
+.PHONY: customer
+customer: lab ## Test on hosts as customers have them: emulated Debians with systemd, cgroup v2 and AppArmor (slow).
+	@hack/customer.sh
+
 .PHONY: soak
 soak: lab-up ## Crash and kill Berth for an hour in the lab, while guests count.
 	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 3h -run 'Crashes|Killed|Away|Faults|Lost' ./test/e2e -soak
