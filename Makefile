@@ -47,6 +47,10 @@ lint: ## Linters, import rules, generated files, sizes.
 test: lab ## All tests: linters, real parts, journeys in a lab (taken down again unless it was up).
 	@hack/test.sh
 
+.PHONY: customer
+customer: lab ## Test on hosts as customers have them: emulated Debians with systemd, cgroup v2 and AppArmor (slow).
+	@hack/customer.sh
+
 .PHONY: soak
 soak: lab-up ## The tests of faults for hours: a thousand kills, twenty reboots, half an hour without an API server.
 	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 8h -run 'Crashes|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall' ./test/e2e -soak

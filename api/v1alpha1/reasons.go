@@ -108,6 +108,8 @@ const (
 	ReasonDomainNameTaken Reason = "DomainNameTaken"
 	// ReasonKVMUnavailable: /dev/kvm cannot be used. Next: enable virtualisation, or set acceleration to Emulation.
 	ReasonKVMUnavailable Reason = "KVMUnavailable"
+	// ReasonStateDirClosed: QEMU's own user cannot reach its domain's directory. Next: let others pass through /var/lib/libvirt/qemu.
+	ReasonStateDirClosed Reason = "StateDirClosed"
 	// ReasonBerthAltered: admission changed the berth in a way that breaks its promises. Next: exempt it from that webhook.
 	ReasonBerthAltered Reason = "BerthAltered"
 	// ReasonBerthOutdated: the spec changed since the berth was made; it is replaced before the guest starts again.

@@ -61,6 +61,9 @@ func (t *tool) env() error {
 	if err != nil {
 		return err
 	}
+	if t.lab.HasCustomer() { // it comes and goes
+		raw = fmt.Appendf(raw, "export LAB_CUSTOMER='%s'\n", cluster.Customer.Name())
+	}
 	_, err = os.Stdout.Write(raw)
 	return err
 }

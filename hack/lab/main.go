@@ -19,6 +19,7 @@ import (
 const usage = `usage: lab [-root DIR] VERB
 
   up [-nodes N] [-no-chart]         bring up what is not up, install this tree
+  customer [-debian RELEASE] [down] add a host as customers have it, with systemd (slow), or remove it
   build                             fill the cache, start nothing
   down                              remove everything but the cache
   env                               print exports for eval
@@ -59,6 +60,8 @@ func run() error {
 	switch {
 	case verb == "up":
 		return t.locked(func() error { return t.up(args[1:]) })
+	case verb == "customer":
+		return t.locked(func() error { return t.customer(args[1:]) })
 	case verb == "build" && len(args) == 1:
 		return t.build()
 	case verb == "down" && len(args) == 1:

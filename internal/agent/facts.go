@@ -63,7 +63,7 @@ func (f *hostFacts) told(facts libvirtd.HostFacts, err error, now time.Time) (is
 	isNew = !f.known || (f.err == nil) != (err == nil)
 	f.asking, f.known, f.err, f.at = false, true, err, now
 	if err == nil {
-		isNew = isNew || (f.facts.WhyNoKVM == nil) != (facts.WhyNoKVM == nil) || f.facts.QEMUVersion != facts.QEMUVersion
+		isNew = isNew || (f.facts.WhyNoKVM == nil) != (facts.WhyNoKVM == nil) || (f.facts.StateDirClosed == nil) != (facts.StateDirClosed == nil) || f.facts.QEMUVersion != facts.QEMUVersion
 		f.facts = facts
 	}
 	return isNew

@@ -159,6 +159,8 @@ func (a *Agent) ready(facts libvirtd.HostFacts, err error) metav1.Condition {
 		return no(v1alpha1.ReasonLibvirtTooOld, "libvirt is %s: Berth needs %d.%d", facts.LibvirtVersion, minLibvirt[0], minLibvirt[1])
 	case olderThan(facts.QEMUVersion, minQEMU):
 		return no(v1alpha1.ReasonLibvirtTooOld, "QEMU is %s: Berth needs %d.%d", facts.QEMUVersion, minQEMU[0], minQEMU[1])
+	case facts.StateDirClosed != nil:
+		return no(v1alpha1.ReasonStateDirClosed, "%v: let others pass by dpkg-statoverride --update --add libvirt-qemu libvirt-qemu 0751 /var/lib/libvirt/qemu, or by chmod o+x where there is no dpkg", facts.StateDirClosed)
 	case a.Acceleration == v1alpha1.AccelerationKVM && facts.KVM == nil:
 		return no(v1alpha1.ReasonKVMUnavailable, "KVM cannot be used: %v; enable virtualisation in the firmware, load kvm_intel or kvm_amd, and let the group kvm use /dev/kvm; or set agent.acceleration to Emulation", facts.WhyNoKVM)
 	case a.virt(facts) == nil:

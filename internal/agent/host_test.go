@@ -28,12 +28,16 @@ func TestReady(t *testing.T) {
 		reason v1alpha1.Reason
 		says   string
 	}{
-		"all is well":            {facts: sound, reason: v1alpha1.ReasonHostReady},
-		"no /dev/kvm":            {facts: noKVM, reason: v1alpha1.ReasonKVMUnavailable, says: "/dev/kvm is no device; enable virtualisation"},
-		"none, and emulation":    {facts: noKVM, kind: v1alpha1.AccelerationEmulation, reason: v1alpha1.ReasonHostReady},
-		"no libvirtd":            {err: errors.New("libvirtd does not answer: start it"), reason: v1alpha1.ReasonLibvirtUnreachable, says: "start it"},
-		"an old libvirt":         {facts: but(func(f *libvirtd.HostFacts) { f.LibvirtVersion = "7.9.0" }), reason: v1alpha1.ReasonLibvirtTooOld, says: "Berth needs 8.0"},
-		"an old QEMU":            {facts: but(func(f *libvirtd.HostFacts) { f.QEMUVersion = "6.1.0" }), reason: v1alpha1.ReasonLibvirtTooOld, says: "Berth needs 6.2"},
+		"all is well":         {facts: sound, reason: v1alpha1.ReasonHostReady},
+		"no /dev/kvm":         {facts: noKVM, reason: v1alpha1.ReasonKVMUnavailable, says: "/dev/kvm is no device; enable virtualisation"},
+		"none, and emulation": {facts: noKVM, kind: v1alpha1.AccelerationEmulation, reason: v1alpha1.ReasonHostReady},
+		"no libvirtd":         {err: errors.New("libvirtd does not answer: start it"), reason: v1alpha1.ReasonLibvirtUnreachable, says: "start it"},
+		"an old libvirt":      {facts: but(func(f *libvirtd.HostFacts) { f.LibvirtVersion = "7.9.0" }), reason: v1alpha1.ReasonLibvirtTooOld, says: "Berth needs 8.0"},
+		"an old QEMU":         {facts: but(func(f *libvirtd.HostFacts) { f.QEMUVersion = "6.1.0" }), reason: v1alpha1.ReasonLibvirtTooOld, says: "Berth needs 6.2"},
+		"a directory of Debian's": {
+			facts:  but(func(f *libvirtd.HostFacts) { f.StateDirClosed = errors.New("/var/lib/libvirt/qemu has mode 0750") }),
+			reason: v1alpha1.ReasonStateDirClosed, says: "mode 0750: let others pass",
+		},
 		"emulation, and no QEMU": {facts: but(func(f *libvirtd.HostFacts) { f.Emulation = nil }), kind: v1alpha1.AccelerationEmulation, reason: v1alpha1.ReasonLibvirtTooOld, says: "install qemu-system-x86"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -162,18 +162,23 @@ func squeeze(l *lab, vm *v1alpha1.VirtualMachine, spare int) {
 func nothingLeft(l *lab, uid string) {
 	l.Helper()
 	for node := range strings.FieldsSeq(os.Getenv("LAB_NODES")) {
-		found := l.onNode(node, "sh", "-c", fmt.Sprintf(`
-			virsh list --all --uuid | grep %[1]s
-			pgrep -f "^/usr/bin/qemu-system.*-uuid %[1]s"
-			ls -d /var/lib/berth/vms/%[1]s /run/berth/seeds/%[1]s* /run/berth/consoles/%[1]s* 2>/dev/null
-			ip -o link show %[2]s 2>/dev/null
-			grep %[1]s /proc/mounts
-			find /sys/fs/cgroup -name "*%[1]s*" 2>/dev/null
-			true`, uid, berth.TapName(types.UID(uid), "default")))
-		for line := range strings.SplitSeq(strings.TrimSpace(found), "\n") {
-			if line != "" {
-				l.Errorf("left on %s: %s", node, line)
-			}
+		nothingLeftOn(l, node, uid)
+	}
+}
+
+func nothingLeftOn(l *lab, node, uid string) {
+	l.Helper()
+	found := l.onNode(node, "sh", "-c", fmt.Sprintf(`
+		virsh list --all --uuid | grep %[1]s
+		pgrep -f "^/usr/bin/qemu-system.*-uuid %[1]s"
+		ls -d /var/lib/berth/vms/%[1]s /run/berth/seeds/%[1]s* /run/berth/consoles/%[1]s* 2>/dev/null
+		ip -o link show %[2]s 2>/dev/null
+		grep %[1]s /proc/mounts
+		find /sys/fs/cgroup -name "*%[1]s*" 2>/dev/null
+		true`, uid, berth.TapName(types.UID(uid), "default")))
+	for line := range strings.SplitSeq(strings.TrimSpace(found), "\n") {
+		if line != "" {
+			l.Errorf("left on %s: %s", node, line)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,14 +52,7 @@ func makeCloud(dir, kernel string, files map[string][]byte) error {
 	if err := makeRoot(in("root"), lab, kernel, files); err != nil {
 		return err
 	}
-	modules, err := addModules(kernel, string(files["modules"]), in("order"))
-	if err != nil {
-		return err
-	}
-	entries := append([]entry{
-		{"bin", "", 0o755}, {"bin/busybox", "/bin/busybox", 0o755}, {"init", filepath.Join(lab, "init"), 0o755},
-	}, modules...)
-	if err := writeInitramfs(in("initrd"), entries); err != nil {
+	if err := makeInitrd(in("initrd"), kernel, lab, string(files["modules"])); err != nil {
 		return err
 	}
 	vmlinuz, err := only(filepath.Join(kernel, "boot", "vmlinuz-*"))
@@ -89,9 +83,21 @@ func makeCloud(dir, kernel string, files map[string][]byte) error {
 	return SaveImage(img, dir)
 }
 
-// makeRoot installs Debian into a directory.
-func makeRoot(root, lab, kernel string, files map[string][]byte) error {
-	release, _, _ := strings.Cut(suite, "/")
+// makeInitrd writes an initial RAM disk that goes on to the real root, by the init in the folder lab.
+func makeInitrd(initrd, kernel, lab, wanted string) error {
+	modules, err := addModules(kernel, wanted, initrd+".order")
+	if err != nil {
+		return err
+	}
+	entries := append([]entry{
+		{"bin", "", 0o755}, {"bin/busybox", "/bin/busybox", 0o755}, {"init", filepath.Join(lab, "init"), 0o755},
+	}, modules...)
+	return writeInitramfs(initrd, entries)
+}
+
+// installDebian installs the packages that files name into a directory, and has their setup done there. The folder lab
+// has the same files.
+func installDebian(root, lab, release string, files map[string][]byte) error {
 	args := []string{
 		"mmdebstrap", "--mode=root", "--variant=minbase",
 		"--include=" + strings.Join(strings.Fields(string(files["packages"])), ","),
@@ -101,12 +107,23 @@ func makeRoot(root, lab, kernel string, files map[string][]byte) error {
 	}
 	// The machine's own mirror, where it names one.
 	for _, sources := range []string{"/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"} {
-		if fileSize(sources) > 0 {
-			args = append(args, sources)
-			break
+		raw, err := os.ReadFile(sources)
+		if err != nil || len(raw) == 0 {
+			continue
 		}
+		own := filepath.Join(filepath.Dir(lab), filepath.Base(sources))
+		if err := os.WriteFile(own, bytes.ReplaceAll(raw, []byte(defaultRelease), []byte(release)), 0o644); err != nil {
+			return err
+		}
+		args = append(args, own)
+		break
 	}
-	if err := run("/", nil, args...); err != nil {
+	return run("/", nil, args...)
+}
+
+// makeRoot is the root of the Debian guest, with those modules of the kernel that guests need.
+func makeRoot(root, lab, kernel string, files map[string][]byte) error {
+	if err := installDebian(root, lab, defaultRelease, files); err != nil {
 		return err
 	}
 	folder, modules, err := modulesOf(kernel, string(files["rootmodules"]))
@@ -128,14 +145,6 @@ func makeRoot(root, lab, kernel string, files map[string][]byte) error {
 		}
 	}
 	return run("/", nil, "/sbin/depmod", "-b", root, version)
-}
-
-func fileSize(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
 }
 
 // joinDisk makes a disk of two partitions with a master boot record.

@@ -6,11 +6,14 @@ import (
 	"path/filepath"
 )
 
-//go:embed tiny cloud
+//go:embed tiny cloud customer
 var guestFiles embed.FS
 
-// suite of Debian that guests are made of. Raising it, or the number after it, makes them anew.
-const suite = "bookworm/2"
+// defaultRelease of Debian is what guests are made of.
+const defaultRelease = "bookworm"
+
+// suite names it. Raising the number after it makes all guests anew.
+const suite = defaultRelease + "/2"
 
 // qemuUID owns the disk in a container disk, by KubeVirt's convention.
 const qemuUID = 107

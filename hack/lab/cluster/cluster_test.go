@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -51,7 +52,13 @@ func TestNodesHaveTheirConfiguration(t *testing.T) {
 	if err := l.nodeFiles(1); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{l.config(1, "kubelet.yaml"), l.config(1, "kube-proxy.yaml"), l.keys().kubeconfig("node1")} {
+	if err := customerFiles(l.Dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{
+		l.config(1, "kubelet.yaml"), l.config(1, "kube-proxy.yaml"), l.keys().kubeconfig("node1"),
+		filepath.Join(l.Dir, "kubelet.yaml"), filepath.Join(l.Dir, "kube-proxy.yaml"),
+	} {
 		raw, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

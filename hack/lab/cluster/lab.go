@@ -64,11 +64,11 @@ func (l Lab) machines() []string {
 	return names
 }
 
-// Nodes that have a directory.
+// Nodes that have a directory, but for the customer's.
 func (l Lab) Nodes() []string {
 	var nodes []string
 	for _, m := range l.machines() {
-		if m != control {
+		if m != control && m != Customer.Name() {
 			nodes = append(nodes, m)
 		}
 	}
@@ -191,8 +191,12 @@ func (l Lab) On(name string) error {
 
 // wait until ready says so. log names the service whose log tells why not, as MACHINE/SERVICE.
 func (l Lab) wait(what, log string, ready func() error) error {
+	return l.waitFor(startTimeout, what, log, ready)
+}
+
+func (l Lab) waitFor(timeout time.Duration, what, log string, ready func() error) error {
 	return l.Step("wait for "+what, func() error {
-		deadline := time.Now().Add(startTimeout)
+		deadline := time.Now().Add(timeout)
 		for {
 			err := ready()
 			if err == nil {
@@ -203,7 +207,7 @@ func (l Lab) wait(what, log string, ready func() error) error {
 				path := l.machine(name).LogPath(service)
 				raw, _ := os.ReadFile(path)
 				return fmt.Errorf("not ready in %s: %w\nthe end of %s:\n%s\nmend that and run the same again, or start anew after `make lab-down`",
-					startTimeout, err, path, build.Tail(string(raw), 15))
+					timeout, err, path, build.Tail(string(raw), 15))
 			}
 			time.Sleep(50 * time.Millisecond)
 		}

@@ -50,18 +50,25 @@ func (l Lab) config(n Node, file string) string {
 	return filepath.Join(string(l.machine(n.Name())), "config", file)
 }
 
+// nodeData is what a node's configuration is filled with, where it is the same for nodes of both kinds.
+func nodeData(n Node) map[string]any {
+	return map[string]any{
+		"Name": n.Name(), "Pods": n.pods(), "UUID": n.uuid(), "PodSubnet": podSubnet,
+		"DNS": serviceDNS, "Domain": clusterDomain, "Registry": Registry, "Pause": pauseImage,
+		"Systemd": n == Customer,
+	}
+}
+
 // nodeFiles writes the node's configuration to where the node will see it.
 func (l Lab) nodeFiles(n Node) error {
 	dir, k := l.machine(n.Name()), l.keys()
 	config := func(file string) string { return l.config(n, file) }
-	data := map[string]any{
-		"Name": n.Name(), "Pods": n.pods(), "UUID": n.uuid(), "PodSubnet": podSubnet,
+	data := nodeData(n)
+	maps.Copy(data, map[string]any{
 		"CA": k.crt("ca"), "Crt": k.crt(n.Name() + "-kubelet"), "Key": k.key(n.Name() + "-kubelet"),
-		"Kubeconfig": k.kubeconfig("proxy"),
-		"DNS":        serviceDNS, "Domain": clusterDomain,
-		"Registry": Registry, "Pause": pauseImage, "CNI": l.Bin["cni"], "Runc": filepath.Join(l.Bin["runc"], "runc"),
+		"Kubeconfig": k.kubeconfig("proxy"), "CNI": l.Bin["cni"], "Runc": filepath.Join(l.Bin["runc"], "runc"),
 		"SysResource": SysResource(), "ResolvConf": config("resolv.conf"), "Certs": config("certs.d"),
-	}
+	})
 	for file, path := range map[string]string{
 		"kubelet.yaml":    config("kubelet.yaml"),
 		"kube-proxy.yaml": config("kube-proxy.yaml"),

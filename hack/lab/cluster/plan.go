@@ -24,14 +24,22 @@ const (
 	// control is the machine of the control plane.
 	control = "control"
 	// MaxNodes fit into the addresses.
-	MaxNodes = 16
+	MaxNodes = 15
+
+	// Customer is one node more, for which another kind of machine is made: a host as Berth's customers have it.
+	Customer = Node(MaxNodes + 1)
 )
 
 // Node is one of the cluster's nodes, counted from 1.
 type Node int
 
 // Name of the node's machine and of its Kubernetes object.
-func (n Node) Name() string { return fmt.Sprintf("node%d", n) }
+func (n Node) Name() string {
+	if n == Customer {
+		return "customer"
+	}
+	return fmt.Sprintf("node%d", n)
+}
 
 func (n Node) address() string { return fmt.Sprintf("10.97.0.%d", 10+n) }
 func (n Node) pods() string    { return fmt.Sprintf("10.98.%d.0/24", n) }
@@ -48,7 +56,7 @@ func routes(self string) map[string]string {
 	if self != "" && self != control {
 		all[serviceSubnet] = controlAddress
 	}
-	for n := Node(1); n <= MaxNodes; n++ {
+	for n := Node(1); n <= Customer; n++ {
 		if n.Name() != self {
 			all[n.pods()] = n.address()
 		}

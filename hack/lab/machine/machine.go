@@ -37,6 +37,9 @@ func Start(dir Dir, spec Spec) (err error) {
 	if err := os.WriteFile(dir.specPath(), raw, 0o600); err != nil {
 		return err
 	}
+	if len(spec.QEMU) > 0 {
+		return startEmulated(dir, spec)
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -157,6 +160,13 @@ func Exec(dir Dir, args []string) error {
 	if pid == 0 {
 		return fmt.Errorf("%s is not running", filepath.Base(string(dir)))
 	}
+	spec, err := dir.read()
+	if err != nil {
+		return err
+	}
+	if len(spec.QEMU) > 0 {
+		return execEmulated(spec, args)
+	}
 	if err := joinCgroups(filepath.Base(string(dir)), os.Getpid()); err != nil {
 		return err
 	}
@@ -177,6 +187,9 @@ func (d Dir) Service(verb, service string) error {
 	spec, err := d.read()
 	if err != nil {
 		return err
+	}
+	if len(spec.QEMU) > 0 {
+		return Exec(d, []string{"systemctl", verb, service})
 	}
 	for _, s := range spec.Services {
 		if s.Name == service {

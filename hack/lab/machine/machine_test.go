@@ -1,6 +1,9 @@
 package machine
 
 import (
+	"os/exec"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,5 +55,19 @@ func TestADeadMachineHasNoPid(t *testing.T) {
 	dir := Dir(t.TempDir())
 	if pid := dir.Pid(); pid != 0 {
 		t.Errorf("a machine that never ran has process %d", pid)
+	}
+}
+
+func TestACommandReachesAnEmulatedMachineAsItIs(t *testing.T) {
+	want := []string{"printf", "%s\n", "two words", "it's", `"$HOME"`, "", "*"}
+	argv := sshCommand(Spec{Address: "10.97.0.26/24", SSHKey: "key"}, want, false)
+	i := slices.Index(argv, "root@10.97.0.26")
+	if i < 0 {
+		t.Fatalf("no address in %q", argv)
+	}
+	// sshd hands what ssh has joined to a shell.
+	out, err := exec.Command("sh", "-c", strings.Join(argv[i+2:], " ")).Output()
+	if got := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n"); err != nil || !slices.Equal(got, want[2:]) {
+		t.Errorf("got %q, %v; want %q", got, err, want[2:])
 	}
 }

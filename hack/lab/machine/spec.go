@@ -25,6 +25,11 @@ type Spec struct {
 	Shields map[string]string
 	// Services are started in this order.
 	Services []Service
+	// QEMU is the command line of a machine that is emulated. Its system, which has all the rest of what stands here
+	// but the address, is in its disks.
+	QEMU []string
+	// SSHKey is the path of the key that opens an emulated machine.
+	SSHKey string
 }
 
 // Service is one process that is kept running.

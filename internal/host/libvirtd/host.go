@@ -5,6 +5,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
@@ -25,6 +26,8 @@ type HostFacts struct {
 	KVM, Emulation *Virt
 	// WhyNoKVM is set when KVM is nil.
 	WhyNoKVM error
+	// StateDirClosed is why no QEMU could reach its domain's directory; nil when all can.
+	StateDirClosed error
 }
 
 // Virt is one way to run guests.
@@ -66,6 +69,11 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 	if f.KVM, f.WhyNoKVM, err = c.try(ctx, "kvm"); err != nil {
 		return HostFacts{}, err
 	}
+	root, err := c.Root()
+	if err != nil {
+		return HostFacts{}, err
+	}
+	f.StateDirClosed = checkStateDir(filepath.Join(root, stateDir))
 	f.Emulation, _, err = c.try(ctx, "qemu")
 	return f, err
 }
