@@ -50,7 +50,7 @@ func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 	if o.Identity == "" {
 		return nil, nil
 	}
-	config = rest.AddUserAgent(config, "leader-election")
+	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election") // which does not copy it
 	config.Timeout = 5 * time.Second // half of the deadline for its renewal
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {

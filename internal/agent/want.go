@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	shimlink "github.com/berth-dev/berth/internal/berth/link"
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/process"
@@ -80,7 +80,8 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 	return g, nil
 }
 
-// endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none.
+// endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none. A shim that
+// was killed for want of memory, with its QEMU, has said nothing.
 func endOf(c corev1.ContainerStatus) *plan.End {
 	t := c.State.Terminated
 	if t == nil {
@@ -89,15 +90,16 @@ func endOf(c corev1.ContainerStatus) *plan.End {
 	if t == nil {
 		return nil
 	}
-	reason, message, _ := strings.Cut(t.Message, ": ")
-	end := plan.End{Reason: v1alpha1.Reason(reason), Code: t.ExitCode, Message: message, Told: t.FinishedAt.Time}
+	reason, message := shimlink.ParseWords(t.Message)
+	end := &plan.End{Reason: v1alpha1.Reason(reason), Code: t.ExitCode, Message: message, Told: t.FinishedAt.Time}
 	switch {
-	case t.Reason == "OOMKilled":
+	case slices.Contains(plan.Ends, end.Reason):
+		return end
+	case t.Message == "" && t.Reason == "OOMKilled":
 		end.Reason, end.Message = v1alpha1.ReasonOOMKilled, outOfMemory
-	case !slices.Contains(plan.Ends, end.Reason):
-		return nil
+		return end
 	}
-	return &end
+	return nil
 }
 
 // lookForBerth finds out whether the pod that the status names is no more. The cache's silence proves nothing.

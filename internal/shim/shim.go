@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -162,10 +161,7 @@ func (s *shim) show() error {
 
 // end leaves the last words and returns the exit code.
 func (s *shim) end() int {
-	words := s.exit.Message
-	if s.exit.Reason != "" {
-		words = strings.TrimSuffix(s.exit.Reason+": "+words, ": ")
-	}
+	words := s.exit.Words()
 	// Only where kubelet has made the file: the root file system is read-only.
 	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
 	if err == nil {

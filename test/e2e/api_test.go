@@ -21,9 +21,6 @@ import (
 // TestAPIServerFails has the API server answer agents and operator by errors, often after it did what it was asked, and
 // tell them late of what happens. All comes to its right end nevertheless, and nothing happens twice.
 func TestAPIServerFails(t *testing.T) {
-	if !*soak {
-		t.Skip("it takes minutes: what agents and operator learn late, they do late")
-	}
 	l := startAlone(t)
 	api := l.proxyAPI()
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
@@ -117,7 +114,17 @@ func TestAPIServerAway(t *testing.T) {
 			return e.restarts() && len(now) == 1 && fmt.Sprint(now) != before[name] || !e.restarts() && len(now) == 0
 		})
 	}
-	time.Sleep(time.Until(gone.Add(away))) // the fault's own length
+	steady := map[string]string{}
+	for _, e := range mine {
+		name := e.journey().name
+		steady[name] = fmt.Sprint(qemus(string(c.vms[name].UID)))
+	}
+	env.Steadily(t, "what each policy made of it", time.Until(gone.Add(away)), func() bool {
+		return !slices.ContainsFunc(mine, func(e ending) bool {
+			name := e.journey().name
+			return fmt.Sprint(qemus(string(c.vms[name].UID))) != steady[name]
+		})
+	})
 	l.undo("lab", "service", "start", "control", "apiserver")
 	env.Eventually(t, "the API server", func() bool {
 		_, err := l.tryKubectl("", "get", "--raw=/readyz")

@@ -44,7 +44,7 @@ func TestHostFaults(t *testing.T) {
 			sh("pkill -STOP -x libvirtd")
 			l.vm("tiny", "to be unknown", unknown)
 			if *soak {
-				time.Sleep(time.Minute)
+				env.Steadily(t, "the guest's QEMU", time.Minute, func() bool { return fmt.Sprint(qemus(uid)) == qemu })
 			}
 			sh("pkill -CONT -x libvirtd")
 		}},
@@ -65,7 +65,7 @@ func TestHostFaults(t *testing.T) {
 		counts := strings.Count(console, "count ")
 		fault.does()
 		if libvirt != nil { // between faults all is well
-			libvirt.spoil(proxy.Pass, 0)
+			libvirt.spoil(proxy.Pass, 1)
 		}
 		l.vm("tiny", "to be Ready", isReady)
 		env.Eventually(t, "the guest to count on", func() bool { // who follows logs is cut off with kubelet and runtime

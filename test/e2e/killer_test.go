@@ -34,7 +34,7 @@ func TestAgentKilled(t *testing.T) {
 	nodes := strings.Fields(os.Getenv("LAB_NODES"))
 
 	const guests = 5
-	vms, consoles, ones, pids := [guests]*v1alpha1.VirtualMachine{}, [guests]*console{}, [guests]func() string{}, [guests]string{}
+	vms, consoles, uids, pids := [guests]*v1alpha1.VirtualMachine{}, [guests]*console{}, [guests]string{}, [guests]string{}
 	name := func(i int) string { return fmt.Sprintf("guest-%d", i) }
 	for i := range guests {
 		l.apply(strings.Replace(tiny, "name: tiny", "name: "+name(i), 1) + "  nodeSelector: {kubernetes.io/hostname: " + nodes[i%len(nodes)] + "}\n")
@@ -44,8 +44,10 @@ func TestAgentKilled(t *testing.T) {
 		consoles[i] = l.logs(name(i))
 		consoles[i].await("tiny: up")
 		l.say(name(i), "count")
-		ones[i], pids[i] = watchOne(string(vms[i].UID)), fmt.Sprint(qemus(string(vms[i].UID)))
+		uids[i] = string(vms[i].UID)
+		pids[i] = fmt.Sprint(qemus(uids[i]))
 	}
+	one := watchOne(uids[:]...)
 	for i := range kills {
 		node := nodes[i%len(nodes)]
 		l.onNode(node, "sh", "-c", "until pkill -KILL -f ^/berth-agent; do sleep 0.05; done")
@@ -59,13 +61,13 @@ func TestAgentKilled(t *testing.T) {
 		if pod.Status.ContainerStatuses[0].RestartCount != 0 || vm.Status.Berth.PodUID != vms[i].Status.Berth.PodUID {
 			t.Errorf("%s was restarted", name(i))
 		}
-		if now := fmt.Sprint(qemus(string(vm.UID))); now != pids[i] {
+		if now := fmt.Sprint(qemus(uids[i])); now != pids[i] {
 			t.Errorf("%s has QEMU %s, had %s", name(i), now, pids[i])
 		}
-		if several := ones[i](); several != "" {
-			t.Errorf("%s had several QEMUs at once: %s", name(i), several)
-		}
 		counted(l, consoles[i].String())
+	}
+	if several := one(); several != "" {
+		t.Errorf("there were several QEMUs at once: %s", several)
 	}
 }
 

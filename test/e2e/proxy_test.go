@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -34,7 +33,7 @@ func TestMain(m *testing.M) {
 type spoiler struct {
 	l      *lab
 	orders io.WriteCloser
-	pieces atomic.Int64
+	told   atomic.Value // its last word: a fault, and how many pieces it has spoilt
 	end    func()
 }
 
@@ -62,9 +61,7 @@ func (l *lab) spoilLibvirt(node string) *spoiler {
 	go func() {
 		defer close(read)
 		for lines := bufio.NewScanner(told); lines.Scan(); {
-			if n, err := strconv.ParseInt(lines.Text(), 10, 64); err == nil {
-				s.pieces.Store(n)
-			}
+			s.told.Store(lines.Text())
 		}
 	}()
 	s.end = sync.OnceFunc(func() {
@@ -75,17 +72,21 @@ func (l *lab) spoilLibvirt(node string) *spoiler {
 		}
 	})
 	l.Cleanup(s.end)
-	s.spoil(proxy.Pass, 0)
 	victim{l, "berth-agent", node}.revive() // it is connected past the proxy
 	return s
 }
 
 // spoil has libvirtd's answers go through a fault, and waits until more than so many have.
-func (s *spoiler) spoil(fault string, more int64) {
+func (s *spoiler) spoil(fault string, more int) {
 	s.l.Helper()
-	s.pieces.Store(0)
 	if _, err := fmt.Fprintln(s.orders, fault); err != nil {
 		s.l.Fatalf("ordering %q from the proxy of libvirtd: %v", fault, err)
 	}
-	env.Eventually(s.l, "answers to be spoilt", func() bool { return more == 0 || s.pieces.Load() > more })
+	env.Eventually(s.l, fmt.Sprintf("more than %d answers to be %s", more, fault), func() bool {
+		told, _ := s.told.Load().(string)
+		var is string
+		var pieces int
+		_, err := fmt.Sscan(told, &is, &pieces)
+		return err == nil && is == fault && pieces > more
+	})
 }

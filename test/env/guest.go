@@ -99,4 +99,23 @@ func Eventually(t testing.TB, what string, claim func() bool) {
 	}
 }
 
+// Steadily holds that a claim stays true for so long.
+func Steadily(t testing.TB, what string, long time.Duration, claim func() bool) {
+	t.Helper()
+	end := time.NewTimer(long)
+	defer end.Stop()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if !claim() {
+			t.Fatalf("%s did not last", what)
+		}
+		select {
+		case <-end.C:
+			return
+		case <-tick.C:
+		}
+	}
+}
+
 func dialUnix(path string) (net.Conn, error) { return net.DialTimeout("unix", path, time.Second) }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -51,19 +52,34 @@ func ServeAPI(t testing.TB, address, server, certificate, key string, trust *tls
 			return nil
 		},
 	}
+	pair, err := tls.LoadX509KeyPair(certificate, key)
+	if err != nil {
+		t.Fatal(err)
+	}
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: a, ReadHeaderTimeout: time.Minute}
-	go func() { _ = s.ServeTLS(listener, certificate, key) }()
-	t.Cleanup(func() { _ = s.Close() })
+	s := &http.Server{
+		Handler: a, ReadHeaderTimeout: time.Minute,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12},
+	}
+	served := make(chan error, 1)
+	go func() { served <- s.ServeTLS(listener, "", "") }()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("closing the proxy of the API server: %v", err)
+		}
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Errorf("the proxy of the API server: %v", err)
+		}
+	})
 	return a
 }
 
 // Spoil has that part of all requests answered by an error, half of them after they were carried out, and each event
 // of a watch come so much later.
-func (a *API) Spoil(errors float64, late time.Duration) { a.faults.Store(&apiFaults{errors, late}) }
+func (a *API) Spoil(part float64, late time.Duration) { a.faults.Store(&apiFaults{part, late}) }
 
 // Spoilt is how many requests were answered by an error.
 func (a *API) Spoilt() int64 { return a.spoilt.Load() }
@@ -79,16 +95,19 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.reverse.ServeHTTP(&lost{header: http.Header{}}, r)
 	}
 	resource := schema.GroupResource{Resource: "anything"}
-	status := []*apierrors.StatusError{
-		apierrors.NewConflict(resource, "any", nil),
+	answers := []*apierrors.StatusError{
 		apierrors.NewTooManyRequests("spoilt", 1),
 		apierrors.NewInternalError(io.ErrUnexpectedEOF),
 		apierrors.NewServiceUnavailable("spoilt"),
 		apierrors.NewServerTimeout(resource, r.Method, 1),
-	}[rand.IntN(5)].Status()
+	}
+	if r.Method != http.MethodGet {
+		answers = append(answers, apierrors.NewConflict(resource, "any", nil))
+	}
+	status := answers[rand.IntN(len(answers))].Status()
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(int(status.Code))
-	_ = json.NewEncoder(w).Encode(status)
+	_ = json.NewEncoder(w).Encode(status) // who does not read it has what it was to have: no answer
 }
 
 // lost is where an answer goes that nobody hears.

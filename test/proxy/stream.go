@@ -64,16 +64,21 @@ var faults = map[string]fault{
 // stream is a proxy of byte streams over UNIX sockets. It spoils what the server says.
 type stream struct {
 	upstream string
-	fault    atomic.Pointer[fault]
-	pieces   atomic.Int64 // that the server said since the fault is there
+	now      atomic.Pointer[spoiling]
 	mu       sync.Mutex
 	conns    map[net.Conn]bool
 }
 
+// spoiling is one order being carried out.
+type spoiling struct {
+	fault  string
+	pieces atomic.Int64 // that went through it
+}
+
 // Serve moves a server's socket aside and listens in its place, until the end of its orders. Each order, a line, names a
 // fault that all the server says goes through from then on; connections that there are end, but for those that were there
-// before all. Whenever it has spoilt something, it tells how many pieces that were since the last order, as a line.
-func Serve(socket string, orders io.Reader, tell io.Writer) error {
+// before all. It tells, a line each, which fault has spoilt how many pieces so far: "cut 3".
+func Serve(socket string, orders io.Reader, tell io.Writer) (err error) {
 	s := &stream{upstream: socket + ".real", conns: map[net.Conn]bool{}}
 	info, err := os.Stat(socket)
 	if err != nil {
@@ -82,7 +87,10 @@ func Serve(socket string, orders io.Reader, tell io.Writer) error {
 	if err := os.Rename(socket, s.upstream); err != nil {
 		return err
 	}
-	defer func() { _ = os.Rename(s.upstream, socket); s.cut() }()
+	defer func() {
+		err = errors.Join(err, os.Rename(s.upstream, socket))
+		s.cut()
+	}()
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
@@ -92,18 +100,17 @@ func Serve(socket string, orders io.Reader, tell io.Writer) error {
 	if err := os.Chmod(socket, info.Mode().Perm()); err != nil {
 		return err
 	}
-	s.spoil(faults[Pass])
+	s.spoil(Pass)
 	go s.serve(listener)
 	done := make(chan struct{})
 	defer close(done)
 	go s.tell(tell, done)
 	lines := bufio.NewScanner(orders)
 	for lines.Scan() {
-		f, known := faults[lines.Text()]
-		if !known {
+		if faults[lines.Text()] == nil {
 			return fmt.Errorf("unknown fault %q", lines.Text())
 		}
-		s.spoil(f)
+		s.spoil(lines.Text())
 	}
 	return lines.Err()
 }
@@ -111,22 +118,19 @@ func Serve(socket string, orders io.Reader, tell io.Writer) error {
 func (s *stream) tell(to io.Writer, done <-chan struct{}) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for told := int64(0); ; {
+	for {
 		select {
 		case <-done:
 			return
 		case <-tick.C:
-		}
-		if n := s.pieces.Load(); n != told {
-			told = n
-			fmt.Fprintln(to, n)
+			now := s.now.Load()
+			fmt.Fprintln(to, now.fault, now.pieces.Load())
 		}
 	}
 }
 
-func (s *stream) spoil(f fault) {
-	s.fault.Store(&f)
-	s.pieces.Store(0)
+func (s *stream) spoil(fault string) {
+	s.now.Store(&spoiling{fault: fault})
 	s.cut()
 }
 
@@ -157,7 +161,8 @@ func (s *stream) carry(conn net.Conn) {
 		return
 	}
 	s.note(conn, up, true)
-	spoil := (*s.fault.Load())()
+	now := s.now.Load()
+	spoil := faults[now.fault]()
 	var both sync.WaitGroup
 	carry := func(to, from net.Conn, spoil func([]byte) ([]byte, bool)) {
 		both.Go(func() {
@@ -167,7 +172,7 @@ func (s *stream) carry(conn net.Conn) {
 	}
 	carry(up, conn, faults[Pass]())
 	carry(conn, up, func(piece []byte) ([]byte, bool) {
-		s.pieces.Add(1)
+		now.pieces.Add(1)
 		return spoil(piece)
 	})
 	both.Wait()

@@ -1,0 +1,49 @@
+package agent
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/guest/plan"
+)
+
+func TestEndOf(t *testing.T) {
+	at := time.Date(2026, 11, 23, 21, 30, 5, 0, time.UTC)
+	terminated := func(code int32, reason, message string) corev1.ContainerState {
+		return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+			ExitCode: code, Reason: reason, Message: message, FinishedAt: metav1.NewTime(at),
+		}}
+	}
+	for name, tt := range map[string]struct {
+		is, was corev1.ContainerState
+		want    *plan.End
+	}{
+		"a first run":            {},
+		"a shim's last words":    {was: terminated(134, "Error", "GuestPanicked: oops: a"), want: &plan.End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "oops: a", Told: at}},
+		"one word":               {was: terminated(0, "Completed", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"the later of two ends":  {is: terminated(0, "Completed", "PoweredOff"), was: terminated(1, "Error", "QEMUFailed"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"no word, and no memory": {was: terminated(137, "OOMKilled", ""), want: &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory, Told: at}},
+		"a word, and no memory":  {was: terminated(0, "OOMKilled", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"a run without a guest":  {was: terminated(0, "Completed", "NotRunning")},
+		"words of somebody else": {was: terminated(1, "Error", "exec: no such file")},
+		"a shim that was killed": {was: terminated(137, "Error", "")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := endOf(corev1.ContainerStatus{State: tt.is, LastTerminationState: tt.was})
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("end (-want +got):\n%s", diff)
+			}
+		})
+	}
+	for cause, end := range exitCodes {
+		if !slices.Contains(plan.Ends, end.Reason) {
+			t.Errorf("the end of cause %q is not among those that are read again: %s", cause, end.Reason)
+		}
+	}
+}
