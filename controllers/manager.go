@@ -51,7 +51,7 @@ func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 		return nil, nil
 	}
 	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election") // which does not copy it
-	config.Timeout = 5 * time.Second // half of the deadline for its renewal
+	config.Timeout = 5 * time.Second                                       // half of the deadline for its renewal
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("making a client for the lease: %w", err)
