@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 : "${BERTH_CACHE:?run make test}"
 lab() { "$BERTH_CACHE/bin/lab" -root "$PWD" "$@"; }
 failed=()
+declare -A pids
 
 step() {
 	local name=$1 start=$SECONDS
@@ -34,12 +35,11 @@ unit() {
 	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
 }
 
-# fuzz looks for hostile input for a few seconds each; what it once found is among the seeds, which unit runs. Journeys
-# leave it time enough: it only takes what nobody else wants.
+# fuzz looks for hostile input for a few seconds each; what it once found is among the seeds, which unit runs.
 fuzz() {
 	local target package verdict=0
 	while read -r target package; do
-		nice -n 19 go test -run '^$' -fuzz "^$target\$" -fuzztime 3s -fuzzminimizetime 1s "./internal/$package" || verdict=1
+		go test -run '^$' -fuzz "^$target\$" -fuzztime 3s -fuzzminimizetime 1s "./internal/$package" || verdict=1
 	done <<-'END'
 		FuzzPodFor berth
 		FuzzMessage berth/link
@@ -54,13 +54,19 @@ fuzz() {
 	return "$verdict"
 }
 
-fuzzed() {
-	if wait "$fuzzing"; then
-		grep '^ok' _out/fuzz.log
-	else
-		cat _out/fuzz.log
-		return 1
-	fi
+# beside starts something that takes only what the journeys leave, and ended tells how it went.
+beside() {
+	local name=$1
+	shift
+	{ renice -n 19 "$BASHPID" >/dev/null && "$@"; } >"_out/$name.log" 2>&1 &
+	pids[$name]=$!
+}
+
+ended() {
+	local verdict=0
+	wait "${pids[$1]}" || verdict=1
+	cat "_out/$1.log"
+	return "$verdict"
 }
 
 # failures are the first lines of what failed journeys had to say.
@@ -79,7 +85,7 @@ journeys() {
 	eval "$(lab env)"
 	local verdict=0 log=_out/journeys.log
 	# Each journey is told when it is over; what a failed one had to say comes at the end, in full and then in short.
-	go test -v -count=1 -timeout 40m -parallel 6 ./test/e2e 2>&1 | tee "$log" |
+	go test -v -count=1 -timeout 40m ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log" && failures "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"
@@ -87,13 +93,13 @@ journeys() {
 
 step "build the lab's parts" lab build
 step "find them" parts
-step "lint" hack/lint.sh
 step "tests on real parts" unit
 mkdir -p _out
-fuzz >_out/fuzz.log 2>&1 &
-fuzzing=$!
+beside lint hack/lint.sh
+beside fuzz fuzz
 step "journeys in the lab" journeys
-step "fuzzing, side by side with them" fuzzed
+step "lint, beside them" ended lint
+step "fuzzing, beside them" ended fuzz
 
 if [ ${#failed[@]} -gt 0 ]; then
 	printf '\nFAILED: %s\n' "${failed[@]}"

@@ -81,7 +81,7 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 }
 
 // endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none. A shim that
-// was killed for want of memory, with its QEMU, has said nothing.
+// was killed, perhaps for want of memory and with its QEMU, has said nothing.
 func endOf(c corev1.ContainerStatus) *plan.End {
 	t := c.State.Terminated
 	if t == nil {
@@ -97,6 +97,9 @@ func endOf(c corev1.ContainerStatus) *plan.End {
 		return end
 	case t.Message == "" && t.Reason == "OOMKilled":
 		end.Reason, end.Message = v1alpha1.ReasonOOMKilled, outOfMemory
+		return end
+	case t.Message == "" && t.ExitCode == plan.ShimLost.Code:
+		end.Reason, end.Message = plan.ShimLost.Reason, plan.ShimLost.Message
 		return end
 	}
 	return nil

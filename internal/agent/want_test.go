@@ -32,7 +32,7 @@ func TestEndOf(t *testing.T) {
 		"a word, and no memory":  {was: terminated(0, "OOMKilled", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
 		"a run without a guest":  {was: terminated(0, "Completed", "NotRunning")},
 		"words of somebody else": {was: terminated(1, "Error", "exec: no such file")},
-		"a shim that was killed": {was: terminated(137, "Error", "")},
+		"a shim that was killed": {was: terminated(137, "Error", ""), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := endOf(corev1.ContainerStatus{State: tt.is, LastTerminationState: tt.was})

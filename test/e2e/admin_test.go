@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -14,7 +13,7 @@ import (
 // TestAdministrator has an administrator use virsh on a guest of Berth's, and run a domain of their own beside it.
 func TestAdministrator(t *testing.T) {
 	l := start(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
 	virsh := func(args ...string) string {
 		l.Helper()
 		return strings.TrimSpace(l.onNode(node, append([]string{"virsh", "-q"}, args...)...))

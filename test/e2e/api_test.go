@@ -24,7 +24,7 @@ func TestAPIServerFails(t *testing.T) {
 	l := startAlone(t)
 	api := l.proxyAPI()
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
-		late := 5 * time.Second
+		late := 3 * time.Second
 		if *soak {
 			late = 30 * time.Second
 		}
@@ -77,7 +77,7 @@ func (l *lab) proxyAPI() *proxy.API {
 // told afterwards.
 func TestAPIServerAway(t *testing.T) {
 	l := startAlone(t)
-	away := 30 * time.Second
+	away := 15 * time.Second
 	if *soak {
 		away = 30 * time.Minute
 	}
@@ -92,7 +92,7 @@ func TestAPIServerAway(t *testing.T) {
 		name := e.journey().name
 		before[name] = fmt.Sprint(qemus(string(c.vms[name].UID)))
 		if e.name != isKilled.name {
-			l.say(name, "in 10 "+e.name)
+			l.say(name, "in 5 "+e.name)
 		}
 	}
 	l.say("stays", "count")

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"cmp"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,9 +13,16 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// TestAgentAway and TestOperatorAway have guests end, stop, start and go on while a part of Berth is not there. Once it
-// is back all is as if it had never left.
-func TestAgentAway(t *testing.T) {
+// TestAway has guests end, stop, start and go on while a part of Berth is not there. Once it is back all is as if it had
+// never left. TestKilled has the same guests do the same without an operator, in less time.
+func TestAway(t *testing.T) {
+	t.Run("agent", agentAway)
+	if *soak {
+		t.Run("operator", operatorAway)
+	}
+}
+
+func agentAway(t *testing.T) {
 	l := startAlone(t)
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
 		leave := func(where string) {
@@ -32,10 +38,7 @@ func TestAgentAway(t *testing.T) {
 	})
 }
 
-func TestOperatorAway(t *testing.T) {
-	if !*soak {
-		t.Skip("TestOperatorKilled has the same guests do the same in less time")
-	}
+func operatorAway(t *testing.T) {
 	l := startAlone(t)
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
 		scale := func(replicas string) { l.system("scale", "deployment/berth-operator", "--replicas="+replicas) }
@@ -104,7 +107,7 @@ func journeysOf(ns string) []journey {
 				return has(vm, v1alpha1.ConditionScheduled, metav1.ConditionFalse, v1alpha1.ReasonUnschedulable)
 			},
 			does: func(l *lab, _ *v1alpha1.VirtualMachine) {
-				node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+				node := nodes(l)[0]
 				l.Cleanup(func() { l.undo("kubectl", "label", "node", node, ns+"-") })
 				l.kubectl("", "label", "node", node, ns+"=here")
 			},

@@ -14,8 +14,8 @@ import (
 
 // TestHostWithoutLibvirtd takes libvirtd away from a node that has a guest, and asks for one more.
 func TestHostWithoutLibvirtd(t *testing.T) {
-	l := startAlone(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[1]
+	l := startOn(t, node)
 	here := "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n"
 	old := strings.Replace(tiny, "name: tiny", "name: old", 1) + here
 	l.apply(old)
@@ -52,7 +52,7 @@ func TestHostWithoutLibvirtd(t *testing.T) {
 // TestHostWithoutKVM takes /dev/kvm away from a node whose agent is to use it.
 func TestHostWithoutKVM(t *testing.T) {
 	l := startAlone(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
 	accelerate := func(how string) {
 		l.system("patch", "daemonset/berth-agent", "--type=json", "-p",
 			`[{"op":"replace","path":"/spec/template/spec/containers/0/args/0","value":"-acceleration=`+how+`"}]`)
@@ -83,8 +83,8 @@ func TestHostWithoutKVM(t *testing.T) {
 
 // TestTaintedNode has no node that a guest tolerates, until it tolerates one.
 func TestTaintedNode(t *testing.T) {
-	l := startAlone(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
+	l := startOn(t, node)
 	t.Cleanup(func() { l.undo("kubectl", "taint", "node", node, "e2e:NoSchedule-") })
 	l.kubectl("", "taint", "node", node, "e2e:NoSchedule")
 	l.recovers(bad{

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -75,6 +74,7 @@ func patched(spec string) func(l *lab) {
 }
 
 func TestBadPlacement(t *testing.T) {
+	t.Parallel()
 	run(t, []bad{
 		{
 			name: "more memory than any node has", manifest: strings.Replace(tiny, "96Mi", "900Gi", 1),
@@ -179,7 +179,7 @@ spec: {policyName: $NS}
 
 func TestForeignDomain(t *testing.T) {
 	l := start(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
 	name := berth.DomainName(l.ns, "tiny")
 	virsh := func(args string) string { l.Helper(); return l.onNode(node, "sh", "-c", "virsh "+args) }
 	xml := fmt.Sprintf("<domain type='qemu'><name>%s</name><memory unit='MiB'>16</memory><os><type arch='x86_64'>hvm</type></os></domain>", name)

@@ -30,12 +30,13 @@ const failpointsPort = "22381"
 func TestAgentCrashes(t *testing.T) {
 	l := startAlone(t)
 	l.failpoints("daemonset/berth-agent", "LAB_AGENT_FAILPOINTS")
-	nodes := strings.Fields(os.Getenv("LAB_NODES"))
+	nodes := nodes(t)
 	// Each node's agent is crashed by a guest of its own, side by side.
 	t.Run("on each node", func(t *testing.T) {
 		for i, point := range []string{"beforeStep", "afterStep"} {
 			t.Run(point, func(t *testing.T) {
-				l := start(t)
+				t.Parallel()
+				l := startAlone(t)
 				victim{l, "berth-agent", nodes[i%len(nodes)]}.crashes(point)
 			})
 		}
@@ -115,7 +116,10 @@ func TestOperatorCrashes(t *testing.T) {
 	l.Cleanup(func() { l.system("scale", "deployment/berth-operator", "--replicas=2") })
 	l.system("scale", "deployment/berth-operator", "--replicas=1")
 	v := victim{l, "berth-operator", ""}
-	env.Eventually(t, "one operator to be left", func() bool { return len(v.pods()) == 1 })
+	env.Eventually(t, "the one operator that is left to lead", func() bool {
+		pods := v.pods()
+		return len(pods) == 1 && v.leader() == pods[0].Name
+	})
 	for _, point := range []string{"beforeAction", "afterAction"} {
 		uid := ""
 		for _, action := range []struct {

@@ -11,7 +11,7 @@ import (
 
 // TestDemo does what `make demo` does once the lab is up. Each of its steps ends it if it fails.
 func TestDemo(t *testing.T) {
-	t.Parallel()
+	waitForNodes(t)
 	dir := env.Need(t, "LAB_DIR", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
 	demo := exec.CommandContext(t.Context(), filepath.Join(env.Root(), "hack", "demo.sh"))
 	demo.Env = append(os.Environ(), "BERTH_CACHE="+filepath.Dir(dir))

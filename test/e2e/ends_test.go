@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -62,6 +61,7 @@ func (e ending) after(vm *v1alpha1.VirtualMachine) bool {
 
 // TestEnds has the guest end in each way under each restart policy.
 func TestEnds(t *testing.T) {
+	t.Parallel()
 	for _, e := range endings() {
 		t.Run(fmt.Sprintf("%s under %s", e.name, e.policy), func(t *testing.T) {
 			l := start(t)
@@ -161,7 +161,7 @@ func squeeze(l *lab, vm *v1alpha1.VirtualMachine, spare int) {
 // nothingLeft: no node has anything of a guest that is gone.
 func nothingLeft(l *lab, uid string) {
 	l.Helper()
-	for node := range strings.FieldsSeq(os.Getenv("LAB_NODES")) {
+	for _, node := range nodes(l) {
 		nothingLeftOn(l, node, uid)
 	}
 }

@@ -20,6 +20,7 @@ import (
 // their specs ask, and deletes it. The lab reaches no public registry, so images
 // are replaced by its own of the same kind; nothing else is.
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob(filepath.Join(env.Root(), "examples", "*.yaml"))
 	if err != nil || len(files) == 0 {
 		t.Fatalf("finding examples: %v", err)

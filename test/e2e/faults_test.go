@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -18,8 +17,8 @@ import (
 // TestHostFaults has what the guests of a node live on fail, while one of them counts. It must not notice, unless there
 // is no other way; then it is restarted, and never are there two of it.
 func TestHostFaults(t *testing.T) {
-	l := startAlone(t)
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
+	l := startOn(t, node)
 	l.apply(tiny + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n")
 	vm := l.vm("tiny", "to be Ready", isReady)
 	uid := string(vm.UID)

@@ -22,8 +22,15 @@ import (
 // soak has the tests of faults take their time; `make soak` sets it.
 var soak = flag.Bool("soak", false, "kill a thousand times instead of ten, and stay away for half an hour")
 
-// TestAgentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
-func TestAgentKilled(t *testing.T) {
+// TestKilled kills agents and operators at once, each for guests of its own.
+func TestKilled(t *testing.T) {
+	t.Run("agent", agentKilled)
+	t.Run("operator", operatorKilled)
+}
+
+// agentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
+func agentKilled(t *testing.T) {
+	t.Parallel()
 	l := startAlone(t)
 	kills, seed := 10, time.Now().UnixNano()
 	if *soak {
@@ -31,7 +38,7 @@ func TestAgentKilled(t *testing.T) {
 	}
 	t.Logf("%d kills, seed %d", kills, seed)
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
-	nodes := strings.Fields(os.Getenv("LAB_NODES"))
+	nodes := nodes(t)
 
 	const guests = 5
 	vms, consoles, uids, pids := [guests]*v1alpha1.VirtualMachine{}, [guests]*console{}, [guests]string{}, [guests]string{}
@@ -71,8 +78,9 @@ func TestAgentKilled(t *testing.T) {
 	}
 }
 
-// TestOperatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
-func TestOperatorKilled(t *testing.T) {
+// operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
+func operatorKilled(t *testing.T) {
+	t.Parallel()
 	rounds := 1
 	if *soak {
 		rounds = 6
@@ -95,16 +103,8 @@ func TestOperatorKilled(t *testing.T) {
 // killLeader kills the operator that leads, and waits until another one does.
 func (v victim) killLeader() {
 	v.Helper()
-	leader := func() string {
-		var lease coordinationv1.Lease
-		if err := v.Get(v.Context(), client.ObjectKey{Namespace: "berth-system", Name: v.name}, &lease); err != nil || lease.Spec.HolderIdentity == nil {
-			return ""
-		}
-		pod, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
-		return pod
-	}
 	was := ""
-	env.Eventually(v, "an operator to lead", func() bool { was = leader(); return was != "" })
+	env.Eventually(v, "an operator to lead", func() bool { was = v.leader(); return was != "" })
 	pod := await(v.Context(), v.lab, &corev1.PodList{}, "berth-system", was, "the leader's pod", func(p *corev1.Pod) bool { return p != nil })
 	processes("/"+v.name, func(pid string, _ []byte) {
 		group, _ := os.ReadFile("/proc/" + pid + "/cgroup")
@@ -116,5 +116,15 @@ func (v victim) killLeader() {
 		v.Fatalf("deleting %s: %v", was, err)
 	}
 	v.yieldLease()
-	env.Eventually(v, "another operator to lead", func() bool { is := leader(); return is != "" && is != was })
+	env.Eventually(v, "another operator to lead", func() bool { is := v.leader(); return is != "" && is != was })
+}
+
+// leader is the name of the pod that leads, "" while none does.
+func (v victim) leader() string {
+	v.Helper()
+	var lease coordinationv1.Lease
+	if err := v.Get(v.Context(), client.ObjectKey{Namespace: "berth-system", Name: v.name}, &lease); err != nil || lease.Spec.HolderIdentity == nil {
+		return ""
+	}
+	return *lease.Spec.HolderIdentity
 }

@@ -43,14 +43,7 @@ var connect = sync.OnceValues(func() (client.WithWatch, error) {
 	return client.NewWithWatch(config, client.Options{Scheme: kube.Scheme()})
 })
 
-// start gives a test its namespace; the test runs side by side with others.
-func start(t *testing.T) *lab {
-	t.Helper()
-	t.Parallel()
-	return startAlone(t)
-}
-
-// startAlone is start for a test that disturbs a node: it runs before all that run side by side.
+// startAlone gives a test its namespace, and nothing runs beside it.
 func startAlone(t *testing.T) *lab {
 	t.Helper()
 	env.Need(t, "LAB_REGISTRY", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")

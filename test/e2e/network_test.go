@@ -107,6 +107,7 @@ func usage(l *lab, vm *v1alpha1.VirtualMachine) int {
 
 // TestProbes: a guest that fails its livenessProbe is restarted, one that does not pass its startupProbe is ended.
 func TestProbes(t *testing.T) {
+	t.Parallel()
 	t.Run("liveness", func(t *testing.T) {
 		l := start(t)
 		l.apply(tiny + "  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +

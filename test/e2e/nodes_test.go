@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
@@ -17,12 +16,8 @@ import (
 // TestNodeLost cuts a node's power: its guests are unknown, and nobody starts them elsewhere, until the node is back or
 // somebody vouches that it is off. Then a guest without kept disks goes to another node, and one with them waits.
 func TestNodeLost(t *testing.T) {
-	l := startAlone(t)
-	nodes := strings.Fields(os.Getenv("LAB_NODES"))
-	if len(nodes) < 2 {
-		env.Missing(t, "needs a lab of two nodes: make lab-up NODES=2")
-	}
-	home, other := nodes[1], nodes[0]
+	other, home := nodes(t)[0], nodes(t)[1]
+	l := startOn(t, home)
 	const outOfService = corev1.TaintNodeOutOfService + "=off:NoExecute"
 	t.Cleanup(func() {
 		l.undo("lab", "on", home)

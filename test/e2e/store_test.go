@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"os"
-	"strings"
 	"testing"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -10,9 +8,8 @@ import (
 
 // TestStoreFull fills the node's disk before a guest is made, and again while it writes.
 func TestStoreFull(t *testing.T) {
-	l := startAlone(t)
-	nodes := strings.Fields(os.Getenv("LAB_NODES"))
-	node := nodes[len(nodes)-1]
+	node := nodes(t)[1]
+	l := startOn(t, node)
 	sh := func(script string) { l.Helper(); l.undo("lab", "exec", node, "--", "sh", "-ec", script) }
 	agent := victim{l, "berth-agent", node}
 	t.Cleanup(func() {

@@ -21,7 +21,7 @@ func TestStorm(t *testing.T) {
 	if *soak {
 		guests = 1000
 	}
-	node := strings.Fields(os.Getenv("LAB_NODES"))[0]
+	node := nodes(t)[0]
 	here := "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n"
 	l.apply(strings.Replace(tiny, "name: tiny", "name: bystander", 1) + here)
 	bystander := string(l.vm("bystander", "to be Ready", isReady).UID)

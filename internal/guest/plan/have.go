@@ -137,6 +137,9 @@ var Ends = []v1alpha1.Reason{
 	v1alpha1.ReasonForcedOff, v1alpha1.ReasonStartupProbeFailed, v1alpha1.ReasonDestroyed,
 }
 
+// ShimLost is the end of a guest whose shim was killed.
+var ShimLost = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
+
 // guest: there is, or may be, a QEMU of this guest.
 func (h *Have) guest() bool {
 	return h.Domain != DomainAbsent || h.Process != ProcessNone

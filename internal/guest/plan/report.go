@@ -168,7 +168,7 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	case was && h.Container != ContainerAlive && h.End != nil:
 		end = *h.End
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
-			end = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
+			end = ShimLost
 		}
 	default:
 		return missed(w)
