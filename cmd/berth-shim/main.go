@@ -1,5 +1,5 @@
-// The shim says itself how many processors it uses (see slim), so nothing is to
-// watch its cgroup for that.
+// A berth says how many processors its shim uses, so nothing is to watch the
+// cgroup for that.
 
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
@@ -10,8 +10,6 @@ package main
 import (
 	"fmt"
 	"os"
-	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/berth-dev/berth/internal/shim"
@@ -48,7 +46,6 @@ func started(args []string) (err error) {
 }
 
 func run() int {
-	slim()
 	code, err := shim.Run(shim.Options{
 		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		TerminationLog: "/dev/termination-log",
@@ -58,17 +55,4 @@ func run() int {
 		fmt.Fprintln(os.Stderr, "berth:", err)
 	}
 	return code
-}
-
-// slim keeps the shim small on large machines: before main, Go's runtime takes
-// 30 kB for each processor that it may use, and only its environment tells it
-// how many. So the shim starts once more, in the same process.
-func slim() {
-	debug.SetGCPercent(25)
-	const processors = "GOMAXPROCS"
-	if os.Getenv(processors) != "" {
-		return
-	}
-	err := syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), processors+"=2"))
-	fmt.Fprintln(os.Stderr, "berth: starting with less memory:", err) // and go on with more
 }

@@ -178,7 +178,7 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 }
 
 func (a *Agent) reconcile(ctx context.Context, uid types.UID) (ctrl.Result, error) {
-	wake, err := a.sync(ctx, uid)
+	wake, err := a.sync(ctrl.LoggerInto(ctx, ctrl.LoggerFrom(ctx).WithValues("guest", uid)), uid)
 	return kube.Outcome(err, wake)
 }
 

@@ -77,6 +77,10 @@ func timed[L client.ObjectList, O client.Object](ctx context.Context, b *bench, 
 	return 0, fmt.Errorf("waiting for %s: %w", o.GetName(), ctx.Err())
 }
 
+// settle is how long kubelet, which looks at containers once a second, may still have to tell of a start. Nobody deletes
+// what has just come, and an end that begins before has to wait for that.
+const settle = 3 * time.Second
+
 // gone deletes an object and waits until it is no more.
 func gone[L client.ObjectList](ctx context.Context, b *bench, list L, o client.Object) (time.Duration, error) {
 	w, err := b.Watch(ctx, list, &client.ListOptions{Namespace: b.ns, FieldSelector: fields.OneTermEqualSelector("metadata.name", o.GetName())})

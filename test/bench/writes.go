@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
@@ -25,6 +26,7 @@ func (b *bench) writes(ctx context.Context, n int) ([]figure, error) {
 			if _, err := timed(ctx, b, &v1alpha1.VirtualMachineList{}, vm, isReadyGuest); err != nil {
 				return err
 			}
+			time.Sleep(settle)
 			_, err := gone(ctx, b, &v1alpha1.VirtualMachineList{}, vm)
 			return err
 		})
@@ -36,6 +38,7 @@ func (b *bench) writes(ctx context.Context, n int) ([]figure, error) {
 			if _, err := timed(ctx, b, &corev1.PodList{}, pod, isReady); err != nil {
 				return err
 			}
+			time.Sleep(settle)
 			_, err := gone(ctx, b, &corev1.PodList{}, pod)
 			return err
 		})

@@ -99,7 +99,7 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 			"the berth is run by %s, which would keep QEMU out of its container: run pods with the label vm.berth.dev/name by runc or crun", w.Berth.Runtime))
 	case w.Berth != nil && len(w.Berth.Drift) > 0 && !w.Berth.Ending:
 		return is(false, v1alpha1.ReasonBerthOutdated, "")
-	case last != nil && w.Berth != nil:
+	case last != nil && (w.Berth != nil || w.deleting()):
 		return is(false, last.Reason, last.Message)
 	default:
 		return is(false, v1alpha1.ReasonNotRunning, "")
