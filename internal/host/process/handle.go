@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -65,21 +66,46 @@ func (h *Handle) Close() error { return h.file.Close() }
 
 // Kill ends the process at once. That it has ended already is no error.
 func (p Process) Kill() error {
-	h, err := Open(p.PID)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
+	h, err := p.signal(unix.SIGKILL)
+	if h != nil {
+		_ = h.Close()
 	}
-	if err != nil {
+	return err
+}
+
+// Terminate asks the process to end and waits until it has, for so long at most. That it has ended already is no error.
+func (p Process) Terminate(within time.Duration) error {
+	h, err := p.signal(unix.SIGTERM)
+	if h == nil {
 		return err
 	}
 	defer h.Close()
+	if err := h.file.SetReadDeadline(time.Now().Add(within)); err != nil {
+		return fmt.Errorf("watching process %d: %w", p.PID, err)
+	}
+	return h.Wait()
+}
+
+// signal sends a signal and returns a hold of the process, nil if there is none any more.
+func (p Process) signal(s unix.Signal) (*Handle, error) {
+	h, err := Open(p.PID)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	if info, err := os.Stat("/proc/" + strconv.Itoa(p.PID)); err != nil || owner(info) != p.UID {
-		return nil // another process has its number now
+		return nil, h.Close() // another process has its number now
 	}
-	if err := unix.PidfdSendSignal(h.FD(), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("killing process %d: %w", p.PID, err)
+	if err := unix.PidfdSendSignal(h.FD(), s, nil, 0); err != nil {
+		_ = h.Close()
+		if errors.Is(err, unix.ESRCH) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("ending process %d: %w", p.PID, err)
 	}
-	return nil
+	return h, nil
 }
 
 // OOMScore reads a process's oom_score_adj, -1000 to 1000.

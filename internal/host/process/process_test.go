@@ -1,11 +1,13 @@
 package process
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/berth-dev/berth/test/env"
 )
@@ -211,5 +213,33 @@ func TestParseStatus(t *testing.T) {
 		if ended, nested := parseStatus(tt.status); ended != tt.ended || nested != tt.nested {
 			t.Errorf("%s: ended %t, nested %t", tt.name, ended, nested)
 		}
+	}
+}
+
+func TestTerminate(t *testing.T) {
+	start := func(script string) Process {
+		cmd := exec.Command("sh", "-c", script+"; echo; exec sleep 1000")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		if _, err := out.Read(make([]byte, 1)); err != nil { // it is set up now
+			t.Fatal(err)
+		}
+		return Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}
+	}
+	willing := start("true")
+	if err := willing.Terminate(time.Minute); err != nil {
+		t.Errorf("one that listens: %v", err)
+	}
+	if err := willing.Terminate(time.Minute); err != nil {
+		t.Errorf("one that has ended: %v", err)
+	}
+	if err := start("trap '' TERM").Terminate(10 * time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one that does not listen: %v", err)
 	}
 }
