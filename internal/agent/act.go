@@ -195,13 +195,18 @@ func (a *Agent) shutdown(ctx context.Context, g *guest) error {
 // terminationTime is what QEMU may take to end by itself before libvirt ends it: it flushes its disks, no more.
 const terminationTime = time.Second
 
-// destroy ends the domain. QEMU is told directly: libvirt, which tells it the same, looks only every 200 ms whether it
-// has ended.
+// destroy ends QEMU. It is told directly: libvirt, which tells it the same, looks only every 200 ms whether it has ended,
+// and clears up by itself when it has.
 func (a *Agent) destroy(ctx context.Context, g *guest) error {
+	ended := len(g.qemu) > 0
 	for _, q := range g.qemu {
 		if err := q.Terminate(terminationTime); err != nil {
 			ctrl.LoggerFrom(ctx).V(1).Info("Leaving QEMU's end to libvirt", "pid", q.PID, "cause", err.Error())
+			ended = false
 		}
+	}
+	if ended {
+		return nil
 	}
 	return a.libvirt.Destroy(ctx, string(g.uid))
 }

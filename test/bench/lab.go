@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
@@ -77,9 +78,10 @@ func timed[L client.ObjectList, O client.Object](ctx context.Context, b *bench, 
 	return 0, fmt.Errorf("waiting for %s: %w", o.GetName(), ctx.Err())
 }
 
-// settle is how long kubelet, which looks at containers once a second, may still have to tell of a start. Nobody deletes
-// what has just come, and an end that begins before has to wait for that.
-const settle = 3 * time.Second
+// settle waits until kubelet, which looks at containers once a second, has told all that there is to tell of a start:
+// nobody deletes what has just come, and an end that begins before has to wait for that. It ends at any moment between
+// two such looks.
+func settle() { time.Sleep(3*time.Second + rand.N(time.Second)) }
 
 // gone deletes an object and waits until it is no more.
 func gone[L client.ObjectList](ctx context.Context, b *bench, list L, o client.Object) (time.Duration, error) {

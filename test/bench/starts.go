@@ -73,7 +73,7 @@ func (b *bench) starts(ctx context.Context, n int) ([]figure, error) {
 		if err := b.describe(ctx, vm, "bench"); err != nil {
 			return nil, err
 		}
-		time.Sleep(settle)
+		settle()
 		guestEnd, err := gone(ctx, b, &v1alpha1.VirtualMachineList{}, vm)
 		if err != nil {
 			return nil, err
@@ -82,7 +82,7 @@ func (b *bench) starts(ctx context.Context, n int) ([]figure, error) {
 		if err != nil {
 			return nil, err
 		}
-		time.Sleep(settle)
+		settle()
 		podEnd, err := gone(ctx, b, &corev1.PodList{}, pod)
 		if err != nil {
 			return nil, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/rest"
@@ -26,7 +25,7 @@ func (b *bench) writes(ctx context.Context, n int) ([]figure, error) {
 			if _, err := timed(ctx, b, &v1alpha1.VirtualMachineList{}, vm, isReadyGuest); err != nil {
 				return err
 			}
-			time.Sleep(settle)
+			settle()
 			_, err := gone(ctx, b, &v1alpha1.VirtualMachineList{}, vm)
 			return err
 		})
@@ -38,7 +37,7 @@ func (b *bench) writes(ctx context.Context, n int) ([]figure, error) {
 			if _, err := timed(ctx, b, &corev1.PodList{}, pod, isReady); err != nil {
 				return err
 			}
-			time.Sleep(settle)
+			settle()
 			_, err := gone(ctx, b, &corev1.PodList{}, pod)
 			return err
 		})

@@ -104,7 +104,7 @@ func stop(w Want, h Have) Next {
 	left := w.grace() - h.Shim.TerminatingFor
 	switch {
 	case left <= 0:
-		return steps(Destroy{})
+		return steps(append([]Step{Destroy{}}, exit(w, h)...)...)
 	case h.Domain == DomainPaused: // halted vCPUs cannot power off
 		return Next{Steps: []Step{Resume{}, Shutdown{}}, Wake: min(left, askAgain)}
 	default:

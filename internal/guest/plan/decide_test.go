@@ -339,7 +339,9 @@ func TestDecide(t *testing.T) {
 			"at the end of its grace period the guest is ended",
 			Want{VM: vm(), Berth: fresh(ending)},
 			Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: terminating(30 * time.Second)},
-			Next{Steps: []Step{Destroy{}}},
+			Next{Steps: []Step{Destroy{}, Clear{}, Exit{End: End{
+				Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended",
+			}}}},
 		},
 		{
 			"a guest not started yet is not asked",

@@ -30,7 +30,7 @@ type (
 	Tell struct{ Paused bool }
 	// Shutdown asks the guest to power off.
 	Shutdown struct{}
-	// Destroy ends the domain.
+	// Destroy ends QEMU; libvirt may know its domain for a moment more.
 	Destroy struct{}
 	// Kill ends every QEMU process of the guest that libvirt does not know, or that lives in the wrong place.
 	Kill struct{}
