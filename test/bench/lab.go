@@ -81,7 +81,7 @@ func timed[L client.ObjectList, O client.Object](ctx context.Context, b *bench, 
 // settle waits until kubelet, which looks at containers once a second, has told all that there is to tell of a start:
 // nobody deletes what has just come, and an end that begins before has to wait for that. It ends at any moment between
 // two such looks.
-func settle() { time.Sleep(3*time.Second + rand.N(time.Second)) }
+func settle() { time.Sleep(3*time.Second + rand.N(time.Second)) } //nolint:gosec // no secret
 
 // gone deletes an object and waits until it is no more.
 func gone[L client.ObjectList](ctx context.Context, b *bench, list L, o client.Object) (time.Duration, error) {
