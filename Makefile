@@ -11,6 +11,7 @@ LAB := $(BERTH_CACHE)/bin/lab -root $(CURDIR)
 NODES ?= 2
 CROWD ?= 100
 SCALE ?= 10000
+RUN ?= Crashes|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall
 
 .PHONY: help
 help: ## Print this list.
@@ -51,9 +52,13 @@ test: lab ## All tests: linters, real parts, journeys in a lab (taken down again
 customer: lab ## Test on hosts as customers have them: emulated Debians with systemd, cgroup v2 and AppArmor (slow).
 	@hack/customer.sh
 
-.PHONY: soak
-soak: lab-up ## The tests of faults for hours: a thousand kills, twenty reboots, half an hour without an API server.
-	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 8h -run 'Crashes|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall' ./test/e2e -soak
+.PHONY: faults soak
+faults: DEPTH := 1
+faults: lab-up ## The tests of faults as far as the promises go, an hour: 200 kills, 20 reboots, ten minutes without an API server.
+soak: DEPTH := 2
+soak: lab-up ## The same for a night: a thousand kills, a hundred reboots, half an hour without an API server.
+faults soak:
+	@eval "$$($(LAB) env)"; go test -v -count=1 -timeout 12h -run '$(RUN)' ./test/e2e -depth $(DEPTH)
 
 .PHONY: demo
 demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, with every step explained.

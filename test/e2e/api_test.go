@@ -24,11 +24,7 @@ func TestAPIServerFails(t *testing.T) {
 	l := startAlone(t)
 	api := l.proxyAPI()
 	l.journeys(few(journeysOf(l.ns)), func() (back func()) {
-		late := 3 * time.Second
-		if *soak {
-			late = 30 * time.Second
-		}
-		api.Spoil(0.2, late)
+		api.Spoil(0.2, deep(3*time.Second, 30*time.Second, 30*time.Second))
 		return func() {} // it fails to the end
 	})
 	if n := api.Spoilt(); n < 20 {
@@ -77,10 +73,7 @@ func (l *lab) proxyAPI() *proxy.API {
 // told afterwards.
 func TestAPIServerAway(t *testing.T) {
 	l := startAlone(t)
-	away := 15 * time.Second
-	if *soak {
-		away = 30 * time.Minute
-	}
+	away := deep(15*time.Second, 10*time.Minute, 30*time.Minute)
 	list := []journey{{name: "stays", before: isReady, after: isReady}}
 	for _, e := range endings() {
 		list = append(list, e.journey())

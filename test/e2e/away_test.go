@@ -17,7 +17,7 @@ import (
 // never left. TestKilled has the same guests do the same without an operator, in less time.
 func TestAway(t *testing.T) {
 	t.Run("agent", agentAway)
-	if *soak {
+	if *depth > 0 {
 		t.Run("operator", operatorAway)
 	}
 }
@@ -148,7 +148,7 @@ func (e ending) journey() journey {
 
 // few are the journeys that tell most. Each fault has all of them made when there is time for that.
 func few(all []journey) []journey {
-	if *soak {
+	if *depth > 0 {
 		return all
 	}
 	return slices.DeleteFunc(all, func(j journey) bool {

@@ -326,6 +326,33 @@ func TestCustomerOutOfMemory(t *testing.T) {
 	c.nothingLeft(again)
 }
 
+// TestCustomerClock: no guest, and nobody who cares for it, minds a clock that jumps.
+func TestCustomerClock(t *testing.T) {
+	c := onCustomer(t)
+	vm, console := c.begin("tiny")
+	was := c.placed(vm)
+	c.say("tiny", "count")
+	away := "+"
+	jump := func() {
+		c.run(`date -s "@$(($(date +%%s) %s 86400))"`, away)
+		away = map[string]string{"+": "-", "-": "+"}[away]
+	}
+	t.Cleanup(func() {
+		if away == "-" {
+			jump()
+		}
+	})
+	for _, way := range []string{"a day ahead", "and back"} {
+		t.Log(way)
+		jump()
+		console.awaitTimes("count ", strings.Count(console.String(), "count ")+100)
+		c.unmoved(vm, was)
+	}
+	counted(c.lab, console.String())
+	c.kubectl("", "delete", "vm", "tiny")
+	c.nothingLeft(vm)
+}
+
 // TestCustomerReboot: when the host goes down, the guest is asked to power off, and is back once the host is.
 func TestCustomerReboot(t *testing.T) {
 	c := onCustomer(t)

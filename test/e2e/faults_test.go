@@ -42,7 +42,7 @@ func TestHostFaults(t *testing.T) {
 		{"libvirtd hangs", func() {
 			sh("pkill -STOP -x libvirtd")
 			l.vm("tiny", "to be unknown", unknown)
-			if *soak {
+			if *depth > 0 {
 				env.Steadily(t, "the guest's QEMU", time.Minute, func() bool { return fmt.Sprint(qemus(uid)) == qemu })
 			}
 			sh("pkill -CONT -x libvirtd")

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -19,9 +18,6 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// soak has the tests of faults take their time; `make soak` sets it.
-var soak = flag.Bool("soak", false, "kill a thousand times instead of ten, and stay away for half an hour")
-
 // TestKilled kills agents and operators at once, each for guests of its own.
 func TestKilled(t *testing.T) {
 	t.Run("agent", agentKilled)
@@ -32,10 +28,7 @@ func TestKilled(t *testing.T) {
 func agentKilled(t *testing.T) {
 	t.Parallel()
 	l := startAlone(t)
-	kills, seed := 10, time.Now().UnixNano()
-	if *soak {
-		kills = 1000
-	}
+	kills, seed := deep(10, 200, 1000), time.Now().UnixNano()
 	t.Logf("%d kills, seed %d", kills, seed)
 	random := rand.New(rand.NewPCG(uint64(seed), 0))
 	nodes := nodes(t)
@@ -81,11 +74,7 @@ func agentKilled(t *testing.T) {
 // operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
 func operatorKilled(t *testing.T) {
 	t.Parallel()
-	rounds := 1
-	if *soak {
-		rounds = 6
-	}
-	for round := range rounds {
+	for round := range deep(1, 6, 20) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			l := startAlone(t)
 			v := victim{l, "berth-operator", ""}

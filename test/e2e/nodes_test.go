@@ -43,11 +43,7 @@ func TestNodeLost(t *testing.T) {
 		return phase(v1alpha1.PhaseUnknown)(vm) && has(vm, v1alpha1.ConditionScheduled, metav1.ConditionUnknown, v1alpha1.ReasonNodeLost)
 	}
 
-	reboots := int32(1)
-	if *soak {
-		reboots = 20
-	}
-	for reboot := range reboots {
+	for reboot := range deep[int32](1, 20, 100) {
 		t.Log("off, and on again")
 		l.undo("lab", "off", home)
 		for _, name := range names {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,12 @@ var (
 	disturbing sync.WaitGroup // who disturbs a node and has not ended
 	disturbed  sync.Map       // by node, the mutex of those who disturb it
 )
+
+// depth is how long the tests of faults take.
+var depth = flag.Int("depth", 0, "how far tests of faults go: 0 as make test, 1 as make faults, 2 as make soak")
+
+// deep chooses among what make test, make faults and make soak have.
+func deep[T any](test, faults, soak T) T { return []T{test, faults, soak}[min(*depth, 2)] }
 
 // nodes of the lab, two at least.
 func nodes(t testing.TB) []string {

@@ -17,10 +17,7 @@ import (
 // else notices, and what Berth takes for it does not grow.
 func TestStorm(t *testing.T) {
 	l := startAlone(t)
-	guests := 100
-	if *soak {
-		guests = 1000
-	}
+	guests := deep(100, 1000, 1000)
 	node := nodes(t)[0]
 	here := "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n"
 	l.apply(strings.Replace(tiny, "name: tiny", "name: bystander", 1) + here)
