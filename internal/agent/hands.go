@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -135,12 +134,8 @@ func (a *Agent) resync() {
 
 // qemuGroup is the group that may open /dev/kvm on the host; the guest's own where there is none.
 func (a *Agent) qemuGroup(user int) uint32 {
-	if root, err := a.libvirt.Root(); err == nil {
-		if info, err := os.Stat(filepath.Join(root, "dev/kvm")); err == nil {
-			if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Gid != 0 {
-				return stat.Gid
-			}
-		}
+	if group := a.libvirt.KVMGroup(); group != 0 {
+		return group
 	}
 	return uint32(user) //nolint:gosec // a uid
 }

@@ -11,6 +11,17 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
+const kvmDevice = "dev/kvm"
+
+// KVMGroup is the group that may open /dev/kvm on libvirt's host; 0 where there is none.
+func (c *Client) KVMGroup() uint32 {
+	root, err := c.Root()
+	if err != nil {
+		return 0
+	}
+	return groupAt(filepath.Join(root, kvmDevice))
+}
+
 // kvmUsable checks that a QEMU that is not root can open /dev/kvm. libvirt, which
 // is root, says that KVM works, and then stalls for minutes at every start.
 func (c *Client) kvmUsable() error {
@@ -18,7 +29,7 @@ func (c *Client) kvmUsable() error {
 	if err != nil {
 		return err
 	}
-	if err := checkKVM(filepath.Join(root, "dev/kvm")); err != nil {
+	if err := checkKVM(filepath.Join(root, kvmDevice)); err != nil {
 		return fault.ByTime(v1alpha1.ReasonKVMUnavailable, err)
 	}
 	return nil
