@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -16,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/env"
 )
 
 // customer is a host as Berth's customers have it: systemd, cgroup v2 by slices and scopes, machined, AppArmor. Its
@@ -28,10 +28,7 @@ type customer struct {
 // onCustomer gives a test such a host, and a namespace in which it runs alone.
 func onCustomer(t *testing.T) customer {
 	t.Helper()
-	name := os.Getenv("LAB_CUSTOMER")
-	if name == "" {
-		t.Skip("needs a host as customers have it; make customer") // slow, so that make test has none
-	}
+	name := env.Need(t, "LAB_CUSTOMER", "a host as customers have it; make customer")
 	c := customer{startAlone(t), name}
 	c.host(name, "to be ready", func(h *v1alpha1.VirtualMachineHost) bool {
 		return meta.IsStatusConditionTrue(h.Status.Conditions, v1alpha1.ConditionHostReady)
