@@ -147,9 +147,13 @@ func (w *world) do(t *rapid.T, step Step) error {
 			w.powerOff()
 		}
 	case Destroy:
-		if w.domain != DomainAbsent {
-			w.domain, w.qemus, w.end = DomainAbsent, nil, &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}
+		if w.domain == DomainAbsent {
+			return nil
 		}
+		if len(w.qemus) == 0 || rapid.Bool().Draw(t, "libvirt notices at once") {
+			w.domain = DomainAbsent
+		}
+		w.qemus, w.end = nil, &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}
 	case Kill:
 		w.qemus = nil
 	case Clear:
@@ -250,10 +254,13 @@ func TestModel(t *testing.T) {
 		w := newWorld()
 		w.never, w.mortal = rapid.Bool().Draw(t, "never restarted"), rapid.Bool().Draw(t, "mortal")
 		t.Repeat(map[string]func(*rapid.T){
-			"":                    w.check,
-			"agent looks":         func(t *rapid.T) { w.sync(t, 1000) },
-			"agent dies amid":     func(t *rapid.T) { w.sync(t, rapid.IntRange(0, 9).Draw(t, "steps")) },
-			"time passes":         func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 70).Draw(t, "seconds")) * time.Second) },
+			"":                w.check,
+			"agent looks":     func(t *rapid.T) { w.sync(t, 1000) },
+			"agent dies amid": func(t *rapid.T) { w.sync(t, rapid.IntRange(0, 9).Draw(t, "steps")) },
+			"time passes":     func(t *rapid.T) { w.pass(time.Duration(rapid.IntRange(1, 70).Draw(t, "seconds")) * time.Second) },
+			"the clock jumps": func(t *rapid.T) {
+				w.now = w.now.AddDate(0, 0, rapid.SampledFrom([]int{-1, 1}).Draw(t, "days"))
+			},
 			"shim speaks":         func(t *rapid.T) { w.when(t, w.silent, func() { w.silent = false }) },
 			"container starts":    func(*rapid.T) { w.startContainer() },
 			"berth ends":          func(t *rapid.T) { w.when(t, w.mortal && w.berth != nil, w.endBerth) },
