@@ -76,15 +76,20 @@ func (c customer) qemu(vm *v1alpha1.VirtualMachine) string {
 	done`, vm.UID)
 }
 
+// container is the guest's present one.
+func (c customer) container(vm *v1alpha1.VirtualMachine) string {
+	c.Helper()
+	pod := c.pod(vm.Name, "to run", func(p *corev1.Pod) bool {
+		return p != nil && p.UID == vm.Status.Berth.PodUID && len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].State.Running != nil
+	})
+	return strings.TrimPrefix(pod.Status.ContainerStatuses[0].ContainerID, "containerd://")
+}
+
 // placed tells whether all of QEMU is in the scope of the guest's present container, and what is where it should not be.
 func (c customer) placed(vm *v1alpha1.VirtualMachine) string {
 	c.Helper()
-	pod := c.pod(vm.Name, "to run", func(p *corev1.Pod) bool {
-		return p != nil && len(p.Status.ContainerStatuses) > 0 && p.Status.ContainerStatuses[0].State.Running != nil
-	})
-	container := strings.TrimPrefix(pod.Status.ContainerStatuses[0].ContainerID, "containerd://")
 	scope := regexp.MustCompile(`^\d+\n0::/kubepods\.slice/(kubepods-\w+\.slice/)?kubepods-(\w+-)?pod` +
-		strings.ReplaceAll(string(pod.UID), "-", "_") + `\.slice/cri-containerd-` + container + `\.scope$`)
+		strings.ReplaceAll(string(vm.Status.Berth.PodUID), "-", "_") + `\.slice/cri-containerd-` + c.container(vm) + `\.scope$`)
 	seen := c.qemu(vm)
 	if !scope.MatchString(seen) {
 		c.Errorf("the QEMU of %s, or a part of it, is not in its container's scope: %s", vm.Name, seen)
@@ -314,8 +319,8 @@ func TestCustomerOutOfMemory(t *testing.T) {
 	c := onCustomer(t)
 	vm, _ := c.begin("tiny")
 	c.placed(vm)
-	c.run(`cd /sys/fs/cgroup/kubepods.slice/*/*pod%s.slice/cri-containerd-*.scope
-		echo $(($(cat memory.current) + (16 << 20))) >memory.max`, strings.ReplaceAll(string(vm.Status.Berth.PodUID), "-", "_"))
+	c.run(`cd /sys/fs/cgroup/kubepods.slice/*/*/cri-containerd-%s.scope
+		echo $(($(cat memory.current) + (16 << 20))) >memory.max`, c.container(vm))
 	c.say("tiny", "eat 60")
 	again := c.vm("tiny", "to be Ready again", restartedAfter(v1alpha1.ReasonOOMKilled, 137))
 	c.placed(again)
