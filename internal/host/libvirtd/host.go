@@ -73,7 +73,7 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 	if err != nil {
 		return HostFacts{}, err
 	}
-	f.StateDirClosed = checkStateDir(filepath.Join(root, stateDir), filepath.Join(root, kvmDevice))
+	f.StateDirClosed = checkStateDir(filepath.Join(root, stateDir), c.KVMGroup())
 	f.Emulation, _, err = c.try(ctx, "qemu")
 	return f, err
 }

@@ -10,10 +10,10 @@ import (
 // stateDir is where libvirt gives every domain a directory, which its QEMU must be able to read.
 const stateDir = "var/lib/libvirt/qemu"
 
-// checkStateDir checks that a QEMU with a user of its own, and the group that may open kvm, gets through to its domain's
+// checkStateDir checks that a QEMU with a user of its own, and this group, gets through to its domain's
 // directory. Debian's packages make the one above it for their own user's QEMUs alone, and then every QEMU ends as it
 // starts; Ubuntu's let that group through.
-func checkStateDir(path, kvm string) error {
+func checkStateDir(path string, group uint32) error {
 	const pass, groupPass = 0o001, 0o010
 	info, err := os.Stat(path)
 	switch {
@@ -21,7 +21,7 @@ func checkStateDir(path, kvm string) error {
 		return nil
 	case err != nil:
 		return fmt.Errorf("looking at /%s: %w", stateDir, err)
-	case info.Mode().Perm()&groupPass != 0 && groupOf(info) != 0 && groupOf(info) == groupAt(kvm):
+	case info.Mode().Perm()&groupPass != 0 && group != 0 && groupOf(info) == group:
 		return nil
 	case info.Mode().Perm()&pass == 0:
 		return fmt.Errorf("/%s has mode %#o, so no guest's own QEMU user gets through it", stateDir, info.Mode().Perm())
