@@ -12,40 +12,41 @@ import (
 
 // hints are what is worth remembering of guests and can be lost.
 type hints struct {
-	mu      sync.Mutex
-	blocked map[types.UID]time.Time
-	lost    map[types.UID]time.Time
-	agents  map[types.UID]*guestInfo
-	ends    map[types.UID]plan.End
+	mu     sync.Mutex
+	states map[lasting]time.Time
+	agents map[types.UID]*guestInfo
+	ends   map[types.UID]plan.End
 }
+
+// lasting is a state of a guest that becomes another thing when it lasts.
+type lasting struct {
+	uid   types.UID
+	state string
+}
+
+// The states that last.
+const (
+	blocked = "blocked" // its disk took no more writes
+	lost    = "lost"    // libvirt has its domain, and its QEMU is gone
+	doubted = "doubted" // libvirt says what ends it, and its QEMU lives
+)
 
 func newHints() *hints {
-	return &hints{blocked: map[types.UID]time.Time{}, lost: map[types.UID]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
+	return &hints{states: map[lasting]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
 }
 
-// blockedFor is how long ago the guest was first seen as blocked.
-func (h *hints) blockedFor(uid types.UID, is bool, now time.Time) time.Duration {
+// lasts notes whether a guest is in a state, and returns for how long it has been.
+func (h *hints) lasts(uid types.UID, state string, is bool, now time.Time) time.Duration {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return lasts(h.blocked, uid, is, now)
-}
-
-// lostFor is how long ago the guest was first seen without its QEMU.
-func (h *hints) lostFor(uid types.UID, is bool, now time.Time) time.Duration {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return lasts(h.lost, uid, is, now)
-}
-
-// lasts notes since when something is so, and returns for how long.
-func lasts(since map[types.UID]time.Time, uid types.UID, is bool, now time.Time) time.Duration {
-	first, was := since[uid]
+	key := lasting{uid, state}
+	first, was := h.states[key]
 	switch {
 	case !is:
-		delete(since, uid)
+		delete(h.states, key)
 		return 0
 	case !was:
-		since[uid] = now
+		h.states[key] = now
 		return 0
 	}
 	return now.Sub(first)
@@ -113,8 +114,9 @@ func (h *hints) begin(uid types.UID) {
 func (h *hints) forget(uid types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.blocked, uid)
-	delete(h.lost, uid)
+	for _, state := range []string{blocked, lost, doubted} {
+		delete(h.states, lasting{uid, state})
+	}
 	delete(h.agents, uid)
 	delete(h.ends, uid)
 }

@@ -47,7 +47,7 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 			g.berthUID = types.UID(facts.Identity.Berth)
 		}
 	}
-	h.BlockedFor = a.hints.blockedFor(g.uid, h.Domain == plan.DomainBlocked, a.now())
+	h.BlockedFor = a.hints.lasts(g.uid, blocked, h.Domain == plan.DomainBlocked, a.now())
 	a.observeAgent(g, &h, facts.AgentConnected) //nolint:contextcheck // what it begins outlives the sync, and ends with the agent
 
 	a.observeContainer(ctx, g, &h)
@@ -55,7 +55,8 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		return unknown(err)
 	}
 	a.watchQEMU(g)
-	h.LostFor = a.hints.lostFor(g.uid, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
+	h.LostFor = a.hints.lasts(g.uid, lost, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
+	h.DoubtFor = a.hints.lasts(g.uid, doubted, h.Doubted(), a.now())
 	h.Left = a.left(string(g.uid))
 	if h.Container == plan.ContainerUnknown {
 		return unknown(fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, g.linkErr))

@@ -21,6 +21,8 @@ const (
 	// lostLimit is how long libvirt may take to notice that QEMU ended; meanwhile it is asked again after lostLook.
 	lostLimit = 10 * time.Second
 	lostLook  = 100 * time.Millisecond
+	// doubtLimit is how long libvirt must say so before a guest is ended on its word: one answer can be a wrong one.
+	doubtLimit = 500 * time.Millisecond
 	// pullProgress reports how far a pull is.
 	pullProgress = 10 * time.Second
 )
@@ -53,8 +55,11 @@ func Decide(w Want, h Have, now time.Time) Next {
 // decideGuest: there is a QEMU.
 func decideGuest(w Want, h Have, now time.Time) Next {
 	switch {
-	case h.Process == ProcessSeveral, h.Process == ProcessElsewhere,
-		h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it, or the berth moved on
+	case h.Process == ProcessSeveral, h.Process == ProcessElsewhere: // the berth moved on
+		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
+	case h.Doubted() && h.DoubtFor < doubtLimit:
+		return Next{Wake: doubtLimit - h.DoubtFor}
+	case h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.Process == ProcessNone && h.LostFor < lostLimit: // it ended, and libvirt is about to say how
 		return Next{Wake: lostLook}

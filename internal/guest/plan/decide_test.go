@@ -370,8 +370,14 @@ func TestDecide(t *testing.T) {
 		{
 			"a panic is seen and cleared away",
 			Want{VM: vm(), Berth: fresh()},
-			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
+			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: doubtLimit},
 			Next{Steps: []Step{Destroy{}}},
+		},
+		{
+			"once libvirt has said so twice",
+			Want{VM: vm(), Berth: fresh()},
+			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
+			Next{Wake: doubtLimit},
 		},
 		{
 			"a shim that ends before its guest came needs no guest",
@@ -394,8 +400,14 @@ func TestDecide(t *testing.T) {
 		{
 			"one that libvirt forgot is killed",
 			Want{VM: vm(), Berth: fresh(used)},
-			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
+			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: doubtLimit},
 			Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain},
+		},
+		{
+			"once libvirt has had no domain of it twice",
+			Want{VM: vm(), Berth: fresh(used)},
+			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: 100 * time.Millisecond},
+			Next{Wake: doubtLimit - 100*time.Millisecond},
 		},
 		{
 			"of several none is right",

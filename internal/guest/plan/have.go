@@ -29,6 +29,8 @@ type Have struct {
 	BlockedFor time.Duration
 	// LostFor is for how long libvirt has had a domain of which there is no QEMU.
 	LostFor time.Duration
+	// DoubtFor is for how long libvirt has said what ends a guest, as Doubted tells, though its QEMU lives.
+	DoubtFor time.Duration
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
 	// Guest is what the guest agent told; nil if it did not.
@@ -143,6 +145,11 @@ var ShimLost = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the ber
 // guest: there is, or may be, a QEMU of this guest.
 func (h *Have) guest() bool {
 	return h.Domain != DomainAbsent || h.Process != ProcessNone
+}
+
+// Doubted: libvirt has no domain for a QEMU that lives, or says that its guest panicked.
+func (h *Have) Doubted() bool {
+	return (h.Domain == DomainAbsent || h.Domain == DomainCrashed) && (h.Process == ProcessLoose || h.Process == ProcessPlaced)
 }
 
 // keepsDisks: there are disks on this node that outlive a berth.

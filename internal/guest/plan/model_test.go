@@ -3,6 +3,7 @@ package plan
 import (
 	"errors"
 	"flag"
+	"slices"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ type world struct {
 	domain    Domain
 	qemus     []int // the container that each is in, 0 outside of all
 	lost      time.Duration
+	doubt     time.Duration
 	left      bool
 	kept      bool
 	end       *End
@@ -47,7 +49,7 @@ func (w *world) want() Want {
 }
 
 func (w *world) have() Have {
-	h := Have{Domain: w.domain, Process: ProcessNone, Container: ContainerAbsent, Base: images(ImageReady), Kept: w.kept, Left: w.left, LostFor: w.lost}
+	h := Have{Domain: w.domain, Process: ProcessNone, Container: ContainerAbsent, Base: images(ImageReady), Kept: w.kept, Left: w.left, LostFor: w.lost, DoubtFor: w.doubt}
 	switch {
 	case len(w.qemus) > 1:
 		h.Process = ProcessSeveral
@@ -212,9 +214,26 @@ func (w *world) pass(d time.Duration) {
 	if w.alive && w.shim.Terminating {
 		w.shim.TerminatingFor += d
 	}
-	w.lost = 0
-	if w.domain != DomainAbsent && len(w.qemus) == 0 {
+	w.lost, w.doubt = 0, 0
+	switch h := w.have(); {
+	case w.domain != DomainAbsent && len(w.qemus) == 0:
 		w.lost = d
+	case h.Doubted():
+		w.doubt = d
+	}
+}
+
+// answerWrong has libvirt say once of a guest that runs what ends others.
+func (w *world) answerWrong(t *rapid.T) {
+	ends := func(h Have) bool {
+		return slices.ContainsFunc(Decide(w.want(), h, w.now).Steps, func(s Step) bool { return s == Destroy{} || s == Kill{} })
+	}
+	right := w.have()
+	wrong := right
+	wrong.DoubtFor = 0
+	wrong.Domain = rapid.SampledFrom([]Domain{DomainAbsent, DomainCrashed}).Draw(t, "wrong answer")
+	if ends(wrong) && !ends(right) {
+		t.Fatal("a guest was ended because of one wrong answer")
 	}
 }
 
@@ -272,6 +291,7 @@ func TestModel(t *testing.T) {
 			"QEMU is killed":      func(*rapid.T) { w.qemus = nil },
 			"libvirt notices":     func(t *rapid.T) { w.when(t, len(w.qemus) == 0, func() { w.domain = DomainAbsent }) },
 			"libvirt forgets":     func(*rapid.T) { w.domain = DomainAbsent },
+			"libvirt is wrong":    func(t *rapid.T) { w.when(t, w.domain == DomainRunning, func() { w.answerWrong(t) }) },
 			"spec changes":        func(t *rapid.T) { w.when(t, w.mortal && w.berth != nil, func() { w.berth.Drift = []string{"cpu"} }) },
 			"the VM is deleted":   func(t *rapid.T) { w.when(t, w.mortal, func() { deleted(w.vm); w.endBerth() }) },
 			"and is to be paused": func(*rapid.T) { paused(w.vm) },

@@ -55,7 +55,7 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 	}
 	s.Conditions = condition.Carry(conditions, had.Conditions, generation, now)
 
-	if h.Shim != nil && h.Shim.Attached && h.Domain == DomainAbsent && h.Process != ProcessNone {
+	if h.Shim != nil && h.Shim.Attached && h.Doubted() {
 		return s, killAgain // its QEMU is about to end; how, shows then
 	}
 	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
