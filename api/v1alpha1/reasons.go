@@ -60,6 +60,8 @@ const (
 	ReasonDiskMismatch Reason = "DiskMismatch"
 	// ReasonStoreFull: the node's disk is full. Next: free space; it is tried again by itself.
 	ReasonStoreFull Reason = "StoreFull"
+	// ReasonStoreFailed: the node's disk fails. Next: read the node's kernel log, mend the disk; it is tried again by itself.
+	ReasonStoreFailed Reason = "StoreFailed"
 	// ReasonSecretMissing: a Secret that the VM names, or a key in it, does not exist. Next: create it.
 	ReasonSecretMissing Reason = "SecretMissing"
 	// ReasonSeedTooLarge: the cloud-init data is larger than a seed can be. Next: shorten it.
@@ -92,7 +94,8 @@ const (
 	ReasonForcedOff Reason = "ForcedOff"
 	// ReasonStartupProbeFailed: the guest did not pass its startupProbe in time and was ended.
 	ReasonStartupProbeFailed Reason = "StartupProbeFailed"
-	// ReasonDiskBlocked: QEMU halted the guest because a disk took no more writes. Next: free space; it is resumed by itself.
+	// ReasonDiskBlocked: QEMU halted the guest because its disk is full or fails. Next: free space, or read the node's kernel log; it
+	// is resumed by itself.
 	ReasonDiskBlocked Reason = "DiskBlocked"
 	// ReasonDestroyed: somebody other than Berth ended the domain.
 	ReasonDestroyed Reason = "Destroyed"

@@ -26,7 +26,7 @@ type lasting struct {
 
 // The states that last.
 const (
-	blocked = "blocked" // its disk took no more writes
+	blocked = "blocked" // its disk is full or fails
 	lost    = "lost"    // libvirt has its domain, and its QEMU is gone
 	doubted = "doubted" // libvirt says what ends it, and its QEMU lives
 )

@@ -186,7 +186,7 @@ func (a *Agent) foreignDomains(ctx context.Context, had []string) []string {
 
 // isOurs tells whether a domain is Berth's, by its metadata.
 func (a *Agent) isOurs(ctx context.Context, uuid string) bool {
-	if a.store.Has(uuid) {
+	if has, err := a.store.Has(uuid); err == nil && has {
 		return true
 	}
 	found, err := a.libvirt.Domain(ctx, uuid)

@@ -22,7 +22,7 @@ import (
 
 // observe reads all that the host has of a guest. It cannot fail: what cannot be read is Unknown.
 func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
-	h := plan.Have{Kept: a.store.Has(string(g.uid))}
+	var h plan.Have
 	unknown := func(err error) plan.Have {
 		if h.Unknown == nil {
 			h.Unknown = err
@@ -57,7 +57,12 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	a.watchQEMU(g)
 	h.LostFor = a.hints.lasts(g.uid, lost, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
 	h.DoubtFor = a.hints.lasts(g.uid, doubted, h.Doubted(), a.now())
-	h.Left = a.left(string(g.uid))
+	if h.Kept, err = a.store.Has(string(g.uid)); err != nil {
+		return unknown(err)
+	}
+	if h.Left, err = a.left(string(g.uid)); err != nil {
+		return unknown(err)
+	}
 	if h.Container == plan.ContainerUnknown {
 		return unknown(fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, g.linkErr))
 	}
@@ -145,9 +150,11 @@ func observeProcess(g *guest, h *plan.Have) error {
 }
 
 // left tells whether a run of the guest has left something.
-func (a *Agent) left(uid string) bool {
-	_, err := os.Lstat(a.consolePath(uid))
-	return err == nil || a.store.HasSeed(uid)
+func (a *Agent) left(uid string) (bool, error) {
+	if _, err := os.Lstat(a.consolePath(uid)); err == nil {
+		return true, nil
+	}
+	return a.store.HasSeed(uid)
 }
 
 // watchQEMU has the guest looked at when its QEMU ends: libvirt may take a second or two to tell.
@@ -175,7 +182,7 @@ func (a *Agent) watchQEMU(g *guest) {
 func (a *Agent) observeDisks(g *guest, h *plan.Have) error {
 	made, err := a.store.Disks(string(g.uid))
 	if err != nil {
-		return fmt.Errorf("reading disks: %w", err)
+		return err
 	}
 	kept := map[string]bool{}
 	for _, d := range made {

@@ -30,7 +30,7 @@ func TestHostFaults(t *testing.T) {
 	unknown := func(vm *v1alpha1.VirtualMachine) bool {
 		return has(vm, v1alpha1.ConditionRunning, metav1.ConditionUnknown, v1alpha1.ReasonLibvirtUnreachable)
 	}
-	var libvirt *spoiler
+	var libvirt *saboteur
 	sh := func(script string) { l.Helper(); l.onNode(node, "sh", "-ec", script) }
 	for _, fault := range []struct {
 		name string

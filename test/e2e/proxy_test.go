@@ -11,47 +11,51 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/berth-dev/berth/test/brokendisk"
 	"github.com/berth-dev/berth/test/env"
 	"github.com/berth-dev/berth/test/proxy"
 )
 
-// spoilSocket has this program be a proxy, on a node: agents ask who is at the other end of a socket, and it must be a
-// process that they can see.
-const spoilSocket = "BERTH_E2E_SPOIL_SOCKET"
+// spoilSocket and breakDisk have this program be a proxy, or a disk, on a node. Agents ask who is at the other end of a
+// socket, and it must be a process that they can see.
+const (
+	spoilSocket = "BERTH_E2E_SPOIL_SOCKET"
+	breakDisk   = "BERTH_E2E_BREAK_DISK"
+)
 
 func TestMain(m *testing.M) {
-	if socket := os.Getenv(spoilSocket); socket != "" {
-		if err := proxy.Serve(socket, os.Stdin, os.Stdout); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
 	flag.Parse()
-	if err := flag.Set("test.parallel", "100"); err != nil { // we have our own order
+	err := flag.Set("test.parallel", "100") // we have our own order
+	if socket := os.Getenv(spoilSocket); socket != "" {
+		err = proxy.Serve(socket, os.Stdin, os.Stdout)
+	} else if directory := os.Getenv(breakDisk); directory != "" {
+		err = brokendisk.Serve(directory+".real", directory, os.Stdin, os.Stdout)
+	} else if err == nil {
+		os.Exit(m.Run())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
 }
 
-// spoiler is a proxy in front of a node's libvirtd.
-type spoiler struct {
-	l      *lab
+// saboteur is this program on a node, between two parts there.
+type saboteur struct {
+	*lab
 	orders io.WriteCloser
-	told   atomic.Value // its last word: a fault, and how many pieces it has spoilt
+	told   atomic.Value // its last word
 	end    func()
 }
 
-// spoilLibvirt has a node's agent talk to libvirtd through a proxy until its end, or the test's.
-func (l *lab) spoilLibvirt(node string) *spoiler {
+// sabotage has this program be what a variable says, on a node, until its end or the test's.
+func (l *lab) sabotage(node, variable, value string) *saboteur {
 	l.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		l.Fatal(err)
 	}
-	cmd := exec.Command("lab", "exec", node, "--", "env", spoilSocket+"=/run/libvirt/libvirt-sock", self)
-	s := &spoiler{l: l}
+	cmd := exec.Command("lab", "exec", node, "--", "env", variable+"="+value, self)
+	s := &saboteur{lab: l}
 	if s.orders, err = cmd.StdinPipe(); err != nil {
 		l.Fatal(err)
 	}
@@ -74,22 +78,42 @@ func (l *lab) spoilLibvirt(node string) *spoiler {
 		_ = s.orders.Close()
 		<-read
 		if err := cmd.Wait(); err != nil {
-			l.Errorf("the proxy of libvirtd: %v", err)
+			l.Errorf("%s %s on node %s: %v", variable, value, node, err)
 		}
 	})
 	l.Cleanup(s.end)
+	return s
+}
+
+// order has it do something, and waits until it tells that it has.
+func (s *saboteur) order(what string) {
+	s.Helper()
+	s.orderUntil(what, func(told string) bool { return told == what })
+}
+
+func (s *saboteur) orderUntil(what string, told func(string) bool) {
+	s.Helper()
+	if _, err := fmt.Fprintln(s.orders, what); err != nil {
+		s.Fatalf("ordering %q: %v", what, err)
+	}
+	env.Eventually(s, "the order to be carried out: "+what, func() bool {
+		last, _ := s.told.Load().(string)
+		return told(last)
+	})
+}
+
+// spoilLibvirt has a node's agent talk to libvirtd through a proxy.
+func (l *lab) spoilLibvirt(node string) *saboteur {
+	l.Helper()
+	s := l.sabotage(node, spoilSocket, "/run/libvirt/libvirt-sock")
 	victim{l, "berth-agent", node}.revive() // it is connected past the proxy
 	return s
 }
 
 // spoil has libvirtd's answers go through a fault, and waits until more than so many have.
-func (s *spoiler) spoil(fault string, more int) {
-	s.l.Helper()
-	if _, err := fmt.Fprintln(s.orders, fault); err != nil {
-		s.l.Fatalf("ordering %q from the proxy of libvirtd: %v", fault, err)
-	}
-	env.Eventually(s.l, fmt.Sprintf("more than %d answers to be %s", more, fault), func() bool {
-		told, _ := s.told.Load().(string)
+func (s *saboteur) spoil(fault string, more int) {
+	s.Helper()
+	s.orderUntil(fault, func(told string) bool {
 		var is string
 		var pieces int
 		_, err := fmt.Sscan(told, &is, &pieces)

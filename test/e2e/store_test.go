@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/brokendisk"
 )
 
 // TestStoreFull fills the node's disk before a guest is made, and again while it writes.
@@ -42,6 +44,52 @@ func TestStoreFull(t *testing.T) {
 	free()
 	console.await("tiny: wrote 8")
 	l.vm("disked", "to run on", runs)
+	l.kubectl("", "delete", "vm", "disked")
+	nothingLeft(l, string(vm.UID))
+}
+
+// TestStoreFails has the node's disk fail before a guest is made, and again while it writes.
+func TestStoreFails(t *testing.T) {
+	node := nodes(t)[1]
+	l := startOn(t, node)
+	const store = "/var/lib/berth"
+	sh := func(script string) { l.Helper(); l.undo("lab", "exec", node, "--", "sh", "-ec", script) }
+	agent := victim{l, "berth-agent", node}
+	t.Cleanup(func() {
+		sh("rm -r " + store + ".real")
+		agent.revive()
+	})
+	sh("mkdir " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
+	disk := l.sabotage(node, breakDisk, store)
+	disk.order(brokendisk.Mend)
+	agent.revive()
+	sh("until test -e " + store + ".real/vms; do sleep 0.1; done") // the agent has begun, for which it needs a disk
+
+	t.Log("before its disk is made")
+	disk.order(brokendisk.Break)
+	l.apply(disked + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n")
+	vm := l.vm("disked", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
+		return has(vm, v1alpha1.ConditionDisksReady, "False", v1alpha1.ReasonStoreFailed)
+	})
+	l.event("disked", v1alpha1.ReasonStoreFailed)
+	disk.order(brokendisk.Mend)
+	l.vm("disked", "to be Ready", isReady)
+	console := l.logs("disked")
+	console.await("tiny: up")
+
+	t.Log("while it writes")
+	one, qemu := watchOne(string(vm.UID)), fmt.Sprint(qemus(string(vm.UID)))
+	disk.order(brokendisk.Break)
+	l.say("disked", "write 8")
+	l.vm("disked", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
+		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskBlocked) || has(vm, v1alpha1.ConditionRunning, "Unknown", v1alpha1.ReasonStoreFailed)
+	})
+	disk.order(brokendisk.Mend)
+	console.await("tiny: wrote 8")
+	l.vm("disked", "to run on", runs)
+	if now, several := fmt.Sprint(qemus(string(vm.UID))), one(); now != qemu || several != "" {
+		t.Errorf("QEMU was %s and is %s; several: %s", qemu, now, several)
+	}
 	l.kubectl("", "delete", "vm", "disked")
 	nothingLeft(l, string(vm.UID))
 }

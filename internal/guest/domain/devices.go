@@ -47,8 +47,11 @@ func (g Guest) devices() *libvirtxml.DomainDeviceList {
 
 func (d Disk) device(i int) libvirtxml.DomainDisk {
 	return libvirtxml.DomainDisk{
-		Device:       "disk",
-		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(QCOW2), Discard: "unmap", DetectZeros: "unmap"},
+		Device: "disk",
+		// A disk that is full or fails halts the guest, which loses nothing and is resumed: told of errors, it would give up.
+		Driver: &libvirtxml.DomainDiskDriver{
+			Name: "qemu", Type: string(QCOW2), Discard: "unmap", DetectZeros: "unmap", ErrorPolicy: "stop",
+		},
 		Source:       file(d.Path),
 		BackingStore: chain(d.Backing),
 		Target:       target(i),

@@ -14,7 +14,7 @@ const (
 	unplacedLimit = 60 * time.Second
 	// askAgain repeats a request to power off.
 	askAgain = 5 * time.Second
-	// unblockAfter resumes a guest whose disk took no more writes.
+	// unblockAfter resumes a guest whose disk was full or failed.
 	unblockAfter = 10 * time.Second
 	// killAgain looks whether a killed QEMU is gone.
 	killAgain = 200 * time.Millisecond

@@ -49,7 +49,7 @@ const Kernel = "\x00kernel"
 // Domain is the state of a domain.
 type Domain uint8
 
-// The states of a domain. Blocked is halted by QEMU, because a disk took no more writes. Crashed is a guest that
+// The states of a domain. Blocked is halted by QEMU, because its disk is full or fails. Crashed is a guest that
 // panicked and is kept for us to see.
 const (
 	DomainUnknown Domain = iota

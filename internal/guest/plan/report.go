@@ -84,7 +84,7 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 	case attached && h.Domain == DomainRunning:
 		return is(true, v1alpha1.ReasonStarted, "")
 	case attached && h.Domain == DomainBlocked:
-		return is(false, v1alpha1.ReasonDiskBlocked, "a disk took no more writes: free space on the node; the guest is resumed by itself")
+		return is(false, v1alpha1.ReasonDiskBlocked, "its disk is full or fails: free space on the node, or read its kernel's log; the guest is resumed by itself")
 	case attached && h.Domain == DomainPaused && w.paused():
 		return is(false, v1alpha1.ReasonPaused, "")
 	case failure != nil && !isDiskTrouble(fault.ReasonOf(failure)):
@@ -145,7 +145,7 @@ func isDiskTrouble(r v1alpha1.Reason) bool {
 	case v1alpha1.ReasonImageInvalid, v1alpha1.ReasonImageNotFound, v1alpha1.ReasonImageUnauthorized,
 		v1alpha1.ReasonRegistryUnreachable, v1alpha1.ReasonImageDigestMismatch, v1alpha1.ReasonImageNotDisk,
 		v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge, v1alpha1.ReasonDiskTooSmall, v1alpha1.ReasonDiskMismatch,
-		v1alpha1.ReasonStoreFull, v1alpha1.ReasonSecretMissing, v1alpha1.ReasonSeedTooLarge:
+		v1alpha1.ReasonStoreFull, v1alpha1.ReasonStoreFailed, v1alpha1.ReasonSecretMissing, v1alpha1.ReasonSeedTooLarge:
 		return true
 	}
 	return false

@@ -108,7 +108,7 @@ func userOf(dir string) (int, error) {
 func (s *Store) List() ([]Guest, error) {
 	entries, err := os.ReadDir(s.vms)
 	if err != nil {
-		return nil, fmt.Errorf("listing the guests' directories: %w", err)
+		return nil, classify("listing the guests' directories", err)
 	}
 	var guests []Guest
 	for _, e := range entries {
@@ -132,13 +132,12 @@ func (s *Store) List() ([]Guest, error) {
 }
 
 // Has tells whether a guest has a directory.
-func (s *Store) Has(uid string) bool {
+func (s *Store) Has(uid string) (has bool, err error) {
 	dir, err := s.vmDir(uid)
-	if err != nil {
-		return false
+	if err == nil {
+		has, err = exists(dir)
 	}
-	_, err = os.Lstat(dir)
-	return err == nil
+	return has, classify("looking for guest "+uid, err)
 }
 
 // Remove removes a guest's seed, disks and directory. The caller has proven that no QEMU has them open. A guest that

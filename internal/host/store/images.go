@@ -2,7 +2,6 @@ package store
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -57,7 +56,8 @@ func (s *Store) Image(c Content) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return readImage(dir)
+	i, err := readImage(dir)
+	return i, classify("reading image "+c.Digest, err)
 }
 
 func readImage(dir string) (Image, error) {
@@ -96,7 +96,7 @@ func allocated(path string) (int64, error) {
 func (s *Store) Images() ([]Image, error) {
 	entries, err := os.ReadDir(s.images)
 	if err != nil {
-		return nil, fmt.Errorf("listing the images: %w", err)
+		return nil, classify("listing the images", err)
 	}
 	var images []Image
 	for _, e := range entries {
@@ -107,7 +107,7 @@ func (s *Store) Images() ([]Image, error) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
 		case err != nil:
-			return nil, fmt.Errorf("listing the images: %w", err)
+			return nil, classify("listing the images", err)
 		default:
 			images = append(images, i)
 		}

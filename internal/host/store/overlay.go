@@ -181,7 +181,7 @@ func (s *Store) Disks(uid string) ([]GuestDisk, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("listing the disks of guest %s: %w", uid, err)
+		return nil, classify("listing the disks of guest "+uid, err)
 	}
 	var disks []GuestDisk
 	for _, e := range entries {
@@ -191,7 +191,7 @@ func (s *Store) Disks(uid string) ([]GuestDisk, error) {
 		}
 		d, err := s.guestDisk(dir, name)
 		if err != nil {
-			return disks, fmt.Errorf("reading disk %s of guest %s: %w", name, uid, err)
+			return disks, classify(fmt.Sprintf("reading disk %s of guest %s", name, uid), err)
 		}
 		disks = append(disks, d)
 	}

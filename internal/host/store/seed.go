@@ -24,12 +24,12 @@ func (s *Store) CreateSeed(uid string, size int64, user int) (path string, err e
 }
 
 // HasSeed tells whether a guest's seed is there.
-func (s *Store) HasSeed(uid string) bool {
+func (s *Store) HasSeed(uid string) (has bool, err error) {
 	path, err := s.seedPath(uid)
 	if err == nil {
-		_, err = os.Lstat(path)
+		has, err = exists(path)
 	}
-	return err == nil
+	return has, classify("looking for the seed of guest "+uid, err)
 }
 
 // WriteSeed fills the seed in place. b must have its size.

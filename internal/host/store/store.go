@@ -116,16 +116,27 @@ func lockedFile(path string, flags, how int) (*os.File, error) {
 	}
 }
 
-// classify says what was being done, and knows a full disk.
+// classify says what was being done, and knows a disk that is full or fails.
 func classify(doing string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.ByTime(v1alpha1.ReasonStoreFull, fmt.Errorf("%s: the node's disk is full: free some space: %w", doing, err))
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS): // a file system that failed may let itself be read only
+		return fault.ByTime(v1alpha1.ReasonStoreFailed, fmt.Errorf("%s: the node's disk fails: its kernel's log says how: %w", doing, err))
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}
+}
+
+// exists tells whether there is such a file. A disk that fails is an error, not an absence.
+func exists(path string) (bool, error) {
+	_, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // syncDir makes renames in a directory last.

@@ -22,6 +22,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/diskformat"
+	"github.com/berth-dev/berth/test/brokendisk"
 	"github.com/berth-dev/berth/test/env"
 )
 
@@ -353,6 +354,61 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+func TestBrokenDisk(t *testing.T) {
+	if os.Geteuid() != 0 {
+		env.Missing(t, "needs root: a store gives files to the users of guests")
+	}
+	dir := t.TempDir()
+	broken, err := brokendisk.Mount(t.TempDir(), dir)
+	if err != nil {
+		env.Missing(t, "needs the right to mount, and FUSE: "+err.Error())
+	}
+	t.Cleanup(func() {
+		if err := broken.Unmount(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := openAt(t, dir)
+	with(t, s, disk(2), mib/2)
+	user := claim(t, s, web)
+	fails := func(doing string, err error) {
+		t.Helper()
+		if fault.ReasonOf(err) != v1alpha1.ReasonStoreFailed || fault.ClassOf(err) != fault.Transient {
+			t.Errorf("%s: %v", doing, err)
+		}
+	}
+
+	broken.Break(true)
+	fails("import", bring(t, s, disk(1), brings(Disk, strings.Repeat("d", mib))))
+	_, err = s.Overlay(web, Overlay{Name: "root", Base: disk(2), User: user})
+	fails("overlay", err)
+	_, err = s.Disks(web)
+	fails("disks", err)
+	_, err = s.Image(disk(2))
+	fails("image", err)
+	fails("removal", s.Remove(web))
+	broken.Break(false)
+
+	if left := names(t, s.images); len(left) != 1 {
+		t.Errorf("left %q", left)
+	}
+	if err := bring(t, s, disk(1), brings(Disk, strings.Repeat("d", mib))); err != nil {
+		t.Errorf("import, mended: %v", err)
+	}
+	if has, err := s.Has(web); !has || err != nil {
+		t.Errorf("the guest's directory, mended: %v, %v", has, err)
+	}
+	if err := s.Allow(disk(1), "proof"); err != nil {
+		t.Errorf("access, mended: %v", err)
+	}
+	if _, err := s.Overlay(web, Overlay{Name: "root", Base: disk(2), User: user}); err != nil {
+		t.Errorf("overlay, mended: %v", err)
+	}
+	if err := s.Remove(web); err != nil {
+		t.Errorf("removal, mended: %v", err)
+	}
+}
+
 func TestOverlay(t *testing.T) {
 	s := open(t)
 	base := with(t, s, disk(1), mib)
@@ -547,8 +603,8 @@ func TestListAndRemove(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if left := names(t, s.vms); len(left) > 0 || s.Has(web) {
-		t.Errorf("left %q", left)
+	if has, err := s.Has(web); len(names(t, s.vms)) > 0 || has || err != nil {
+		t.Errorf("left %q, %v, %v", names(t, s.vms), has, err)
 	}
 	if _, err := os.Lstat(seed); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the seed is still there, %v", err)
