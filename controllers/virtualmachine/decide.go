@@ -72,15 +72,14 @@ func decideOrphan(seen snapshot) []action {
 }
 
 func decideWithoutBerth(seen snapshot) []action {
-	kept := controllerutil.ContainsFinalizer(seen.vm, berth.DiskFinalizer)
 	switch {
 	case seen.wantsGuest() && !seen.formerGone():
 		return nil // a second guest must not start: its node's agent is about to tell
-	case seen.wantsGuest() && !kept:
+	case seen.wantsGuest() && !seen.kept():
 		return []action{keepVM{}, createBerth{node: seen.boundTo()}}
 	case seen.wantsGuest():
 		return []action{createBerth{node: seen.boundTo()}}
-	case !seen.vm.DeletionTimestamp.IsZero() && kept && seen.disksGone():
+	case !seen.vm.DeletionTimestamp.IsZero() && seen.kept() && seen.disksGone():
 		return []action{releaseVM{}}
 	default:
 		return nil

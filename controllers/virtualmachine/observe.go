@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -46,7 +47,7 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (se
 	}
 	var pod corev1.Pod
 	err = r.Client.Get(ctx, name, &pod)
-	if apierrors.IsNotFound(err) && seen.vm != nil && !seen.berthReleased() { // it should be there: the cache may be behind
+	if apierrors.IsNotFound(err) && seen.vm != nil && (seen.kept() && seen.wantsGuest() || !seen.berthReleased()) { // it should be there: the cache may be behind
 		err = r.Live.Get(ctx, name, &pod)
 	}
 	switch {
@@ -122,6 +123,9 @@ func vouchedOff(node *corev1.Node) bool {
 func (s *snapshot) wantsGuest() bool {
 	return s.vm != nil && s.vm.DeletionTimestamp.IsZero() && s.vm.Spec.State != v1alpha1.StateStopped
 }
+
+// kept: the VirtualMachine has had a berth, or is about to.
+func (s *snapshot) kept() bool { return controllerutil.ContainsFinalizer(s.vm, berth.DiskFinalizer) }
 
 func ending(pod *corev1.Pod) bool { return !pod.DeletionTimestamp.IsZero() }
 

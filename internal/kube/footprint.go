@@ -13,11 +13,11 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 
-// settled is when a process that began has done what it does but once.
-const settled = 15 * time.Second
+// leanAgain is how often a process lets go of what it does not need: its start, then a burst, may have been a moment ago.
+const leanAgain = time.Minute
 
-// Lean has a process that began let go of the pages of its program that only its start needed: two thirds of them, half
-// of all its memory. Those that it needs after all come back from the page cache.
+// Lean has a process let go, again and again, of the pages of its program. Two thirds of them, half of all its memory,
+// only its start needed; those that it still needs come back from the page cache.
 type Lean struct{}
 
 // NeedLeaderElection is false: who waits to lead is to be small, too.
@@ -25,15 +25,17 @@ func (Lean) NeedLeaderElection() bool { return false }
 
 // Start is a manager's to call.
 func (Lean) Start(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-time.After(settled):
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(leanAgain):
+		}
+		if err := dropProgram(); err != nil {
+			ctrl.LoggerFrom(ctx).Info("Keeping all pages of the program", "cause", err.Error())
+			return nil
+		}
 	}
-	if err := dropProgram(); err != nil {
-		ctrl.LoggerFrom(ctx).Info("Keeping all pages of the program", "cause", err.Error())
-	}
-	return nil
 }
 
 // dropProgram has the kernel unmap the pages of the program's file that cannot be written, see madvise(2). They are clean.
@@ -63,7 +65,7 @@ func dropProgram() error {
 			return fmt.Errorf("reading /proc/self/maps: %w", err)
 		}
 		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(from), uintptr(to-from), unix.MADV_DONTNEED); errno != 0 {
-			return fmt.Errorf("letting go of the program's pages: %w", errno)
+			return errno
 		}
 	}
 	return lines.Err()
