@@ -56,7 +56,7 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 		filepath.Join(a.LibvirtDir, "libvirt-sock"), filepath.Join(a.LibvirtDir, "virtqemud-sock"),
 	}}, libvirtd.Watcher{
 		Changed: func(uuid string) { a.enqueue(types.UID(uuid)) },
-		Resync:  func() { go a.resync() }, //nolint:contextcheck // it has the agent's whole life
+		Resync:  func() { go a.recheck() }, //nolint:contextcheck // it has the agent's whole life
 		Connectivity: func(err error) { //nolint:contextcheck // it has the agent's whole life
 			a.facts.heard(err, a.now())
 			go a.resync()
@@ -95,39 +95,57 @@ func (a *Agent) onContainer(pod types.UID) {
 }
 
 // resync enqueues every guest that the host or the cache knows.
-func (a *Agent) resync() {
+func (a *Agent) resync() { a.lookAround(func(types.UID, libvirtd.Domain) bool { return true }) }
+
+// recheck enqueues those that are not, from afar, what they were when they were last looked at, and each of them now and
+// then: events are hints, and a hundred guests that idle are to cost nothing.
+func (a *Agent) recheck() {
+	qemus, err := process.All()
+	a.lookAround(func(uid types.UID, d libvirtd.Domain) bool {
+		return err != nil || a.hints.isNew(uid, fromAfar(d, qemus[string(uid)]), a.now())
+	})
+}
+
+// lookAround enqueues those of all guests that are worth it.
+func (a *Agent) lookAround(worth func(types.UID, libvirtd.Domain) bool) {
 	ctx, cancel := context.WithTimeout(a.life, 30*time.Second)
 	defer cancel()
 	defer a.wakeHost() // also when libvirtd is gone: that is what the host has to tell
 	log := ctrl.Log.WithName("host")
+	known := map[string]bool{}
 	var vms v1alpha1.VirtualMachineList
 	if err := a.client.List(ctx, &vms); err != nil {
 		log.Error(err, "Listing guests")
 	}
 	for i := range vms.Items {
-		a.enqueue(vms.Items[i].UID)
+		known[string(vms.Items[i].UID)] = true
 	}
 	guests, err := a.store.List()
 	if err != nil {
 		log.Error(err, "Listing disks")
 	}
 	for _, g := range guests {
-		a.enqueue(types.UID(g.UID))
+		known[g.UID] = true
 	}
 	consoles, err := os.ReadDir(filepath.Join(a.RunDir, "consoles"))
 	if err != nil {
 		log.Error(err, "Listing consoles")
 	}
 	for _, c := range consoles {
-		a.enqueue(types.UID(strings.TrimSuffix(c.Name(), ".sock")))
+		known[strings.TrimSuffix(c.Name(), ".sock")] = true
 	}
-	domains, err := a.libvirt.Domains(ctx)
+	domains, err := a.libvirt.States(ctx)
 	if err != nil {
-		return // the next connect asks again
+		domains = nil // the next connect asks again
 	}
-	for _, d := range domains {
-		if a.isOurs(ctx, d.UUID) {
-			a.enqueue(types.UID(d.UUID))
+	for uuid := range domains {
+		if !known[uuid] && a.isOurs(ctx, uuid) {
+			known[uuid] = true
+		}
+	}
+	for uid := range known {
+		if worth(types.UID(uid), domains[uid]) {
+			a.enqueue(types.UID(uid))
 		}
 	}
 }

@@ -16,7 +16,17 @@ type hints struct {
 	states map[lasting]time.Time
 	agents map[types.UID]*guestInfo
 	ends   map[types.UID]plan.End
+	sights map[types.UID]sight
 }
+
+// sight is what could be seen of a guest from afar when it was last looked at.
+type sight struct {
+	what string
+	at   time.Time
+}
+
+// fullLook is how often a guest is looked at that is the same from afar.
+const fullLook = 5 * time.Minute
 
 // lasting is a state of a guest that becomes another thing when it lasts.
 type lasting struct {
@@ -32,7 +42,7 @@ const (
 )
 
 func newHints() *hints {
-	return &hints{states: map[lasting]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}}
+	return &hints{states: map[lasting]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}, sights: map[types.UID]sight{}}
 }
 
 // lasts notes whether a guest is in a state, and returns for how long it has been.
@@ -110,6 +120,28 @@ func (h *hints) begin(uid types.UID) {
 	delete(h.ends, uid)
 }
 
+// saw remembers what could be seen from afar of a guest that runs well.
+func (h *hints) saw(uid types.UID, what string, now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sights[uid] = sight{what, now}
+}
+
+// unseen has a guest looked at however it is from afar.
+func (h *hints) unseen(uid types.UID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.sights, uid)
+}
+
+// isNew: a guest is not what it was when it was last looked at, or that was long ago.
+func (h *hints) isNew(uid types.UID, what string, now time.Time) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last, ok := h.sights[uid]
+	return !ok || last.what != what || now.Sub(last.at) >= fullLook || now.Before(last.at)
+}
+
 // forget drops all about a guest that is gone from this node.
 func (h *hints) forget(uid types.UID) {
 	h.mu.Lock()
@@ -119,4 +151,5 @@ func (h *hints) forget(uid types.UID) {
 	}
 	delete(h.agents, uid)
 	delete(h.ends, uid)
+	delete(h.sights, uid)
 }

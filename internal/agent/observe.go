@@ -55,6 +55,7 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		return unknown(err)
 	}
 	a.watchQEMU(g)
+	g.fromAfar = fromAfar(found, pidsOf(g.qemu))
 	h.LostFor = a.hints.lasts(g.uid, lost, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
 	h.DoubtFor = a.hints.lasts(g.uid, doubted, h.Doubted(), a.now())
 	if h.Kept, err = a.store.Has(string(g.uid)); err != nil {
@@ -75,6 +76,18 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		}
 	}
 	return h
+}
+
+// fromAfar is what a recheck can see of a guest, by one question about all of them.
+func fromAfar(d libvirtd.Domain, pids []int) string {
+	return fmt.Sprint(d.ID, d.State, d.Pause, pids)
+}
+
+func pidsOf(qemus []process.Process) (pids []int) {
+	for _, q := range qemus {
+		pids = append(pids, q.PID)
+	}
+	return pids
 }
 
 func domainState(d libvirtd.Domain) plan.Domain {

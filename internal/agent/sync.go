@@ -38,6 +38,11 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 		}
 	}
 	a.meters.states.saw(uid, g.state(&have))
+	if err == nil && failure == nil && have.Unknown == nil && have.Domain == plan.DomainRunning && have.Shim != nil && have.Shim.Attached {
+		a.hints.saw(uid, g.fromAfar, a.now())
+	} else { // it waits for something, which might not be told
+		a.hints.unseen(uid)
+	}
 	if g.VM == nil && err == nil && have.Unknown == nil && !have.Kept {
 		a.hints.forget(uid)
 		a.pulls.forget(uid)

@@ -30,6 +30,7 @@ type guest struct {
 	link           *link // nil while there is none; linkErr says why
 	linkErr        error
 	qemu           []process.Process
+	fromAfar       string // see fromAfar
 	agentConnected bool
 }
 

@@ -40,7 +40,7 @@ func (b *bench) crowd(ctx context.Context, n int) (figures []figure, err error) 
 	// A few at a time: a guest that boots by emulation needs a whole CPU.
 	if err := each(n, atOnce, func(i int) error {
 		vms[i] = b.guest(fmt.Sprintf("crowd-%d", i))
-		vms[i].Spec.Memory.Size = resource.MustParse("64Mi")
+		vms[i].Spec.Memory.Size = resource.MustParse("80Mi")
 		vms[i].Spec.StartupProbe = &v1alpha1.Probe{Probe: corev1.Probe{ // it has booted, and nobody asks it any more
 			ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(80)}},
 			PeriodSeconds: 1, TimeoutSeconds: 5, FailureThreshold: 600,

@@ -184,6 +184,15 @@ func TestLifeOfADomain(t *testing.T) {
 			t.Errorf("suspending: %v", err)
 		}
 	}
+	states, err := c.States(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := look(t, c, g.UUID)
+	seen.XML = ""
+	if diff := cmp.Diff(map[string]libvirtd.Domain{g.UUID: seen}, states); diff != "" || seen.Pause != libvirtd.PausedByUser {
+		t.Errorf("states (-want +got):\n%s", diff)
+	}
 	all, err := c.Domains(t.Context())
 	if err != nil {
 		t.Fatal(err)

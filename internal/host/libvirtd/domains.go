@@ -84,11 +84,9 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 		if err != nil {
 			return err
 		}
-		found = Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state), XML: doc}
-		switch found.State { //nolint:exhaustive // the reasons of the others tell us nothing
-		case Paused:
-			found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
-		case Crashed: // whose event may have come before we listened; its destruction, which follows, tells nothing of it
+		found = domainOf(d, state, reason)
+		found.XML = doc
+		if found.State == Crashed { // its event may have come before we listened; its destruction, which follows, tells nothing of it
 			c.stops.lifecycle(id, golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
 		}
 		return nil
@@ -100,6 +98,14 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 		return Domain{}, fmt.Errorf("looking up domain %s: %w", id, classify(err))
 	}
 	return found, nil
+}
+
+func domainOf(d golibvirt.Domain, state, reason int32) Domain {
+	found := Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state)}
+	if found.State == Paused {
+		found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
+	}
+	return found
 }
 
 func pauseOf(reason golibvirt.DomainPausedReason) Pause {
@@ -133,6 +139,27 @@ func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
 	all := make([]Summary, 0, len(domains))
 	for _, d := range domains {
 		all = append(all, Summary{UUID: uuidText(d.UUID), Name: d.Name, Active: d.ID >= 0})
+	}
+	return all, nil
+}
+
+// States returns what every domain does, foreign ones included, by its UUID, in one question. Their XML is left out.
+func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
+	var records []golibvirt.DomainStatsRecord
+	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
+		records, err = l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsState), uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("asking what domains do: %w", classify(err))
+	}
+	all := make(map[string]Domain, len(records))
+	for _, r := range records {
+		values := map[string]int32{}
+		for _, p := range r.Params { // https://libvirt.org/html/libvirt-libvirt-domain.html#virConnectGetAllDomainStats
+			values[p.Field], _ = p.Value.I.(int32)
+		}
+		all[uuidText(r.Dom.UUID)] = domainOf(r.Dom, values["state.state"], values["state.reason"])
 	}
 	return all, nil
 }
