@@ -31,6 +31,9 @@ type guestInfo struct {
 	wait     time.Duration
 }
 
+// due: it is time to ask.
+func (i *guestInfo) due(now time.Time) bool { return !i.asking && !now.Before(i.again) }
+
 // observeAgent fills in what the guest's agent says of it. It is asked in the background, once for a connection and
 // rarely after. Until its first answer the status stays as it is, so that both are written at once, and so that a
 // restart of ours is not to be seen there.

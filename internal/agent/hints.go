@@ -76,7 +76,7 @@ func (h *hints) agent(uid types.UID, connected, runs bool, now time.Time) (known
 		it = &guestInfo{wait: firstInfo}
 		h.agents[uid] = it
 	}
-	if runs && !it.asking && !now.Before(it.again) {
+	if runs && it.due(now) {
 		it.asking, ask = true, it
 	}
 	return *it, ask
@@ -134,12 +134,13 @@ func (h *hints) unseen(uid types.UID) {
 	delete(h.sights, uid)
 }
 
-// isNew: a guest is not what it was when it was last looked at, or that was long ago.
+// isNew: a guest is not what it was when it was last looked at, or that was long ago, or its agent is to be asked again.
 func (h *hints) isNew(uid types.UID, what string, now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	last, ok := h.sights[uid]
-	return !ok || last.what != what || now.Sub(last.at) >= fullLook || now.Before(last.at)
+	agent := h.agents[uid]
+	return !ok || last.what != what || now.Sub(last.at) >= fullLook || now.Before(last.at) || agent != nil && agent.due(now)
 }
 
 // forget drops all about a guest that is gone from this node.

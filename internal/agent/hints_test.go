@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/qga"
 )
 
 func TestSightsFromAfar(t *testing.T) {
@@ -39,6 +40,11 @@ func TestSightsFromAfar(t *testing.T) {
 			h.saw("web", was, now)
 			if got := h.isNew("web", c.what, now.Add(c.after)); got != c.worthy {
 				t.Errorf("worth a look: %v, want %v", got, c.worthy)
+			}
+			if _, ask := h.agent("web", true, true, now); ask == nil {
+				t.Error("its agent is not asked")
+			} else if h.answer(ask, qga.Info{}, nil, now); !h.isNew("web", was, now.Add(firstInfo)) {
+				t.Error("its agent is not asked again")
 			}
 			h.unseen("web")
 			if !h.isNew("web", was, now) {
