@@ -39,6 +39,7 @@ const (
 	blocked = "blocked" // its disk is full or fails
 	lost    = "lost"    // libvirt has its domain, and its QEMU is gone
 	doubted = "doubted" // libvirt says what ends it, and its QEMU lives
+	untold  = "untold"  // it is gone, and nobody has said how
 )
 
 func newHints() *hints {
@@ -147,7 +148,7 @@ func (h *hints) isNew(uid types.UID, what string, now time.Time) bool {
 func (h *hints) forget(uid types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, state := range []string{blocked, lost, doubted} {
+	for _, state := range []string{blocked, lost, doubted, untold} {
 		delete(h.states, lasting{uid, state})
 	}
 	delete(h.agents, uid)

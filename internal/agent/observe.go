@@ -74,6 +74,7 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		if h.Domain == plan.DomainAbsent && h.Process == plan.ProcessNone {
 			h.End = a.end(g, &h)
 		}
+		h.UntoldFor = a.hints.lasts(g.uid, untold, plan.Untold(g.Want, h), a.now())
 	}
 	return h
 }

@@ -56,6 +56,10 @@ func TestBadImages(t *testing.T) {
 			name: "from a registry that stalls", before: good("/stall"),
 			reason: v1alpha1.ReasonRegistryUnreachable, says: "sent nothing for too long", mend: behaves("/stall"),
 		}},
+		{repository: "/cut", bad: bad{
+			name: "from a registry that is cut off at any byte", before: good("/cut"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "is asked again", mend: behaves("/cut"),
+		}},
 		{repository: "/corrupt", bad: bad{
 			name: "other than its digest", before: good("/corrupt"),
 			reason: v1alpha1.ReasonImageDigestMismatch, says: "push the image again", mend: behaves("/corrupt"),

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -74,6 +75,7 @@ func (h *hostile) mend(repository string) {
 // ServeHTTP misbehaves as the last word of the repository's name says.
 func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	repository, _, isBlob := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+	repository, _, _ = strings.Cut(repository, "/manifests/")
 	h.mu.Lock()
 	body, found := h.served[r.URL.Path]
 	mended := h.mended[repository]
@@ -91,6 +93,10 @@ func (h *hostile) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/vnd.oci.image.manifest.v1+json")
 	}
 	switch {
+	case !mended && strings.HasSuffix(repository, "/cut"):
+		w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+		_, _ = w.Write(body[:rand.IntN(len(body))])
+		panic(http.ErrAbortHandler)
 	case isBlob && !mended && strings.HasSuffix(repository, "/corrupt"):
 		body = bytes.Clone(body)
 		body[len(body)/2] ^= 1

@@ -31,6 +31,8 @@ type Have struct {
 	LostFor time.Duration
 	// DoubtFor is for how long libvirt has said what ends a guest, as Doubted tells, though its QEMU lives.
 	DoubtFor time.Duration
+	// UntoldFor is for how long the guest has been gone, as Untold tells, and nobody has said how it ended.
+	UntoldFor time.Duration
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
 	// Guest is what the guest agent told; nil if it did not.

@@ -18,6 +18,9 @@ import (
 // quiet is how long a start that goes well stays unreported: most are over by then.
 const quiet = 2 * time.Second
 
+// untoldLimit is how long kubelet may take to say how a container ended.
+const untoldLimit = 10 * time.Second
+
 // ownConditions are those that the agent writes.
 var ownConditions = []string{v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionAgentConnected}
 
@@ -57,6 +60,9 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 
 	if h.Shim != nil && h.Shim.Attached && h.Doubted() {
 		return s, killAgain // its QEMU is about to end; how, shows then
+	}
+	if Untold(w, h) && h.UntoldFor < untoldLimit {
+		return s, lostLook
 	}
 	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
 		if age := now.Sub(w.Berth.Created); age >= 0 && age < quiet { // our clock and the API server's may differ
@@ -181,6 +187,12 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 		return had // told already
 	}
 	return exit
+}
+
+// Untold: a guest that ran is gone, and its container with it, while no agent was there. Kubelet is about to say how, in
+// the pod, which must not be released before that.
+func Untold(w Want, h Have) bool {
+	return w.Berth != nil && w.ran() && h.Unknown == nil && !h.guest() && h.Container != ContainerAlive && lastExit(w, h, time.Time{}) == w.VM.Status.LastExit
 }
 
 func exitOf(end End, at time.Time) *v1alpha1.LastExit {

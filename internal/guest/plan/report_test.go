@@ -136,6 +136,21 @@ func TestReport(t *testing.T) {
 			running: "True Started", disks: "False DisksReady",
 		},
 		{
+			name: "nor before kubelet says how it ended, if no agent was there", want: Want{VM: vm(ran), Berth: fresh(ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, UntoldFor: untoldLimit - time.Second},
+			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1", wait: true,
+		},
+		{
+			name: "which it does", want: Want{VM: vm(ran), Berth: fresh(used, ending, endedAt(now))},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead},
+			running: "False GuestPanicked", disks: "False DisksReady", exit: v1alpha1.ReasonGuestPanicked, freed: "pod-1",
+		},
+		{
+			name: "or does not", want: Want{VM: vm(ran), Berth: fresh(ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, UntoldFor: untoldLimit},
+			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1",
+		},
+		{
 			name: "not while a process is left", want: Want{VM: vm(ran), Berth: fresh(used, ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive},
 			running: "False NotRunning", disks: "False DisksReady",
