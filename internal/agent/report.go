@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -10,12 +11,16 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
 
 // report writes what the host has of the guest, if it differs from what stands
 // there. It returns when to look again for want of something worth writing.
 func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error) (time.Duration, error) {
 	if g.VM == nil || !g.writable {
+		return 0, nil
+	}
+	if errors.Is(h.Unknown, libvirtd.ErrNotYet) { // this agent is new. What comes of it wakes us
 		return 0, nil
 	}
 	want, wait := plan.Report(g.Want, h, failure, a.now())

@@ -69,6 +69,9 @@ func agentKilled(t *testing.T) {
 	if several := one(); several != "" {
 		t.Errorf("there were several QEMUs at once: %s", several)
 	}
+	if told := l.kubectl("", "get", "events", "--field-selector", "reason="+string(v1alpha1.ReasonLibvirtUnreachable), "-o", "name"); told != "" {
+		t.Errorf("an agent that had just begun called libvirtd unreachable: %s", told)
+	}
 }
 
 // operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.

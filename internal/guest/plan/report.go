@@ -189,10 +189,10 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	return exit
 }
 
-// Untold: a guest that ran is gone, and its container with it, while no agent was there. Kubelet is about to say how, in
-// the pod, which must not be released before that.
+// Untold: a guest that ran, or may have, is gone, and its container with it, while no agent was there. Kubelet is about
+// to say how, in the pod, which must not be released before that.
 func Untold(w Want, h Have) bool {
-	return w.Berth != nil && w.ran() && h.Unknown == nil && !h.guest() && h.Container != ContainerAlive && lastExit(w, h, time.Time{}) == w.VM.Status.LastExit
+	return w.Berth != nil && (w.ran() || condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)) && h.Unknown == nil && !h.guest() && h.Container != ContainerAlive && lastExit(w, h, time.Time{}) == w.VM.Status.LastExit
 }
 
 func exitOf(end End, at time.Time) *v1alpha1.LastExit {

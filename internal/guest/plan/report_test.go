@@ -19,6 +19,11 @@ func ran(vm *v1alpha1.VirtualMachine) {
 	vm.Status.Conditions = []metav1.Condition{condition.New(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted, "")}
 }
 
+// unknown is one of which the last word is that nothing is known.
+func unknown(vm *v1alpha1.VirtualMachine) {
+	vm.Status.Conditions = []metav1.Condition{condition.Unknown(v1alpha1.ConditionRunning, v1alpha1.ReasonLibvirtUnreachable, "")}
+}
+
 // poweredOff is one that is said to have powered off some time ago.
 func poweredOff(vm *v1alpha1.VirtualMachine) {
 	vm.Status.LastExit = exitOf(End{Reason: v1alpha1.ReasonPoweredOff}, now.Add(-30*time.Minute))
@@ -138,6 +143,11 @@ func TestReport(t *testing.T) {
 		{
 			name: "nor before kubelet says how it ended, if no agent was there", want: Want{VM: vm(ran), Berth: fresh(ending)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, UntoldFor: untoldLimit - time.Second},
+			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1", wait: true,
+		},
+		{
+			name: "nor if nobody knew of it when it ended", want: Want{VM: vm(unknown), Berth: fresh(ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead},
 			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1", wait: true,
 		},
 		{

@@ -82,11 +82,12 @@ type Client struct {
 	peer int   // process ID of whoever made the daemon's socket
 }
 
-var errNotYet = errors.New("not connected to libvirtd yet")
+// ErrNotYet is what calls fail with before the first try to connect has ended, which tells the Watcher.
+var ErrNotYet = errors.New("not connected to libvirtd yet")
 
 // New returns a Client that Run connects.
 func New(o Options, w Watcher) *Client {
-	c := &Client{options: o.withDefaults(), watcher: w, err: errNotYet}
+	c := &Client{options: o.withDefaults(), watcher: w, err: ErrNotYet}
 	dial := func(ctx context.Context) (*client, error) {
 		if err := c.Err(); err != nil {
 			return nil, err
@@ -140,7 +141,7 @@ func (c *Client) lost(err error) {
 	for _, l := range []*line{c.queries, c.control, c.starts, c.agents} {
 		l.hangUp()
 	}
-	if before == nil || errors.Is(before, errNotYet) {
+	if before == nil || errors.Is(before, ErrNotYet) {
 		c.watcher.Connectivity(unreachable(err))
 	}
 }
