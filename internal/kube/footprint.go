@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,7 @@ import (
 const leanAgain = time.Minute
 
 // Lean has a process let go, again and again, of the pages of its program. Two thirds of them, half of all its memory,
-// only its start needed; those that it still needs come back from the page cache.
+// only its start needed; those that it still needs come back from the page cache. What its heap has to spare goes, too.
 type Lean struct{}
 
 // NeedLeaderElection is false: who waits to lead is to be small, too.
@@ -31,6 +32,7 @@ func (Lean) Start(ctx context.Context) error {
 			return nil
 		case <-time.After(leanAgain):
 		}
+		debug.FreeOSMemory()
 		if err := dropProgram(); err != nil {
 			ctrl.LoggerFrom(ctx).Info("Keeping all pages of the program", "cause", err.Error())
 			return nil
