@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,16 +56,11 @@ func dropProgram() error {
 		if len(fields) < 6 || fields[5] != program || strings.Contains(fields[1], "w") {
 			continue
 		}
-		first, last, _ := strings.Cut(fields[0], "-")
-		from, err := strconv.ParseUint(first, 16, 64)
-		if err != nil {
+		var from, to uintptr
+		if _, err := fmt.Sscanf(fields[0], "%x-%x", &from, &to); err != nil {
 			return fmt.Errorf("reading /proc/self/maps: %w", err)
 		}
-		to, err := strconv.ParseUint(last, 16, 64)
-		if err != nil {
-			return fmt.Errorf("reading /proc/self/maps: %w", err)
-		}
-		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(from), uintptr(to-from), unix.MADV_DONTNEED); errno != 0 {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
 			return errno
 		}
 	}

@@ -148,7 +148,10 @@ func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, o
 	if file.unnamed == nil {
 		return n.LoopbackNode.Link(ctx, target, name, out)
 	}
-	fd, _ := file.unnamed.PassthroughFd()
+	fd, open := file.unnamed.PassthroughFd()
+	if !open {
+		return nil, syscall.EBADF
+	}
 	path := filepath.Join(n.RootData.Path, n.Path(nil), name)
 	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
 		return nil, fs.ToErrno(err)
