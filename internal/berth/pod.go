@@ -160,15 +160,21 @@ func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []cor
 
 // startupProbe holds the user's other probes back until the guest runs, however
 // long its images take: kubelet never gives up on it. Giving up on a user's own
-// startup probe is the agent's part, counted from when the guest runs.
+// startup probe is the agent's part, counted from when the guest runs. It is nil
+// when there is nothing to hold back: it costs two writes, and a process.
 func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
-	probe := &corev1.Probe{
-		ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started", "25s"}}},
-		PeriodSeconds:  1,
-		TimeoutSeconds: 30, // it waits for the guest itself
-	}
-	if vm.Spec.StartupProbe != nil {
+	var probe *corev1.Probe
+	switch {
+	case vm.Spec.StartupProbe != nil:
 		probe = vm.Spec.StartupProbe.Probe.DeepCopy()
+	case vm.Spec.ReadinessProbe != nil || vm.Spec.LivenessProbe != nil:
+		probe = &corev1.Probe{
+			ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started", "25s"}}},
+			PeriodSeconds:  1,
+			TimeoutSeconds: 30, // it waits for the guest itself
+		}
+	default:
+		return nil
 	}
 	probe.FailureThreshold = math.MaxInt32
 	return probe

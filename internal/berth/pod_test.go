@@ -120,12 +120,24 @@ func TestProbes(t *testing.T) {
 	if c.ReadinessProbe.FailureThreshold != 4 || c.LivenessProbe.FailureThreshold != 4 {
 		t.Error("readiness and liveness are not the user's own")
 	}
+	for name, probe := range map[string]func(*v1alpha1.VirtualMachineSpec){
+		"readiness": func(s *v1alpha1.VirtualMachineSpec) { s.ReadinessProbe = &v1alpha1.Probe{} },
+		"liveness":  func(s *v1alpha1.VirtualMachineSpec) { s.LivenessProbe = &v1alpha1.Probe{} },
+	} {
+		pod, err = PodFor(vm(probe), "", options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c := pod.Spec.Containers[0]; c.StartupProbe == nil || c.StartupProbe.Exec == nil || c.StartupProbe.FailureThreshold != math.MaxInt32 {
+			t.Errorf("nothing holds a user's %s probe back until the guest runs", name)
+		}
+	}
 	pod, err = PodFor(vm(), "", options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c := pod.Spec.Containers[0]; c.StartupProbe.Exec == nil || c.ReadinessProbe != nil || c.LivenessProbe != nil {
-		t.Error("without probes of the user's there is ours, for startup, and no other")
+	if c := pod.Spec.Containers[0]; c.StartupProbe != nil || c.ReadinessProbe != nil || c.LivenessProbe != nil {
+		t.Error("there are probes that nobody asked for")
 	}
 }
 
