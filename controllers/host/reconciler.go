@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -77,10 +76,10 @@ func decide(seen snapshot) map[string]string {
 		return labels
 	}
 	status := &seen.host.Status
-	switch {
-	case condition.Is(status.Conditions, v1alpha1.ConditionHostReady, metav1.ConditionTrue):
+	switch condition.Reason(status.Conditions, v1alpha1.ConditionHostReady) {
+	case v1alpha1.ReasonHostReady:
 		labels[berth.LabelHost], labels[berth.LabelReady] = "true", "true"
-	case condition.Reason(status.Conditions, v1alpha1.ConditionHostReady) == v1alpha1.ReasonLibvirtUnreachable:
+	case v1alpha1.ReasonLibvirtUnreachable, v1alpha1.ReasonStoreFailed, v1alpha1.ReasonStoreFull:
 		if had := seen.node.Labels[berth.LabelHost]; had != "" { // it will be back
 			labels[berth.LabelHost] = had
 		}

@@ -53,6 +53,7 @@ func TestLabels(t *testing.T) {
 		{"a host that is ready", report(true, v1alpha1.ReasonHostReady, "EPYC-Rome", "EPYC-Milan"), map[string]string{capable: "true", ready: "true", kvm: "KVM", rome: "true", milan: "true"}},
 		{"one whose libvirtd restarts stays capable", report(false, v1alpha1.ReasonLibvirtUnreachable, "EPYC-Rome"), map[string]string{capable: "true", kvm: "KVM", rome: "true"}},
 		{"and is ready again", report(true, v1alpha1.ReasonHostReady), map[string]string{capable: "true", ready: "true", kvm: "KVM"}},
+		{"one whose disk fails does, too", report(false, v1alpha1.ReasonStoreFailed), map[string]string{capable: "true", kvm: "KVM"}},
 		{"one that can run no guest is not capable", report(false, v1alpha1.ReasonKVMUnavailable), map[string]string{kvm: "KVM"}},
 		{
 			"models that are no labels, or reach for other labels, are left out",

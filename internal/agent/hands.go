@@ -39,8 +39,9 @@ type hands struct {
 
 func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 	h.life = ctx
-	if h.store, err = store.Open(a.StateDir, a.RunDir); err != nil {
-		return h, fmt.Errorf("opening the store: %w", err)
+	h.store = store.New(a.StateDir, a.RunDir)
+	if err := h.store.Check(); err != nil { // guests that run are cared for, and the host says so
+		ctrl.Log.WithName("host").Error(err, "The store cannot be used yet")
 	}
 	if err = os.MkdirAll(filepath.Join(a.RunDir, "consoles"), 0o700); err != nil {
 		return h, fmt.Errorf("making the consoles' directory: %w", err)

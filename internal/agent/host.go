@@ -24,6 +24,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/process"
@@ -119,7 +120,10 @@ func (a *Agent) hostStatus(ctx context.Context, host *v1alpha1.VirtualMachineHos
 	if old := meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionHostReady); old != nil {
 		ready = *old
 	}
-	if known {
+	switch failure := a.store.Check(); {
+	case failure != nil:
+		ready = condition.New(v1alpha1.ConditionHostReady, false, fault.ReasonOf(failure), failure.Error())
+	case known:
 		ready = a.ready(facts, err)
 	}
 	s.Problems = nil

@@ -8,6 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/kube"
 )
@@ -47,8 +49,16 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 		a.hints.forget(uid)
 		a.pulls.forget(uid)
 	}
+	if failsStore(failure) || failsStore(have.Unknown) { // its host has to tell, too
+		a.wakeHost()
+	}
 	// gofail: var beforeReport struct{}
 	// crash()
 	wake, reportErr := a.report(ctx, g, have, failure)
 	return kube.Sooner(wake, next.Wake), errors.Join(failure, reportErr, err)
+}
+
+func failsStore(err error) bool {
+	reason := fault.ReasonOf(err)
+	return err != nil && (reason == v1alpha1.ReasonStoreFailed || reason == v1alpha1.ReasonStoreFull)
 }

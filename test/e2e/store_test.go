@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/test/brokendisk"
 )
 
@@ -61,9 +62,15 @@ func TestStoreFails(t *testing.T) {
 	})
 	sh("mkdir " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
 	disk := l.sabotage(node, breakDisk, store)
-	disk.order(brokendisk.Mend)
+
+	t.Log("before the agent begins")
+	disk.order(brokendisk.Break)
 	agent.revive()
-	sh("until test -e " + store + ".real/vms; do sleep 0.1; done") // the agent has begun, for which it needs a disk
+	l.host(node, "to tell of it", func(h *v1alpha1.VirtualMachineHost) bool {
+		return condition.Reason(h.Status.Conditions, v1alpha1.ConditionHostReady) == v1alpha1.ReasonStoreFailed
+	})
+	disk.order(brokendisk.Mend)
+	l.host(node, "to be ready", hostReady)
 
 	t.Log("before its disk is made")
 	disk.order(brokendisk.Break)

@@ -37,24 +37,49 @@ type Store struct {
 
 	mu      sync.Mutex
 	imports map[Content]*Import
+	swept   bool
 }
 
-// Open makes the directories that are missing and removes what was left unfinished by processes that are gone.
-// root must be on a file system that keeps its files, run on a tmpfs.
-func Open(root, run string) (*Store, error) {
-	s := &Store{
+// New is the store in root, which must be on a file system that keeps its files, and in run, on a tmpfs. Whether they
+// can be used, Check tells.
+func New(root, run string) *Store {
+	return &Store{
 		root:    root,
 		images:  filepath.Join(root, "images"),
 		vms:     filepath.Join(root, "vms"),
 		seeds:   filepath.Join(run, "seeds"),
 		imports: map[Content]*Import{},
 	}
-	for _, dir := range []string{root, s.images, s.vms, s.seeds} {
+}
+
+// Check makes the directories that are missing, removes what was left unfinished by processes that were gone when this
+// one began, and proves that the disk takes a file. A store that failed is mended once it comes back without error.
+func (s *Store) Check() error {
+	for _, dir := range []string{s.root, s.images, s.vms, s.seeds} {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
-			return nil, classify("making the store", err)
+			return classify("making the store", err)
 		}
 	}
-	return s, classify("opening the store", s.exclusively(s.sweep))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.swept {
+		if err := s.exclusively(s.sweep); err != nil {
+			return classify("opening the store", err)
+		}
+		s.swept = true
+	}
+	return classify("trying the store", try(s.vms))
+}
+
+// try writes a file that never has a name, and goes at once.
+func try(dir string) error {
+	f, err := unnamed(dir, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	_, err = f.Write(make([]byte, 4096))
+	return errors.Join(err, f.Sync())
 }
 
 // sweep removes what was left behind. An import in progress, of this or another process, holds a lock on its directory.
@@ -210,19 +235,31 @@ func (s *Store) remove(path string, unused func() error) error {
 // belongs to owner.
 func publish(path string, mode uint32, owner int, fill func(*os.File) error) error {
 	dir := filepath.Dir(path)
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	f, err := unnamed(dir, mode)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: dir, Err: err}
+		return err
 	}
-	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	if err := errors.Join(fill(f), f.Chown(owner, -1), f.Sync()); err != nil {
 		return err
 	}
 	// The descriptor's own name is the only one that it has.
-	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
+	err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return &os.PathError{Op: "link", Path: path, Err: err}
 	}
 	return syncDir(dir)
+}
+
+// unnamed opens a new file in dir that has no name.
+func unnamed(dir string, mode uint32) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+		return nil, fault.ByTime(v1alpha1.ReasonStoreFailed, fmt.Errorf(
+			"the file system of %s has no files without a name: put it on ext4, xfs or btrfs: %w", dir, err))
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return os.NewFile(uintptr(fd), dir), nil
 }

@@ -43,8 +43,8 @@ func open(t testing.TB) *Store {
 
 func openAt(t testing.TB, dir string) *Store {
 	t.Helper()
-	s, err := Open(filepath.Join(dir, "lib"), filepath.Join(dir, "run"))
-	if err != nil {
+	s := New(filepath.Join(dir, "lib"), filepath.Join(dir, "run"))
+	if err := s.Check(); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -271,7 +271,7 @@ func TestImportIsSharedAndTellsProgress(t *testing.T) {
 		t.Errorf("%d bytes, %v", first.Bytes(), first.Err())
 	}
 	// Another agent that starts, as in an upgrade, must not sweep it away.
-	if _, err := Open(s.root, filepath.Dir(s.seeds)); err != nil {
+	if err := New(s.root, filepath.Dir(s.seeds)).Check(); err != nil {
 		t.Fatal(err)
 	}
 	close(finish)
@@ -297,8 +297,8 @@ func TestImportEndsWhenCancelled(t *testing.T) {
 // TestTwoStoresBringTheSame is an upgrade of the agent: the old and the new one at once.
 func TestTwoStoresBringTheSame(t *testing.T) {
 	s := open(t)
-	other, err := Open(s.root, filepath.Dir(s.seeds))
-	if err != nil {
+	other := New(s.root, filepath.Dir(s.seeds))
+	if err := other.Check(); err != nil {
 		t.Fatal(err)
 	}
 	both := sync.WaitGroup{}
@@ -346,6 +346,9 @@ func TestFullDisk(t *testing.T) {
 	if fault.ReasonOf(err) != v1alpha1.ReasonStoreFull {
 		t.Errorf("overlay: %v", err)
 	}
+	if err := s.Check(); fault.ReasonOf(err) != v1alpha1.ReasonStoreFull {
+		t.Errorf("check: %v", err)
+	}
 	if err := os.Remove(filepath.Join(dir, "ballast")); err != nil {
 		t.Fatal(err)
 	}
@@ -378,7 +381,14 @@ func TestBrokenDisk(t *testing.T) {
 		}
 	}
 
+	if err := os.Mkdir(filepath.Join(s.images, newPrefix+"left"), dirMode); err != nil {
+		t.Fatal(err)
+	}
+	late := New(s.root, filepath.Dir(s.seeds))
+
 	broken.Break(true)
+	fails("check", s.Check())
+	fails("a new agent's first check", late.Check())
 	fails("import", bring(t, s, disk(1), brings(Disk, strings.Repeat("d", mib))))
 	_, err = s.Overlay(web, Overlay{Name: "root", Base: disk(2), User: user})
 	fails("overlay", err)
@@ -389,6 +399,9 @@ func TestBrokenDisk(t *testing.T) {
 	fails("removal", s.Remove(web))
 	broken.Break(false)
 
+	if err := errors.Join(s.Check(), late.Check()); err != nil {
+		t.Errorf("checks, mended: %v", err)
+	}
 	if left := names(t, s.images); len(left) != 1 {
 		t.Errorf("left %q", left)
 	}
