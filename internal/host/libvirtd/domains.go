@@ -86,8 +86,11 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 		}
 		found = domainOf(d, state, reason)
 		found.XML = doc
-		if found.State == Crashed { // its event may have come before we listened; its destruction, which follows, tells nothing of it
+		switch found.State { //nolint:exhaustive // the others say nothing of a panic
+		case Crashed: // its event may have come before we listened; its destruction, which follows, tells nothing of it
 			c.stops.lifecycle(id, golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
+		case Running, Paused:
+			c.stops.alive(id)
 		}
 		return nil
 	})

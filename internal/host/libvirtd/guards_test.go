@@ -67,6 +67,20 @@ func TestANewLifeForgetsTheLastEnd(t *testing.T) {
 	}
 }
 
+func TestAPanicThatWasNoneIsForgotten(t *testing.T) {
+	var c Client
+	c.stops.lifecycle("a", golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
+	c.stops.alive("a")
+	if stop, ok := c.LastStop("a"); ok {
+		t.Errorf("a guest that lives panicked: %+v", stop)
+	}
+	c.stops.lifecycle("a", golibvirt.DomainEventStopped, int32(golibvirt.DomainEventStoppedShutdown), time.Now())
+	c.stops.alive("a")
+	if stop, ok := c.LastStop("a"); !ok || stop.Cause != CausePoweredOff {
+		t.Errorf("its own end was forgotten: %+v", stop)
+	}
+}
+
 func TestParseStop(t *testing.T) {
 	const (
 		start  = "2026-11-23 21:30:05.882+0000: starting up libvirt version: 9.0.0, kernel: 6.18\nLC_ALL=C \\\n/usr/bin/qemu-system-x86_64 \\\n-name guest=ns_a\n"

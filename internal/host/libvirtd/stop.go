@@ -110,6 +110,15 @@ func (s *stops) lifecycle(id string, event golibvirt.DomainEventType, detail int
 	s.last[id] = Stop{Cause: cause, Time: at}
 }
 
+// alive forgets that a domain panicked which has not: libvirt's answer was wrong.
+func (s *stops) alive(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last[id].Cause == CausePanicked {
+		delete(s.last, id)
+	}
+}
+
 // stopped is the cause of an end of which the event before has perhaps told more.
 func stopped(detail golibvirt.DomainEventStoppedDetailType, before Cause) Cause {
 	if before == CausePanicked {
