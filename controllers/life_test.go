@@ -74,15 +74,22 @@ func TestOperator(t *testing.T) {
 		o.setDeadly(true)
 		life(play{env.NewWorld(t, c)})
 		o.setDeadly(false)
-		var berths int
-		for _, what := range o.wrote() {
-			if what == "create pods" {
-				berths++
-			}
-		}
-		if berths != 4 {
+		if berths := o.berths(); berths != 4 {
 			t.Errorf("it asked for %d berths, want one for each of 4 starts", berths)
 		}
+	})
+	t.Run("makes one berth though it hears of it late", func(t *testing.T) {
+		o := startOperator(t, config, "one")
+		o.setLate(true)
+		w := play{env.NewWorld(t, c)}
+		w.apply(nil)
+		w.runs()
+		o.setLate(false)
+		if berths := o.berths(); berths != 1 {
+			t.Errorf("it asked for %d berths", berths)
+		}
+		w.delete()
+		w.ends(w.Pod(web), true)
 	})
 	t.Run("leads alone of two", func(t *testing.T) {
 		first, second := startOperator(t, config, "elected"), startOperator(t, config, "elected")

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -62,6 +63,7 @@ type operator struct {
 	mu      sync.Mutex
 	writes  []string // "create pods", in order, without leases and Events
 	deadly  bool     // each write is its last: it is killed when that is done, before it hears so
+	late    bool     // it hears of pods late
 	process *exec.Cmd
 	stdin   io.Closer
 }
@@ -143,6 +145,41 @@ func (o *operator) wrote() []string {
 	return writes
 }
 
+// berths is how many it asked for so far, and forgets what it wrote.
+func (o *operator) berths() (n int) {
+	for _, what := range o.wrote() {
+		if what == "create pods" {
+			n++
+		}
+	}
+	return n
+}
+
+// setLate has the operator hear of pods late; or no longer.
+func (o *operator) setLate(is bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.late = is
+}
+
+// late is an answer that comes in parts, each of which may be late.
+type late struct {
+	http.ResponseWriter
+	o *operator
+}
+
+func (l late) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+
+func (l late) Write(b []byte) (int, error) {
+	l.o.mu.Lock()
+	wait := l.o.late
+	l.o.mu.Unlock()
+	if wait {
+		time.Sleep(300 * time.Millisecond)
+	}
+	return l.ResponseWriter.Write(b)
+}
+
 // resourceOf finds the resource, and a subresource, in the path of a request.
 var resourceOf = regexp.MustCompile(`^/(?:api|apis/[^/]+)/[^/]+/(?:namespaces/[^/]+/)?([a-z]+)(?:/[^/]+(/[a-z]+)?)?$`)
 
@@ -150,6 +187,9 @@ var resourceOf = regexp.MustCompile(`^/(?:api|apis/[^/]+)/[^/]+/(?:namespaces/[^
 func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verb := map[string]string{http.MethodPost: "create", http.MethodPut: "update", http.MethodPatch: "patch", http.MethodDelete: "delete"}[r.Method]
 	path := resourceOf.FindStringSubmatch(r.URL.Path)
+	if path != nil && path[1] == "pods" && r.URL.Query().Get("watch") == "true" {
+		w = late{w, o}
+	}
 	if verb == "" || path == nil || slices.Contains([]string{"leases", "events"}, path[1]) {
 		o.proxy.ServeHTTP(w, r)
 		return
