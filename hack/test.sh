@@ -54,11 +54,11 @@ fuzz() {
 	return "$verdict"
 }
 
-# beside starts something that takes only what the journeys leave, and ended tells how it went.
+# beside starts something that takes what the journeys leave, the less the nicer it is, and ended tells how it went.
 beside() {
-	local name=$1
-	shift
-	{ renice -n 19 "$BASHPID" >/dev/null && "$@"; } >"_out/$name.log" 2>&1 &
+	local name=$1 nice=$2
+	shift 2
+	{ renice -n "$nice" "$BASHPID" >/dev/null && "$@"; } >"_out/$name.log" 2>&1 &
 	pids[$name]=$!
 }
 
@@ -93,11 +93,12 @@ journeys() {
 
 step "build the lab's parts" lab build
 step "find them" parts
-step "tests on real parts" unit
 mkdir -p _out
-beside lint hack/lint.sh
-beside fuzz fuzz
+beside unit 10 unit
+beside lint 19 hack/lint.sh
+beside fuzz 19 fuzz
 step "journeys in the lab" journeys
+step "tests on real parts, beside them" ended unit
 step "lint, beside them" ended lint
 step "fuzzing, beside them" ended fuzz
 
