@@ -23,8 +23,9 @@ func (l *lab) replace(path, value string) {
 	l.kubectl("", "patch", "vm", "tiny", "--type=json", "-p", fmt.Sprintf(`[{"op":"replace","path":%q,"value":%q}]`, path, value))
 }
 
-func TestBadImages(t *testing.T) {
-	l := start(t)
+// TestRegistryAway has no registry at the address where others have one that misbehaves, so it comes before them.
+func TestRegistryAway(t *testing.T) {
+	l := startAlone(t)
 	l.recovers(bad{
 		manifest:  imaged(l.ns+"/away", ""),
 		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "is asked again",
@@ -33,7 +34,11 @@ func TestBadImages(t *testing.T) {
 			misbehaving.listen(l)
 		},
 	})
-	l.kubectl("", "delete", "vm", "tiny")
+}
+
+func TestBadImages(t *testing.T) {
+	t.Parallel()
+	misbehaving.listen(t)
 	const disks = v1alpha1.ConditionDisksReady
 	good := func(repository string) func(l *lab) {
 		return func(l *lab) { misbehaving.put(l.ns+repository, newDisk(l)) }
@@ -48,13 +53,13 @@ func TestBadImages(t *testing.T) {
 		bad
 		repository, more string
 	}{
+		{repository: "/stall", bad: bad{ // first: it takes long
+			name: "from a registry that stalls", before: good("/stall"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "sent nothing for too long", mend: behaves("/stall"),
+		}},
 		{repository: "/missing", bad: bad{
 			name:   "missing",
 			reason: v1alpha1.ReasonImageNotFound, says: "correct the name, or push it", mend: good("/missing"),
-		}},
-		{repository: "/stall", bad: bad{
-			name: "from a registry that stalls", before: good("/stall"),
-			reason: v1alpha1.ReasonRegistryUnreachable, says: "sent nothing for too long", mend: behaves("/stall"),
 		}},
 		{repository: "/cut", bad: bad{
 			name: "from a registry that is cut off at any byte", before: good("/cut"),

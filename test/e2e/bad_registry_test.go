@@ -9,9 +9,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
+	"testing"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 // hostile is a registry that misbehaves, at the address to which the lab's agents speak plain HTTP.
@@ -27,15 +29,15 @@ const password = "s3cret"
 var misbehaving = &hostile{served: map[string][]byte{}, mended: map[string]bool{}}
 
 // listen serves the registry until the test and its subtests are over.
-func (h *hostile) listen(l *lab) {
-	l.Helper()
-	listener, err := net.Listen("tcp", os.Getenv("LAB_TEST_REGISTRY"))
+func (h *hostile) listen(t testing.TB) {
+	t.Helper()
+	listener, err := net.Listen("tcp", env.Need(t, "LAB_TEST_REGISTRY", "a lab; make lab-up, then eval \"$(make -s lab-env)\""))
 	if err != nil {
-		l.Fatalf("serving a registry to the lab: %v", err)
+		t.Fatalf("serving a registry to the lab: %v", err)
 	}
 	server := &http.Server{Handler: h, ReadHeaderTimeout: patience}
 	go func() { _ = server.Serve(listener) }()
-	l.Cleanup(func() { _ = server.Close() })
+	t.Cleanup(func() { _ = server.Close() })
 }
 
 // put pushes an image that holds one file, which should be a disk, as latest.
