@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -71,7 +72,7 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 			if c.Name == berth.Container {
 				g.Berth.Fresh = c.RestartCount == 0 && c.State.Terminated == nil
 				g.Berth.ProbeStarted = c.Started != nil && *c.Started
-				g.Berth.Ended = endOf(c)
+				g.Berth.Ended = endOf(c, pod.DeletionTimestamp)
 			}
 		}
 	}
@@ -82,8 +83,9 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 }
 
 // endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none. A shim that
-// was killed, perhaps for want of memory and with its QEMU, has said nothing.
-func endOf(c corev1.ContainerStatus) *plan.End {
+// was killed, perhaps for want of memory and with its QEMU, has said nothing. Its pod's deletion, if any, is when the
+// grace period ends, after which kubelet does it.
+func endOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.End {
 	t := c.State.Terminated
 	if t == nil {
 		t = c.LastTerminationState.Terminated
@@ -98,6 +100,9 @@ func endOf(c corev1.ContainerStatus) *plan.End {
 		return end
 	case t.Message == "" && t.Reason == "OOMKilled":
 		end.Reason, end.Message = v1alpha1.ReasonOOMKilled, outOfMemory
+		return end
+	case t.Message == "" && t.ExitCode == plan.ForcedOff.Code && deletion != nil && !t.FinishedAt.Before(deletion):
+		end.Reason, end.Message = plan.ForcedOff.Reason, plan.ForcedOff.Message
 		return end
 	case t.Message == "" && t.ExitCode == plan.ShimLost.Code:
 		end.Reason, end.Message = plan.ShimLost.Reason, plan.ShimLost.Message

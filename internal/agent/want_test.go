@@ -21,21 +21,28 @@ func TestEndOf(t *testing.T) {
 		}}
 	}
 	for name, tt := range map[string]struct {
-		is, was corev1.ContainerState
-		want    *plan.End
+		is, was  corev1.ContainerState
+		deletion time.Time
+		want     *plan.End
 	}{
-		"a first run":            {},
-		"a shim's last words":    {was: terminated(134, "Error", "GuestPanicked: oops: a"), want: &plan.End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "oops: a", Told: at}},
-		"one word":               {was: terminated(0, "Completed", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
-		"the later of two ends":  {is: terminated(0, "Completed", "PoweredOff"), was: terminated(1, "Error", "QEMUFailed"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
-		"no word, and no memory": {was: terminated(137, "OOMKilled", ""), want: &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory, Told: at}},
-		"a word, and no memory":  {was: terminated(0, "OOMKilled", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
-		"a run without a guest":  {was: terminated(0, "Completed", "NotRunning")},
-		"words of somebody else": {was: terminated(1, "Error", "exec: no such file")},
-		"a shim that was killed": {was: terminated(137, "Error", ""), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
+		"a first run":                           {},
+		"a shim's last words":                   {was: terminated(134, "Error", "GuestPanicked: oops: a"), want: &plan.End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "oops: a", Told: at}},
+		"one word":                              {was: terminated(0, "Completed", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"the later of two ends":                 {is: terminated(0, "Completed", "PoweredOff"), was: terminated(1, "Error", "QEMUFailed"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"no word, and no memory":                {was: terminated(137, "OOMKilled", ""), want: &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory, Told: at}},
+		"a word, and no memory":                 {was: terminated(0, "OOMKilled", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
+		"a run without a guest":                 {was: terminated(0, "Completed", "NotRunning")},
+		"words of somebody else":                {was: terminated(1, "Error", "exec: no such file")},
+		"a shim that was killed":                {was: terminated(137, "Error", ""), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
+		"killed when its grace period was over": {is: terminated(137, "Error", ""), deletion: at, want: &plan.End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: plan.ForcedOff.Message, Told: at}},
+		"killed before that":                    {is: terminated(137, "Error", ""), deletion: at.Add(time.Second), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got := endOf(corev1.ContainerStatus{State: tt.is, LastTerminationState: tt.was})
+			var deletion *metav1.Time
+			if !tt.deletion.IsZero() {
+				deletion = &metav1.Time{Time: tt.deletion}
+			}
+			got := endOf(corev1.ContainerStatus{State: tt.is, LastTerminationState: tt.was}, deletion)
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("end (-want +got):\n%s", diff)
 			}

@@ -188,7 +188,7 @@ func ended(w Want, h Have) End {
 	case h.End != nil && !h.End.Told.IsZero():
 		return *h.End
 	case ours && h.Shim.Terminating && h.Shim.TerminatingFor >= w.grace():
-		return End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
+		return ForcedOff
 	case startingUp(w, h) && h.Shim.RunningFor >= w.startupLimit():
 		return End{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
 	case h.End == nil:

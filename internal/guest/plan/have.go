@@ -141,6 +141,9 @@ var Ends = []v1alpha1.Reason{
 	v1alpha1.ReasonForcedOff, v1alpha1.ReasonStartupProbeFailed, v1alpha1.ReasonDestroyed,
 }
 
+// ForcedOff is the end of a guest that would not power off, by the agent or, where that is away, by kubelet.
+var ForcedOff = End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
+
 // ShimLost is the end of a guest whose shim was killed.
 var ShimLost = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
 

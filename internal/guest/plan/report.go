@@ -175,6 +175,9 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 		end = *h.End
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = ShimLost
+			if w.Berth != nil && w.Berth.Ended != nil && w.Berth.Ended.Reason == ForcedOff.Reason {
+				end = *w.Berth.Ended
+			}
 		}
 	default:
 		return missed(w)

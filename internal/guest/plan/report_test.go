@@ -116,6 +116,11 @@ func TestReport(t *testing.T) {
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
 		},
 		{
+			name: "a shim that kubelet killed when the grace period was over", want: Want{VM: vm(ran), Berth: fresh(used, ending, func(b *Berth) { b.Ended = &ForcedOff })},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
+			running: "False ForcedOff", disks: "True DisksReady", exit: v1alpha1.ReasonForcedOff, freed: "pod-1",
+		},
+		{
 			name: "an end that only kubelet has told of, since the API server was away", want: Want{VM: vm(ran), Berth: fresh(used, endedAt(now.Add(-time.Minute)))},
 			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true}},
 			running: "True Started", disks: "True DisksReady", exit: v1alpha1.ReasonGuestPanicked,
