@@ -18,15 +18,21 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// TestKilled kills agents and operators at once, each for guests of its own.
+// TestKilled kills agents and operators, each for guests of its own, and at once if it is not for long: with its agent
+// killed again and again for longer than its grace period, a guest that is stopped is rightly forced off.
 func TestKilled(t *testing.T) {
-	t.Run("agent", agentKilled)
-	t.Run("operator", operatorKilled)
+	for name, kill := range map[string]func(*testing.T){"agent": agentKilled, "operator": operatorKilled} {
+		t.Run(name, func(t *testing.T) {
+			if *depth == 0 {
+				t.Parallel()
+			}
+			kill(t)
+		})
+	}
 }
 
 // agentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
 func agentKilled(t *testing.T) {
-	t.Parallel()
 	l := startAlone(t)
 	kills, seed := deep(10, 200, 1000), time.Now().UnixNano()
 	t.Logf("%d kills, seed %d", kills, seed)
@@ -76,7 +82,6 @@ func agentKilled(t *testing.T) {
 
 // operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
 func operatorKilled(t *testing.T) {
-	t.Parallel()
 	for round := range deep(1, 6, 20) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			l := startAlone(t)
