@@ -13,11 +13,12 @@ func watchOne(uids ...string) (end func() string) {
 	several := ""
 	go func() {
 		defer close(done)
+		var all looks
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			seen := map[string]string{}
-			processes("/usr/bin/qemu-system", func(pid string, line []byte) {
+			all.processes("/usr/bin/qemu-system", func(pid string, line []byte) {
 				for _, uid := range uids {
 					if !isOf(line, uid) {
 						continue

@@ -3,7 +3,6 @@ package e2e
 import (
 	"bytes"
 	"os"
-	"path/filepath"
 )
 
 // qemus are the processes of a guest's QEMU.
@@ -22,10 +21,32 @@ func isOf(line []byte, uid string) bool {
 
 // processes finds those of a program, on all nodes. One that ends, and is only waited for, has no command line any more.
 func processes(program string, found func(pid string, line []byte)) {
-	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range lines {
-		if line, err := os.ReadFile(path); err == nil && bytes.HasPrefix(line, []byte(program)) {
-			found(filepath.Base(filepath.Dir(path)), line)
+	new(looks).processes(program, found)
+}
+
+// looks are many at the processes, for less than each alone takes: one that is none of the program's, look after look,
+// will not become one.
+type looks struct{ others map[string]int }
+
+// settled is how many looks long a process may yet be one that has begun, and becomes one of the program's.
+const settled = 20
+
+func (l *looks) processes(program string, found func(pid string, line []byte)) {
+	entries, _ := os.ReadDir("/proc")
+	others := make(map[string]int, len(entries))
+	for _, e := range entries {
+		pid := e.Name()
+		if pid[0] < '0' || pid[0] > '9' {
+			continue
+		}
+		others[pid] = l.others[pid] + 1
+		if others[pid] > settled {
+			continue
+		}
+		if line, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && bytes.HasPrefix(line, []byte(program)) {
+			delete(others, pid)
+			found(pid, line)
 		}
 	}
+	l.others = others
 }
