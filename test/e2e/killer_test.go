@@ -78,6 +78,10 @@ func agentKilled(t *testing.T) {
 	if told := l.kubectl("", "get", "events", "--field-selector", "reason="+string(v1alpha1.ReasonLibvirtUnreachable), "-o", "name"); told != "" {
 		t.Errorf("an agent that had just begun called libvirtd unreachable: %s", told)
 	}
+	started := "reason=" + string(v1alpha1.ReasonStarted) + ",involvedObject.kind=VirtualMachine"
+	if told := strings.Fields(l.kubectl("", "get", "events", "--field-selector", started, "-o", "name")); len(told) != guests {
+		t.Errorf("agents that had just begun told of %d starts of %d guests: %s", len(told), guests, told)
+	}
 }
 
 // operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.

@@ -83,7 +83,8 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 	is := func(holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
 		return condition.New(v1alpha1.ConditionRunning, holds, reason, message)
 	}
-	attached := h.Shim != nil && h.Shim.Attached
+	attached := h.Shim != nil && h.Shim.Attached ||
+		h.Shim == nil && h.Process == ProcessPlaced // by a former agent: the shim has not spoken to this one yet
 	switch {
 	case h.Unknown != nil:
 		return condition.Unknown(v1alpha1.ConditionRunning, fault.ReasonOf(h.Unknown), h.Unknown.Error())

@@ -54,6 +54,11 @@ func TestReport(t *testing.T) {
 			running: "True Started", disks: "True DisksReady",
 		},
 		{
+			name: "one whose shim has not spoken yet to an agent that has just begun", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
+			running: "True Started", disks: "True DisksReady",
+		},
+		{
 			name: "a start that goes well is not worth a word", want: Want{VM: vm(), Berth: fresh()},
 			have:    Have{Domain: DomainPaused, Process: ProcessLoose, Container: ContainerAbsent, Disks: []v1alpha1.DiskStatus{{Name: "root"}}},
 			running: "False Starting", disks: "True DisksReady", wait: true,
