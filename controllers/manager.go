@@ -119,7 +119,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err := hosts.Setup(mgr); err != nil {
 		return fmt.Errorf("setting up hosts: %w", err)
 	}
-	if err := mgr.Add(kube.Lean{}); err != nil {
+	if err := mgr.Add(kube.Lean{Each: time.Minute}); err != nil {
 		return fmt.Errorf("adding what makes the process small: %w", err)
 	}
 	return mgr.Start(ctx)

@@ -174,7 +174,7 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 	if err := mgr.Add(manager.RunnableFunc(a.collectImages)); err != nil {
 		return fmt.Errorf("adding the collector of images: %w", err)
 	}
-	if err := mgr.Add(kube.Lean{}); err != nil {
+	if err := mgr.Add(kube.Lean{Each: 20 * time.Second}); err != nil {
 		return fmt.Errorf("adding what makes the process small: %w", err)
 	}
 	return a.setupHost(mgr)

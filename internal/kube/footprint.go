@@ -13,23 +13,24 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 
-// leanAgain is how often a process lets go of what it does not need: its start, then a burst, may have been a moment ago.
-const leanAgain = time.Minute
-
 // Lean has a process let go, again and again, of the pages of its program. Two thirds of them, half of all its memory,
-// only its start needed; those that it still needs come back from the page cache. What its heap has to spare goes, too.
-type Lean struct{}
+// only its start needed; those that it still needs come back from the page cache. What its heap has to spare goes, too,
+// which takes a look at all of it.
+type Lean struct {
+	// Each is how often. Its start, then a burst, may have been a moment ago.
+	Each time.Duration
+}
 
 // NeedLeaderElection is false: who waits to lead is to be small, too.
 func (Lean) NeedLeaderElection() bool { return false }
 
 // Start is a manager's to call.
-func (Lean) Start(ctx context.Context) error {
+func (l Lean) Start(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(leanAgain):
+		case <-time.After(l.Each):
 		}
 		debug.FreeOSMemory()
 		if err := dropProgram(); err != nil {
