@@ -51,6 +51,9 @@ func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMach
 		}
 		switch {
 		case c.Reason == string(v1alpha1.ReasonStarted):
+			if old != nil && old.Status == metav1.ConditionUnknown {
+				continue // it ran on, or how it ended is told
+			}
 			a.events.Eventf(vm, nil, corev1.EventTypeNormal, c.Reason, "Start", "Guest runs on node %s", a.Node)
 		case c.Reason == string(v1alpha1.ReasonPullingImage):
 			if old == nil || old.Reason != c.Reason {

@@ -2,10 +2,15 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
+
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
@@ -17,5 +22,39 @@ func TestANewAgentIsSilent(t *testing.T) {
 	wait, err := a.report(t.Context(), g, plan.Have{Unknown: fmt.Errorf("looking up: %w", libvirtd.ErrNotYet)}, nil)
 	if wait != 0 || err != nil {
 		t.Errorf("%s, %v", wait, err)
+	}
+}
+
+func TestTell(t *testing.T) {
+	running := func(c metav1.Condition) *v1alpha1.VirtualMachineStatus {
+		return &v1alpha1.VirtualMachineStatus{Conditions: []metav1.Condition{c}}
+	}
+	const kind = v1alpha1.ConditionRunning
+	starting := condition.New(kind, false, v1alpha1.ReasonStarting, "")
+	started := condition.New(kind, true, v1alpha1.ReasonStarted, "")
+	unknown := condition.Unknown(kind, v1alpha1.ReasonLibvirtUnreachable, "libvirtd does not answer")
+	for name, tt := range map[string]struct {
+		had, has *v1alpha1.VirtualMachineStatus
+		event    string // how it begins
+	}{
+		"a first word":              {&v1alpha1.VirtualMachineStatus{}, running(started), "Normal Started Guest runs"},
+		"a start":                   {running(starting), running(started), "Normal Started Guest runs"},
+		"what stands there":         {running(started), running(started), ""},
+		"nothing known":             {running(started), running(unknown), "Warning LibvirtUnreachable libvirtd does not"},
+		"a guest that was there on": {running(unknown), running(started), ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			recorder := events.NewFakeRecorder(2)
+			a := &Agent{events: recorder}
+			a.tell(&v1alpha1.VirtualMachine{}, tt.had, tt.has)
+			close(recorder.Events)
+			var told []string
+			for e := range recorder.Events {
+				told = append(told, e)
+			}
+			if all := strings.Join(told, "\n"); (all == "") != (tt.event == "") || !strings.HasPrefix(all, tt.event) || len(told) > 1 {
+				t.Errorf("told %q, want %q", all, tt.event)
+			}
+		})
 	}
 }
