@@ -59,7 +59,13 @@ func (c customer) until(what, script string, args ...any) {
 // begin applies a tiny guest on the host, and waits until it is up.
 func (c customer) begin(name string) (*v1alpha1.VirtualMachine, *console) {
 	c.Helper()
-	c.apply(strings.Replace(tiny, "name: tiny", "name: "+name, 1) +
+	return c.beginWith(name, "96Mi")
+}
+
+// beginWith is begin for one with so much memory.
+func (c customer) beginWith(name, memory string) (*v1alpha1.VirtualMachine, *console) {
+	c.Helper()
+	c.apply(strings.NewReplacer("name: tiny", "name: "+name, "96Mi", memory).Replace(tiny) +
 		"  nodeSelector: {kubernetes.io/hostname: " + c.name + "}\n  tolerations: [{key: lab, operator: Exists}]\n")
 	vm := c.vm(name, "to be Ready", isReady)
 	console := c.logs(name)
@@ -317,11 +323,11 @@ func TestCustomerParts(t *testing.T) {
 // TestCustomerOutOfMemory: the kernel ends all of a container at once, and it is told why.
 func TestCustomerOutOfMemory(t *testing.T) {
 	c := onCustomer(t)
-	vm, _ := c.begin("tiny")
+	vm, _ := c.beginWith("tiny", "256Mi") // what it eats must be more than the kernel can take back elsewhere
 	c.placed(vm)
 	c.run(`cd /sys/fs/cgroup/kubepods.slice/*/*/cri-containerd-%s.scope
 		echo $(($(cat memory.current) + (16 << 20))) >memory.max`, c.container(vm))
-	c.say("tiny", "eat 60")
+	c.say("tiny", "eat 150")
 	again := c.vm("tiny", "to be Ready again", restartedAfter(v1alpha1.ReasonOOMKilled, 137))
 	c.placed(again)
 	c.kubectl("", "delete", "vm", "tiny")

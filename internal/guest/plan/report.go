@@ -172,13 +172,10 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 		end = *h.End
 	case h.Shim != nil && h.Shim.Attached:
 		end = ended(w, h)
-	case was && h.Container != ContainerAlive && h.End != nil:
+	case was && h.Container != ContainerAlive && h.End != nil && (!withContainer(h.End) || h.UntoldFor >= untoldLimit):
 		end = *h.End
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = ShimLost
-			if w.Berth != nil && w.Berth.Ended != nil && w.Berth.Ended.Reason == ForcedOff.Reason {
-				end = *w.Berth.Ended
-			}
 		}
 	default:
 		return missed(w)
@@ -193,8 +190,13 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	return exit
 }
 
-// Untold: a guest that ran, or may have, is gone, and its container with it, while no agent was there. Kubelet is about
-// to say how, in the pod, which must not be released before that.
+// withContainer: it may have ended with its container, for want of memory say. Kubelet knows more of that.
+func withContainer(e *End) bool {
+	return e.Reason == v1alpha1.ReasonQEMUFailed || e.Reason == v1alpha1.ReasonDestroyed
+}
+
+// Untold: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there. Kubelet is
+// about to say how, in the pod, which must not be released before that.
 func Untold(w Want, h Have) bool {
 	return w.Berth != nil && (w.ran() || condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)) && h.Unknown == nil && !h.guest() && h.Container != ContainerAlive && lastExit(w, h, time.Time{}) == w.VM.Status.LastExit
 }

@@ -116,12 +116,22 @@ func TestReport(t *testing.T) {
 			running: "False Starting", disks: "True DisksReady", wait: true,
 		},
 		{
-			name: "a shim that was killed", want: Want{VM: vm(ran), Berth: fresh(used)},
-			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
+			name: "a shim that was killed, of which kubelet says nothing", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}, UntoldFor: untoldLimit},
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
 		},
 		{
-			name: "a shim that kubelet killed when the grace period was over", want: Want{VM: vm(ran), Berth: fresh(used, ending, func(b *Berth) { b.Ended = &ForcedOff })},
+			name: "a QEMU that was killed with its shim waits for kubelet's word", want: Want{VM: vm(ran), Berth: fresh(used)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1}},
+			running: "False NotRunning", disks: "True DisksReady", wait: true,
+		},
+		{
+			name: "which knows of the memory that it had too little of", want: Want{VM: vm(ran), Berth: fresh(used, func(b *Berth) { b.Ended = &End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Told: now} })},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1}},
+			running: "False OOMKilled", disks: "True DisksReady", exit: v1alpha1.ReasonOOMKilled,
+		},
+		{
+			name: "a shim that kubelet killed when the grace period was over", want: Want{VM: vm(ran), Berth: fresh(used, ending, func(b *Berth) { b.Ended = &End{Reason: ForcedOff.Reason, Code: 137, Told: now} })},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
 			running: "False ForcedOff", disks: "True DisksReady", exit: v1alpha1.ReasonForcedOff, freed: "pod-1",
 		},
