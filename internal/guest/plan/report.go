@@ -172,7 +172,7 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 		end = *h.End
 	case h.Shim != nil && h.Shim.Attached:
 		end = ended(w, h)
-	case was && h.Container != ContainerAlive && h.End != nil && (!withContainer(h.End) || h.UntoldFor >= untoldLimit):
+	case was && h.Container != ContainerAlive && h.End != nil && !kubeletKnowsMore(w, h):
 		end = *h.End
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = ShimLost
@@ -190,15 +190,19 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	return exit
 }
 
-// withContainer: it may have ended with its container, for want of memory say. Kubelet knows more of that.
-func withContainer(e *End) bool {
-	return e.Reason == v1alpha1.ReasonQEMUFailed || e.Reason == v1alpha1.ReasonDestroyed
+// kubeletKnowsMore: the guest may have ended with its container, for want of memory say, and kubelet is to say so yet.
+func kubeletKnowsMore(w Want, h Have) bool {
+	withContainer := h.End.Reason == v1alpha1.ReasonQEMUFailed || h.End.Reason == v1alpha1.ReasonDestroyed
+	return w.Berth != nil && withContainer && h.UntoldFor < untoldLimit
 }
 
 // Untold: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there. Kubelet is
 // about to say how, in the pod, which must not be released before that.
 func Untold(w Want, h Have) bool {
-	return w.Berth != nil && (w.ran() || condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)) && h.Unknown == nil && !h.guest() && h.Container != ContainerAlive && lastExit(w, h, time.Time{}) == w.VM.Status.LastExit
+	had := &w.VM.Status
+	mayHaveRun := w.ran() || condition.Is(had.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)
+	gone := h.Unknown == nil && !h.guest() && h.Container != ContainerAlive
+	return w.Berth != nil && mayHaveRun && gone && lastExit(w, h, time.Time{}) == had.LastExit
 }
 
 func exitOf(end End, at time.Time) *v1alpha1.LastExit {

@@ -121,6 +121,11 @@ func TestReport(t *testing.T) {
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
 		},
 		{
+			name: "one whose berth is no more, so that kubelet will say nothing", want: Want{VM: vm(ran), Vanished: "pod-1"},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
+			running: "False NotRunning", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost, freed: "pod-1",
+		},
+		{
 			name: "a QEMU that was killed with its shim waits for kubelet's word", want: Want{VM: vm(ran), Berth: fresh(used)},
 			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1}},
 			running: "False NotRunning", disks: "True DisksReady", wait: true,
