@@ -104,7 +104,7 @@ func endOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.End {
 	case t.Message == "" && t.ExitCode == plan.ForcedOff.Code && deletion != nil && !t.FinishedAt.Before(deletion):
 		end.Reason, end.Message = plan.ForcedOff.Reason, plan.ForcedOff.Message
 		return end
-	case t.Message == "" && t.ExitCode == plan.ShimLost.Code:
+	case t.Message == "" && t.ExitCode != 0: // killed, or crashed
 		end.Reason, end.Message = plan.ShimLost.Reason, plan.ShimLost.Message
 		return end
 	}

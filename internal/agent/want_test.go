@@ -34,6 +34,7 @@ func TestEndOf(t *testing.T) {
 		"a run without a guest":                 {was: terminated(0, "Completed", "NotRunning")},
 		"words of somebody else":                {was: terminated(1, "Error", "exec: no such file")},
 		"a shim that was killed":                {was: terminated(137, "Error", ""), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
+		"a shim that crashed":                   {was: terminated(2, "Error", ""), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 2, Message: plan.ShimLost.Message, Told: at}},
 		"killed when its grace period was over": {is: terminated(137, "Error", ""), deletion: at, want: &plan.End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: plan.ForcedOff.Message, Told: at}},
 		"killed before that":                    {is: terminated(137, "Error", ""), deletion: at.Add(time.Second), want: &plan.End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: plan.ShimLost.Message, Told: at}},
 	} {
