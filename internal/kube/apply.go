@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/conversion"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -60,12 +62,25 @@ func (w *StatusWriter) Write(ctx context.Context, obj client.Object, want, have 
 	return true, nil
 }
 
+// butWhen compares as equality.Semantic does, but not when conditions changed: with a cache that is behind, they seem to
+// have done so just now.
+var butWhen = func() conversion.Equalities {
+	e := equality.Semantic.Copy()
+	if err := e.AddFunc(func(a, b metav1.Condition) bool {
+		a.LastTransitionTime = b.LastTransitionTime
+		return a == b
+	}); err != nil {
+		panic(err) // it is no comparison
+	}
+	return e
+}()
+
 // wrote: the same was written a moment ago, and the cache does not have it yet.
 func (w *StatusWriter) wrote(uid types.UID, want any) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	last, ok := w.recent[uid]
-	return ok && time.Since(last.at) < cacheLag && equality.Semantic.DeepEqual(last.owned, want)
+	return ok && time.Since(last.at) < cacheLag && butWhen.DeepEqual(last.owned, want)
 }
 
 // apply writes by server-side apply: what the manager owned before and left out
