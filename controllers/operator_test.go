@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -61,9 +60,10 @@ type operator struct {
 	server *httptest.Server
 
 	mu      sync.Mutex
-	writes  []string // "create pods", in order, without leases and Events
-	deadly  bool     // each write is its last: it is killed when that is done, before it hears so
-	late    bool     // it hears of pods late
+	writes  []string      // "create pods", in order, without leases and Events
+	deadly  bool          // each write is its last: it is killed when that is done, before it hears so
+	late    bool          // it hears of a berth that it made only once it has written something else
+	hears   chan struct{} // closed when it has; nil while there is nothing to hear late
 	process *exec.Cmd
 	stdin   io.Closer
 }
@@ -155,7 +155,7 @@ func (o *operator) berths() (n int) {
 	return n
 }
 
-// setLate has the operator hear of pods late; or no longer.
+// setLate has the operator hear of a berth late; or no longer.
 func (o *operator) setLate(is bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -165,17 +165,21 @@ func (o *operator) setLate(is bool) {
 // late is an answer that comes in parts, each of which may be late.
 type late struct {
 	http.ResponseWriter
-	o *operator
+	o    *operator
+	gone <-chan struct{} // who asked
 }
 
 func (l late) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
 func (l late) Write(b []byte) (int, error) {
 	l.o.mu.Lock()
-	wait := l.o.late
+	hears := l.o.hears
 	l.o.mu.Unlock()
-	if wait {
-		time.Sleep(300 * time.Millisecond)
+	if hears != nil {
+		select {
+		case <-hears:
+		case <-l.gone:
+		}
 	}
 	return l.ResponseWriter.Write(b)
 }
@@ -188,7 +192,7 @@ func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verb := map[string]string{http.MethodPost: "create", http.MethodPut: "update", http.MethodPatch: "patch", http.MethodDelete: "delete"}[r.Method]
 	path := resourceOf.FindStringSubmatch(r.URL.Path)
 	if path != nil && path[1] == "pods" && r.URL.Query().Get("watch") == "true" {
-		w = late{w, o}
+		w = late{w, o, r.Context().Done()}
 	}
 	if verb == "" || path == nil || slices.Contains([]string{"leases", "events"}, path[1]) {
 		o.proxy.ServeHTTP(w, r)
@@ -198,6 +202,13 @@ func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.writes = append(o.writes, what)
+	if o.hears != nil {
+		close(o.hears)
+		o.hears = nil
+	}
+	if o.late && what == "create pods" {
+		o.hears = make(chan struct{})
+	}
 	if !o.deadly {
 		o.proxy.ServeHTTP(w, r)
 		return
