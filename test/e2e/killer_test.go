@@ -21,18 +21,19 @@ import (
 // TestKilled kills agents and operators, each for guests of its own, and at once if it is not for long: with its agent
 // killed again and again for longer than its grace period, a guest that is stopped is rightly forced off.
 func TestKilled(t *testing.T) {
-	for name, kill := range map[string]func(*testing.T){"agent": agentKilled, "operator": operatorKilled} {
-		t.Run(name, func(t *testing.T) {
-			if *depth == 0 {
-				t.Parallel()
-			}
-			kill(t)
-		})
+	t.Run("agent", agentKilled)
+	t.Run("operator", operatorKilled)
+}
+
+func atOnceIfShort(t *testing.T) {
+	if *depth == 0 {
+		t.Parallel()
 	}
 }
 
 // agentKilled kills agents again and again, at any moment, while guests count. No guest may notice.
 func agentKilled(t *testing.T) {
+	atOnceIfShort(t)
 	l := startAlone(t)
 	kills, seed := deep(10, 200, 1000), time.Now().UnixNano()
 	t.Logf("%d kills, seed %d", kills, seed)
@@ -89,6 +90,7 @@ func agentKilled(t *testing.T) {
 
 // operatorKilled kills the leading operator each time before a guest is to do something, so that another one leads.
 func operatorKilled(t *testing.T) {
+	atOnceIfShort(t)
 	for round := range deep(1, 6, 20) {
 		t.Run(fmt.Sprint(round), func(t *testing.T) {
 			l := startAlone(t)
