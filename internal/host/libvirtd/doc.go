@@ -1,9 +1,9 @@
 // Package libvirtd talks to the host's libvirt daemon.
 //
 // It is the only owner of go-libvirt, and guards what that library does not:
-// every call has a deadline after which its connection is thrown away, a
-// message's length is checked before memory is taken for it, events and calls
-// never share a connection, and no more calls are in flight than libvirtd
+// every call has a deadline after which its connection is thrown away, all
+// lengths in a message are checked before memory is taken for them, events and
+// calls never share a connection, and no more calls are in flight than libvirtd
 // answers at once. Unknown and absent are never mixed up: an error always means
 // unknown.
 //

@@ -167,13 +167,6 @@ func FuzzWire(f *testing.F) {
 	})
 }
 
-// Procedures of libvirt's remote protocol (remote_protocol.x).
-const (
-	procAuthList  = 66
-	procRegister  = 316
-	procLifecycle = 318
-)
-
 // FuzzEvents has a daemon that answers well, and tells of events whatever comes.
 func FuzzEvents(f *testing.F) {
 	const callback = 1
@@ -186,6 +179,7 @@ func FuzzEvents(f *testing.F) {
 	// remote_domain_event_callback_lifecycle_msg: callback, domain (name, UUID, ID), event, detail.
 	f.Add(uint32(procLifecycle), append(append(words(callback, 1, 'a'<<24), make([]byte, 16)...), words(7, uint32(golibvirt.DomainEventStopped), 0)...))
 	f.Add(uint32(procLifecycle), words(callback, 0xffffffff))
+	f.Add(uint32(320), words(0x2c3030df, 0x7d7487b0, 0xcacf4a30)) // an event nobody asked for, of 741 MB
 	f.Add(uint32(0), []byte(nil))
 	f.Fuzz(func(t *testing.T, procedure uint32, event []byte) {
 		ours, theirs := net.Pipe()

@@ -80,6 +80,9 @@ func (c *client) guarded(ctx context.Context, fn func(*golibvirt.Libvirt) error)
 	}()
 	select {
 	case err := <-done:
+		if err != nil && !c.alive() {
+			err = fmt.Errorf("%w: %w", err, c.wire.err)
+		}
 		return err
 	case <-ctx.Done():
 		return ctx.Err()

@@ -19,7 +19,7 @@ const (
 )
 
 var (
-	errConnectionLost = errors.New("libvirtd closed the connection")
+	errConnectionLost = errors.New("the connection to libvirtd is lost")
 	errEventsLost     = errors.New("libvirtd's events stopped flowing")
 )
 
@@ -101,7 +101,7 @@ func (c *Client) keep(ctx context.Context, events *client) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-events.wire.dead:
-			return errConnectionLost
+			return fmt.Errorf("%w: %w", errConnectionLost, events.wire.err)
 		case <-ping.C:
 			if err := c.ping(ctx, events); err != nil {
 				return err

@@ -1,6 +1,8 @@
 package libvirtd
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,47 +14,54 @@ import (
 // Limits of a message of libvirt's protocol, in bytes with its length word
 // (virnetprotocol.x: VIR_NET_MESSAGE_MAX and the header of six words).
 const (
-	minMessage = 4 + 6*4
+	minMessage = 4 + headerSize
 	maxMessage = 32 << 20
 )
 
-var errFraming = errors.New("malformed message")
+var (
+	errFraming = errors.New("malformed message")
+	errClosed  = errors.New("it was closed from here")
+)
 
-// wire is the connection below go-libvirt. It follows the framing of what
-// libvirtd sends, because the library takes memory for any length that it is
+// wire is the connection below go-libvirt. It hands on whole messages whose
+// lengths are true, because the library takes memory for any length that it is
 // told, in a goroutine whose panic nobody could recover; and it reports the
 // connection's end, which the library can miss.
 type wire struct {
 	net.Conn
-	dead  chan struct{}
-	close func()
+	once sync.Once
+	dead chan struct{}
+	err  error // why it is dead, once it is
 
 	// Only the library's one reader touches these.
-	header [4]byte // of the next message
-	have   int     // bytes of header
-	left   int     // bytes of the current message
+	in      *bufio.Reader
+	message bytes.Buffer // what is left of the current message
 }
 
 func newWire(conn net.Conn) *wire {
-	w := &wire{Conn: conn, dead: make(chan struct{})}
-	w.close = sync.OnceFunc(func() {
-		_ = conn.Close() // nothing can be done about it, and the peer sees the end in any case
+	return &wire{Conn: conn, dead: make(chan struct{}), in: bufio.NewReader(conn)}
+}
+
+// end closes the connection, for the first reason that is given.
+func (w *wire) end(why error) {
+	w.once.Do(func() {
+		w.err = why
+		_ = w.Conn.Close() // nothing can be done about it, and the peer sees the end in any case
 		close(w.dead)
 	})
-	return w
 }
+
+func (w *wire) close() { w.end(errClosed) }
 
 // Read ends the connection on any error: the library would spin on a timeout and go on after half a message.
 func (w *wire) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
-	if err == nil {
-		err = w.follow(p[:n])
+	if w.message.Len() == 0 {
+		if err := w.next(); err != nil {
+			w.end(err)
+			return 0, io.EOF
+		}
 	}
-	if err != nil {
-		w.close()
-		return 0, io.EOF
-	}
-	return n, nil
+	return w.message.Read(p)
 }
 
 // Close closes the connection. It may be called often, from anywhere, and never waits.
@@ -61,27 +70,17 @@ func (w *wire) Close() error {
 	return nil
 }
 
-// follow moves along the messages in p.
-func (w *wire) follow(p []byte) error {
-	for len(p) > 0 {
-		if w.left > 0 {
-			n := min(w.left, len(p))
-			w.left -= n
-			p = p[n:]
-			continue
-		}
-		n := copy(w.header[w.have:], p)
-		w.have += n
-		p = p[n:]
-		if w.have < len(w.header) {
-			return nil
-		}
-		w.have = 0
-		length := binary.BigEndian.Uint32(w.header[:])
-		if length < minMessage || length > maxMessage {
-			return fmt.Errorf("%w of %d bytes", errFraming, length)
-		}
-		w.left = int(length) - len(w.header)
+// next reads a message, in memory that grows as it comes.
+func (w *wire) next() error {
+	if _, err := io.CopyN(&w.message, w.in, 4); err != nil {
+		return err
 	}
-	return nil
+	length := binary.BigEndian.Uint32(w.message.Bytes())
+	if length < minMessage || length > maxMessage {
+		return fmt.Errorf("%w of %d bytes", errFraming, length)
+	}
+	if _, err := io.CopyN(&w.message, w.in, int64(length)-4); err != nil {
+		return err
+	}
+	return checkShape(w.message.Bytes()[4:])
 }

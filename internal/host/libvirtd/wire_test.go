@@ -1,0 +1,99 @@
+package libvirtd
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+)
+
+// xdr is a message's words: numbers as they are, text padded to whole words.
+func xdr(parts ...any) (b []byte) {
+	for _, part := range parts {
+		switch part := part.(type) {
+		case int:
+			b = binary.BigEndian.AppendUint32(b, uint32(part))
+		case string:
+			b = append(b, part...)
+			b = append(b, make([]byte, (4-len(part)%4)%4)...)
+		}
+	}
+	return b
+}
+
+func TestWireHandsOnOnlyWhatIsTrue(t *testing.T) {
+	const (
+		uuid    = "0123456789abcdef"
+		getXML  = 14
+		listAll = 273
+		stats   = 344
+		aGiB    = 1 << 30
+	)
+	reply := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindReply, 1, statusOK) }
+	event := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindEvent, 0, statusOK) }
+	failed := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindReply, 1, 1) }
+	for name, tc := range map[string]struct {
+		head, body []byte
+		refused    string
+	}{
+		"no domains":                          {reply(listAll), xdr(0, 0), ""},
+		"two domains":                         {reply(listAll), xdr(2, 3, "abc", uuid, 1, 5, "defgh", uuid, 2, 2), ""},
+		"a third that is not there":           {reply(listAll), xdr(3, 3, "abc", uuid, 1, 5, "defgh", uuid, 2, 2), "more than what follows"},
+		"more domains than memory":            {reply(listAll), xdr(aGiB, 0), "more than what follows"},
+		"XML":                                 {reply(getXML), xdr(9, "<domain/>"), ""},
+		"XML of a GiB":                        {reply(getXML), xdr(aGiB, "<domain/>"), "more than what follows"},
+		"XML without its padding":             {reply(getXML), xdr(9, "<domain/>")[:4+9], "more than what follows"},
+		"no XML at all":                       {reply(getXML), nil, "more than what follows"},
+		"numbers of all types":                {reply(stats), xdr(1, 1, "a", uuid, 1, 7, 1, "a", 1, 0, 1, "b", 2, 0, 1, "c", 3, 0, 0, 1, "d", 4, 0, 0, 1, "e", 5, 0, 0, 1, "f", 6, 0, 1, "g", 7, 2, "hi"), ""},
+		"a number of no type":                 {reply(stats), xdr(1, 1, "a", uuid, 1, 1, 1, "a", 8, 0), "type 8"},
+		"a number that is cut":                {reply(stats), xdr(1, 1, "a", uuid, 1, 1, 1, "a", 4, 0), "more than what follows"},
+		"a text among numbers of a GiB":       {reply(stats), xdr(1, 1, "a", uuid, 1, 1, 1, "a", 7, aGiB), "more than what follows"},
+		"a model of 32 letters, a word each":  {reply(6), make([]byte, 32*4+8+7*4), ""},
+		"an error":                            {failed(getXML), xdr(42, 10, 1, 4, "gone", 2), ""},
+		"an error with a text of a GiB":       {failed(getXML), xdr(42, 10, 1, aGiB, "gone", 2), "more than what follows"},
+		"an end":                              {event(procLifecycle), xdr(1, 3, "abc", uuid, -1, 5, 0), ""},
+		"an end of a domain with a long name": {event(procLifecycle), xdr(1, aGiB, "abc", uuid, -1, 5, 0), "more than what follows"},
+		"a guest agent":                       {event(procAgentLifecycle), xdr(1, 3, "abc", uuid, 1, 1, 1), ""},
+		"an event nobody asked for":           {event(320), xdr(1), "nobody asked"},
+		"an event as a reply":                 {reply(procLifecycle), xdr(1, 3, "abc", uuid, -1, 5, 0), "nobody asked"},
+		"an event as an error":                {failed(procLifecycle), xdr(42, 10, 1, 4, "gone", 2), "nobody asked"},
+		"a reply as an event":                 {event(getXML), xdr(9, "<domain/>"), "nobody asked"},
+		"a reply nobody asked for":            {reply(5), xdr(1, "a"), "nobody asked"},
+		"a stream":                            {xdr(remoteProgram, 1, getXML, 3, 1, 2), xdr(9, "<domain/>"), "nobody asked"},
+		"another program":                     {xdr(0x6b656570, 1, 1, kindEvent, 0, 0), nil, "nobody asked"},
+		"a guest agent's answer":              {xdr(qemuProgram, 1, 3, kindReply, 1, statusOK), xdr(1, 2, "{}"), ""},
+		"no answer of a guest agent":          {xdr(qemuProgram, 1, 3, kindReply, 1, statusOK), xdr(0), ""},
+		"a guest agent's GiB":                 {xdr(qemuProgram, 1, 3, kindReply, 1, statusOK), xdr(1, aGiB, "{}"), "more than what follows"},
+		"QEMU's event nobody asked for":       {xdr(qemuProgram, 1, 6, kindEvent, 0, statusOK), xdr(1, 3, "abc", uuid, 1), "nobody asked"},
+		"more than the protocol has":          {make([]byte, maxMessage-3), nil, "malformed"},
+		"less than the protocol has":          {make([]byte, headerSize-1), nil, "malformed"},
+		"a header and nothing behind it":      {reply(1), nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sent := append(tc.head, tc.body...)
+			sent = append(binary.BigEndian.AppendUint32(nil, uint32(4+len(sent))), sent...)
+			ours, theirs := net.Pipe()
+			go func() {
+				_, _ = theirs.Write(sent)
+				theirs.Close()
+			}()
+			w := newWire(ours)
+			got, err := io.ReadAll(w)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-w.dead
+			if tc.refused == "" {
+				if string(got) != string(sent) || !errors.Is(w.err, io.EOF) {
+					t.Errorf("handed on %d bytes of %d, then %v", len(got), len(sent), w.err)
+				}
+				return
+			}
+			if len(got) != 0 || !errors.Is(w.err, errFraming) || !strings.Contains(w.err.Error(), tc.refused) {
+				t.Errorf("handed on %d bytes, then %v", len(got), w.err)
+			}
+		})
+	}
+}
