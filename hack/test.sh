@@ -39,20 +39,10 @@ unit() {
 # among the seeds, which unit runs. It counts runs and not seconds: on a busy
 # machine the end of a time can be taken for a failure (go.dev/issue/75804).
 fuzz() {
-	local target package verdict=0
-	while read -r target package; do
-		go test -run '^$' -fuzz "^$target\$" -fuzztime 2000x -fuzzminimizetime 100x "./internal/$package" || verdict=1
-	done <<-'END'
-		FuzzPodFor berth
-		FuzzMessage berth/link
-		FuzzXML guest/domain
-		FuzzFacts guest/domain
-		FuzzInspect guest/diskformat
-		FuzzLayer host/image
-		FuzzManifest host/image
-		FuzzEvents host/libvirtd
-		FuzzWire host/libvirtd
-	END
+	local file target verdict=0
+	while IFS=: read -r file target; do
+		go test -run '^$' -fuzz "^$target\$" -fuzztime 2000x -fuzzminimizetime 100x "$(dirname "$file")" || verdict=1
+	done < <(grep -rE --include='*_test.go' '^func Fuzz' . | sed -E 's/func (Fuzz[A-Za-z]*).*/\1/')
 	return "$verdict"
 }
 
