@@ -14,10 +14,12 @@ const (
 	remoteProgram = 0x20008086
 	qemuProgram   = 0x20008087
 
-	kindReply  = 1
-	kindEvent  = 2
-	statusOK   = 0
 	headerSize = 6 * 4 // program, version, procedure, kind, serial and status, without the length before them
+
+	kindReply    = 1
+	kindEvent    = 2
+	statusOK     = 0
+	statusFailed = 1
 
 	procAuthList       = 66
 	procRegister       = 316
@@ -79,13 +81,13 @@ func checkShape(message []byte) error {
 	switch {
 	case kind == kindEvent:
 		shape, ok = events[p]
-	case kind != kindReply:
+	case kind != kindReply || status > statusFailed:
 		ok = false
-	case status != statusOK && ok:
+	case status == statusFailed:
 		shape = failure
 	}
 	if !ok {
-		return fmt.Errorf("%w: nobody asked for procedure %d of program %#x, kind %d", errFraming, p.number, p.program, kind)
+		return fmt.Errorf("%w: nobody asked for procedure %d of program %#x, kind %d, status %d", errFraming, p.number, p.program, kind, status)
 	}
 	body := body(message[headerSize:])
 	if err := body.skip(shape); err != nil {

@@ -33,7 +33,7 @@ func TestWireHandsOnOnlyWhatIsTrue(t *testing.T) {
 	)
 	reply := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindReply, 1, statusOK) }
 	event := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindEvent, 0, statusOK) }
-	failed := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindReply, 1, 1) }
+	failed := func(procedure int) []byte { return xdr(remoteProgram, 1, procedure, kindReply, 1, statusFailed) }
 	for name, tc := range map[string]struct {
 		head, body []byte
 		refused    string
@@ -62,6 +62,7 @@ func TestWireHandsOnOnlyWhatIsTrue(t *testing.T) {
 		"a reply as an event":                 {event(getXML), xdr(9, "<domain/>"), "nobody asked"},
 		"a reply nobody asked for":            {reply(5), xdr(1, "a"), "nobody asked"},
 		"a stream":                            {xdr(remoteProgram, 1, getXML, 3, 1, 2), xdr(9, "<domain/>"), "nobody asked"},
+		"half a reply":                        {xdr(remoteProgram, 1, getXML, kindReply, 1, 2), xdr(1, 1, 1, 1, aGiB), "nobody asked"},
 		"another program":                     {xdr(0x6b656570, 1, 1, kindEvent, 0, 0), nil, "nobody asked"},
 		"a guest agent's answer":              {xdr(qemuProgram, 1, 3, kindReply, 1, statusOK), xdr(1, 2, "{}"), ""},
 		"no answer of a guest agent":          {xdr(qemuProgram, 1, 3, kindReply, 1, statusOK), xdr(0), ""},
