@@ -41,7 +41,7 @@ unit() {
 fuzz() {
 	local file target verdict=0
 	while IFS=: read -r file target; do
-		go test -run '^$' -fuzz "^$target\$" -fuzztime 2000x -fuzzminimizetime 100x "$(dirname "$file")" || verdict=1
+		go test -run '^$' -fuzz "^$target\$" -fuzztime 1000x -fuzzminimizetime 100x "$(dirname "$file")" || verdict=1
 	done < <(grep -rE --include='*_test.go' '^func Fuzz' . | sed -E 's/func (Fuzz[A-Za-z]*).*/\1/')
 	return "$verdict"
 }
