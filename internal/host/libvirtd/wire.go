@@ -58,6 +58,7 @@ func (w *wire) Read(p []byte) (int, error) {
 	if w.message.Len() == 0 {
 		if err := w.next(); err != nil {
 			w.end(err)
+			w.message.Reset()
 			return 0, io.EOF
 		}
 	}

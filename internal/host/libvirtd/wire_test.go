@@ -86,6 +86,9 @@ func TestWireHandsOnOnlyWhatIsTrue(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-w.dead
+			if n, err := w.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+				t.Errorf("after the end: %d bytes, %v", n, err)
+			}
 			if tc.refused == "" {
 				if string(got) != string(sent) || !errors.Is(w.err, io.EOF) {
 					t.Errorf("handed on %d bytes of %d, then %v", len(got), len(sent), w.err)
