@@ -135,17 +135,10 @@ func TestReadStopRefusesPaths(t *testing.T) {
 
 // FuzzWire feeds go-libvirt whatever a daemon might send.
 func FuzzWire(f *testing.F) {
-	packet := func(length uint32, words ...uint32) []byte {
-		b := binary.BigEndian.AppendUint32(nil, length)
-		for _, w := range words {
-			b = binary.BigEndian.AppendUint32(b, w)
-		}
-		return b
-	}
-	f.Add(packet(28, 0x20008086, 1, 66, 1, 1, 0))
-	f.Add(packet(0))
-	f.Add(packet(0xffffffff, 0x20008086, 1, 66, 1, 1, 1))
-	f.Add(packet(32, 0x20008086, 1, 318, 2, 0, 0, 1))
+	f.Add(xdr(28, remoteProgram, 1, 66, 1, 1, 0))
+	f.Add(xdr(0))
+	f.Add(xdr(0xffffffff, remoteProgram, 1, 66, 1, 1, 1))
+	f.Add(xdr(32, remoteProgram, 1, 318, 2, 0, 0, 1))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		ours, theirs := net.Pipe()
 		w := newWire(ours)
@@ -170,22 +163,16 @@ func FuzzWire(f *testing.F) {
 // FuzzEvents has a daemon that answers well, and tells of events whatever comes.
 func FuzzEvents(f *testing.F) {
 	const callback = 1
-	words := func(list ...uint32) (b []byte) {
-		for _, w := range list {
-			b = binary.BigEndian.AppendUint32(b, w)
-		}
-		return b
-	}
 	// remote_domain_event_callback_lifecycle_msg: callback, domain (name, UUID, ID), event, detail.
-	f.Add(uint32(procLifecycle), append(append(words(callback, 1, 'a'<<24), make([]byte, 16)...), words(7, uint32(golibvirt.DomainEventStopped), 0)...))
-	f.Add(uint32(procLifecycle), words(callback, 0xffffffff))
-	f.Add(uint32(320), words(0x2c3030df, 0x7d7487b0, 0xcacf4a30)) // an event nobody asked for, of 741 MB
+	f.Add(uint32(procLifecycle), xdr(callback, 1, "a", "0123456789abcdef", 7, int(golibvirt.DomainEventStopped), 0))
+	f.Add(uint32(procLifecycle), xdr(callback, 0xffffffff))
+	f.Add(uint32(320), xdr(0x2c3030df, 0x7d7487b0, 0xcacf4a30)) // an event nobody asked for, of 741 MB
 	f.Add(uint32(0), []byte(nil))
 	f.Fuzz(func(t *testing.T, procedure uint32, event []byte) {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
 		message := func(procedure, kind, serial uint32, body []byte) {
-			head := words(uint32(28+len(body)), 0x20008086, 1, procedure, kind, serial, 0)
+			head := xdr(4+headerSize+len(body), remoteProgram, 1, procedure, kind, serial, 0)
 			_, _ = theirs.Write(append(head, body...))
 		}
 		subscribed := make(chan struct{})
@@ -197,9 +184,9 @@ func FuzzEvents(f *testing.F) {
 				}
 				_, _ = io.CopyN(io.Discard, theirs, int64(binary.BigEndian.Uint32(call))-28)
 				procedure := binary.BigEndian.Uint32(call[12:])
-				body := words(callback) // also "one way to authenticate", and the first result of any other call
+				body := xdr(callback) // also "one way to authenticate", and the first result of any other call
 				if procedure == procAuthList {
-					body = words(1, 0)
+					body = xdr(1, 0)
 				}
 				message(procedure, 1, binary.BigEndian.Uint32(call[20:]), body)
 				if procedure == procRegister {

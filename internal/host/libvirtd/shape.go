@@ -89,8 +89,8 @@ func checkShape(message []byte) error {
 	if !ok {
 		return fmt.Errorf("%w: nobody asked for procedure %d of program %#x, kind %d, status %d", errFraming, p.number, p.program, kind, status)
 	}
-	body := body(message[headerSize:])
-	if err := body.skip(shape); err != nil {
+	rest := body(message[headerSize:])
+	if err := rest.skip(shape); err != nil {
 		return fmt.Errorf("%w of procedure %d: %w", errFraming, p.number, err)
 	}
 	return nil

@@ -13,6 +13,8 @@ import (
 func xdr(parts ...any) (b []byte) {
 	for _, part := range parts {
 		switch part := part.(type) {
+		case uint32:
+			b = binary.BigEndian.AppendUint32(b, part)
 		case int:
 			b = binary.BigEndian.AppendUint32(b, uint32(part))
 		case string:
