@@ -61,13 +61,14 @@ ended() {
 	return "$verdict"
 }
 
-# failures are the first lines of what failed journeys had to say.
+# failures are the last words of the tests that failed, from their log.
 failures() {
 	awk '
-		FNR == NR { if ($1 == "---" && $2 == "FAIL:") failed[$3] = 1; next }
-		$1 == "===" { now = $3 }
-		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ && now in failed { print now ": " substr($0, 1, 400) }
-	' "$1" "$1"
+		$1 == "---" && $2 == "FAIL:" { failed[$3] = 1 }
+		$1 == "===" || $1 == "---" { now = $3 }
+		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ { said[now, count[now]++] = now ": " substr($0, 1, 400) }
+		END { for (name in failed) for (i = count[name] - 5; i < count[name]; i++) if (i >= 0) print said[name, i] }
+	' "$1"
 }
 
 journeys() {
@@ -76,9 +77,9 @@ journeys() {
 	lab up || return
 	eval "$(lab env)"
 	local verdict=0 log=_out/journeys.log
-	# Those on a host of customers' are make customer's; two that take two minutes are left to make faults. Each journey is told when it is over; what a failed one had to say comes at the end, in full and then in short.
+	# Those on a host of customers' are make customer's; two that take two minutes are left to make faults. Each journey is told when it is over, and all that failed ones had to say after the last.
 	go test -v -count=1 -timeout 40m -skip '^TestCustomer|^TestStorm$|^TestAPIServerFails$' ./test/e2e 2>&1 | tee "$log" |
-		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log" && failures "$log"; }
+		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"
 }
@@ -95,6 +96,9 @@ step "lint, beside them" ended lint
 step "fuzzing, beside them" ended fuzz
 
 if [ ${#failed[@]} -gt 0 ]; then
+	for name in unit fuzz journeys; do
+		failures "_out/$name.log"
+	done
 	printf '\nFAILED: %s\n' "${failed[@]}"
 	exit 1
 fi

@@ -24,6 +24,7 @@ import (
 func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	var h plan.Have
 	unknown := func(err error) plan.Have {
+		a.hints.lasts(g.uid, doubted, false, a.now()) // what ends a guest on libvirt's word is seen at each look, or not at all
 		if h.Unknown == nil {
 			h.Unknown = err
 		}

@@ -18,6 +18,9 @@ import (
 // less than a caller's patience, so that libvirtd is not thought to hang.
 const agentTimeout = 5 * time.Second
 
+// errOther is the error for an answer about a domain that nobody asked about.
+var errOther = errors.New("libvirt answered about another domain")
+
 // State is what libvirt says a domain does.
 type State string
 
@@ -205,6 +208,9 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 	var holder string
 	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
 		d, err := l.DomainLookupByName(name)
+		if err == nil && d.Name != name {
+			return errOther
+		}
 		if err == nil {
 			holder = uuidText(d.UUID)
 		}
@@ -312,6 +318,9 @@ func (c *Client) on(ctx context.Context, over *line, id string, op func(*golibvi
 		d, err := l.DomainLookupByUUID(golibvirt.UUID(raw))
 		if err != nil {
 			return err
+		}
+		if d.UUID != golibvirt.UUID(raw) { // what is asked of that one next tells nothing of this one, not even that it is gone
+			return errOther
 		}
 		return op(l, d)
 	})

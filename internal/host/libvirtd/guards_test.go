@@ -10,6 +10,9 @@ import (
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 func TestCanary(t *testing.T) {
@@ -160,6 +163,73 @@ func FuzzWire(f *testing.F) {
 	})
 }
 
+// noAuth is the answer to how one may authenticate: one way, by nothing.
+var noAuth = xdr(1, 0)
+
+func message(procedure, kind, serial uint32, body []byte) []byte {
+	return append(xdr(4+headerSize+len(body), remoteProgram, 1, procedure, kind, serial, statusOK), body...)
+}
+
+// answer is a daemon: it answers every call that comes with a result, until the connection ends.
+func answer(conn net.Conn, result func(procedure uint32) []byte) {
+	head := make([]byte, 4+headerSize)
+	for {
+		if _, err := io.ReadFull(conn, head); err != nil {
+			return
+		}
+		_, _ = io.CopyN(io.Discard, conn, int64(binary.BigEndian.Uint32(head))-int64(len(head)))
+		procedure := binary.BigEndian.Uint32(head[12:])
+		_, _ = conn.Write(message(procedure, kindReply, binary.BigEndian.Uint32(head[20:]), result(procedure)))
+	}
+}
+
+func TestAnAnswerAboutAnotherDomainIsNone(t *testing.T) {
+	const (
+		asked, other = "0123456789abcdef", "0123456789abcdeg"
+		id           = "30313233-3435-3637-3839-616263646566" // asked, as text
+	)
+	look := func(c *Client) error {
+		_, err := c.Domain(t.Context(), id)
+		return err
+	}
+	start := func(c *Client) error {
+		return c.refused(t.Context(), "qemu", "web", id, golibvirt.Error{Code: uint32(golibvirt.ErrOperationFailed)})
+	}
+	for name, tc := range map[string]struct {
+		name, uuid string
+		ask        func(*Client) error
+		want       v1alpha1.Reason
+	}{
+		"the domain with this UUID":        {"web", asked, look, ""},
+		"a domain with another UUID":       {"web", other, look, v1alpha1.ReasonLibvirtUnreachable},
+		"the domain with this name":        {"web", asked, start, ""},
+		"another domain has this name":     {"web", other, start, v1alpha1.ReasonDomainNameTaken},
+		"a domain with yet another name":   {"wec", other, start, v1alpha1.ReasonLibvirtUnreachable},
+		"the domain, under another's name": {"wec", asked, start, v1alpha1.ReasonLibvirtUnreachable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer theirs.Close()
+			found := xdr(len(tc.name), tc.name, tc.uuid, 7)
+			results := map[uint32][]byte{
+				procAuthList: noAuth, 23: found, 24: found,
+				212: xdr(int(golibvirt.DomainRunning), 1), 14: xdr(9, "<domain/>"),
+			}
+			go answer(theirs, func(procedure uint32) []byte { return results[procedure] })
+			c := New(Options{}, Watcher{})
+			w := newWire(ours)
+			c.queries.current = &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+			if err := c.queries.current.ConnectToURI("test:///default"); err != nil {
+				t.Fatal(err)
+			}
+			err := tc.ask(c)
+			if tc.want == "" && err != nil || tc.want != "" && fault.ReasonOf(err) != tc.want {
+				t.Errorf("%v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
 // FuzzEvents has a daemon that answers well, and tells of events whatever comes.
 func FuzzEvents(f *testing.F) {
 	const callback = 1
@@ -171,29 +241,12 @@ func FuzzEvents(f *testing.F) {
 	f.Fuzz(func(t *testing.T, procedure uint32, event []byte) {
 		ours, theirs := net.Pipe()
 		defer theirs.Close()
-		message := func(procedure, kind, serial uint32, body []byte) {
-			head := xdr(4+headerSize+len(body), remoteProgram, 1, procedure, kind, serial, 0)
-			_, _ = theirs.Write(append(head, body...))
-		}
-		subscribed := make(chan struct{})
-		go func() {
-			call := make([]byte, 28)
-			for {
-				if _, err := io.ReadFull(theirs, call); err != nil {
-					return
-				}
-				_, _ = io.CopyN(io.Discard, theirs, int64(binary.BigEndian.Uint32(call))-28)
-				procedure := binary.BigEndian.Uint32(call[12:])
-				body := xdr(callback) // also "one way to authenticate", and the first result of any other call
-				if procedure == procAuthList {
-					body = xdr(1, 0)
-				}
-				message(procedure, 1, binary.BigEndian.Uint32(call[20:]), body)
-				if procedure == procRegister {
-					close(subscribed)
-				}
+		go answer(theirs, func(procedure uint32) []byte {
+			if procedure == procAuthList {
+				return noAuth
 			}
-		}()
+			return xdr(callback) // also the first result of any other call
+		})
 		w := newWire(ours)
 		c := &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
 		told := 0
@@ -214,8 +267,7 @@ func FuzzEvents(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-subscribed
-		message(procedure, 2, 0, event)
+		_, _ = theirs.Write(message(procedure, kindEvent, 0, event))
 		w.close()
 		<-drained
 		if told > 1 {
