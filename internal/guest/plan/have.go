@@ -29,7 +29,7 @@ type Have struct {
 	BlockedFor time.Duration
 	// LostFor is for how long libvirt has had a domain of which there is no QEMU.
 	LostFor time.Duration
-	// DoubtFor is for how long libvirt has said what ends a guest, as Doubted tells, though its QEMU lives.
+	// DoubtFor is for how long libvirt has said at each look what ends a guest, as Doubted tells, though its QEMU lives.
 	DoubtFor time.Duration
 	// UntoldFor is for how long the guest has been gone, as Untold tells, and nobody has said how it ended.
 	UntoldFor time.Duration
