@@ -72,11 +72,11 @@ failures() {
 }
 
 journeys() {
-	local was_up=no
+	local was_up=no verdict=0 log=_out/journeys.log
+	: >"$log"
 	lab env >/dev/null 2>&1 && was_up=yes
 	lab up || return
 	eval "$(lab env)"
-	local verdict=0 log=_out/journeys.log
 	# Those on a host of customers' are make customer's; two that take two minutes are left to make faults. Each journey is told when it is over, and all that failed ones had to say after the last.
 	go test -v -count=1 -timeout 40m -skip '^TestCustomer|^TestStorm$|^TestAPIServerFails$' ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
