@@ -69,11 +69,11 @@ func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Dura
 	return quiet - age
 }
 
-// tell raises an Event for what went wrong newly, with the condition's own words.
+// tell raises an Event for what went wrong newly, with the condition's own words; Ready only says it again.
 func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
 	for _, c := range has {
 		old := meta.FindStatusCondition(had, c.Type)
-		if isTrouble(v1alpha1.Reason(c.Reason)) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
+		if c.Type != v1alpha1.ConditionReady && isTrouble(v1alpha1.Reason(c.Reason)) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
 			r.Events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
 		}
 	}
@@ -127,8 +127,9 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 			s.Restarts = c.RestartCount
 		}
 	}
-	conditions := []metav1.Condition{scheduled(seen, failure), upToDate(seen)}
-	if c := ready(seen); c != nil {
+	placed := scheduled(seen, failure)
+	conditions := []metav1.Condition{placed, upToDate(seen)}
+	if c := ready(seen, placed); c != nil {
 		conditions = append(conditions, *c)
 	}
 	slices.SortFunc(conditions, byType)
@@ -213,27 +214,36 @@ func upToDate(seen snapshot) metav1.Condition {
 	return condition.New(v1alpha1.ConditionUpToDate, true, v1alpha1.ReasonUpToDate, "")
 }
 
-// ready is nil when no guest is wanted and none is there: then all is as it should be.
-func ready(seen snapshot) *metav1.Condition {
+// ready is nil when no guest is wanted and none is there: then all is as it should be. Where another condition says what
+// is in the way, it says the same, since many ask for no other.
+func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	disks := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
 	var c metav1.Condition
+	no := func(reason v1alpha1.Reason, message string) {
+		c = condition.New(v1alpha1.ConditionReady, false, reason, message)
+	}
 	switch {
 	case seen.berth == nil && !seen.wantsGuest():
 		return nil
 	case seen.nodeLost():
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, "")
+	case (seen.berth == nil || running == nil || !seen.named()) && scheduled.Status != metav1.ConditionTrue:
+		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
 	case seen.berth == nil || running == nil || !seen.named():
-		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonPending, "")
+		no(v1alpha1.ReasonPending, "")
 	case running.Status == metav1.ConditionUnknown:
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
+	case running.Reason == string(v1alpha1.ReasonStarting) && disks != nil && disks.Status == metav1.ConditionFalse && disks.Reason != string(v1alpha1.ReasonPullingImage):
+		no(v1alpha1.Reason(disks.Reason), disks.Message)
 	case running.Status == metav1.ConditionFalse:
-		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.Reason(running.Reason), running.Message)
+		no(v1alpha1.Reason(running.Reason), running.Message)
 	case ending(seen.berth):
-		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonStopping, "")
+		no(v1alpha1.ReasonStopping, "")
 	case podReady(seen.berth):
 		c = condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, "")
 	default:
-		c = condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
+		no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
 	}
 	return &c
 }

@@ -35,16 +35,15 @@ func (l *lab) recovers(b bad) {
 		b.before(l)
 	}
 	l.apply(b.manifest)
-	l.vm("tiny", fmt.Sprintf("to say %s of %s: %s", b.reason, b.condition, b.says), func(vm *v1alpha1.VirtualMachine) bool {
-		if !has(vm, b.condition, metav1.ConditionFalse, b.reason) && !has(vm, b.condition, metav1.ConditionUnknown, b.reason) {
-			return false
-		}
+	l.vm("tiny", fmt.Sprintf("to say %s of %s and of Ready: %s", b.reason, b.condition, b.says), func(vm *v1alpha1.VirtualMachine) bool {
+		said := 0
 		for _, c := range vm.Status.Conditions {
-			if c.Type == b.condition {
-				return strings.Contains(c.Message, b.says)
+			if (c.Type == b.condition || c.Type == v1alpha1.ConditionReady) &&
+				c.Status != metav1.ConditionTrue && c.Reason == string(b.reason) && strings.Contains(c.Message, b.says) {
+				said++
 			}
 		}
-		return false
+		return said == 2
 	})
 	if message := l.event("tiny", b.reason); !strings.Contains(message, b.says) {
 		l.Errorf("the Event %s says %q, not %q", b.reason, message, b.says)

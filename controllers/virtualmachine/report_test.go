@@ -1,0 +1,54 @@
+package virtualmachine
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+)
+
+func TestReadySaysWhatIsInTheWay(t *testing.T) {
+	const (
+		running, disks = v1alpha1.ConditionRunning, v1alpha1.ConditionDisksReady
+		registry       = v1alpha1.ReasonRegistryUnreachable
+	)
+	starts := says(running, false, v1alpha1.ReasonStarting)
+	placed := condition.New(v1alpha1.ConditionScheduled, true, v1alpha1.ReasonScheduled, "")
+	waits := condition.New(v1alpha1.ConditionScheduled, false, v1alpha1.ReasonUnschedulable, "no memory")
+	passing := func(pod *corev1.Pod) {
+		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	}
+	for name, tc := range map[string]struct {
+		seen snapshot
+		is   string
+	}{
+		"no guest is wanted":             {snapshot{vm: vm(stopped)}, ""},
+		"there is no berth yet":          {snapshot{vm: vm()}, "False Unschedulable no memory"},
+		"the berth has no node":          {snapshot{vm: vm(neverPlaced), berth: pod(unbound)}, "False Unschedulable no memory"},
+		"its agent has not spoken":       {snapshot{vm: vm(), berth: pod()}, "False Pending "},
+		"it starts":                      {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting "},
+		"its image is pulled":            {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting "},
+		"its image cannot be had":        {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable "},
+		"it runs, and a disk is to come": {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready "},
+		"its probes fail":                {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod()}, "False ProbesFailing the guest runs, but its probes do not pass yet"},
+		"it is stopped":                  {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tc.seen.node = node()
+			scheduled := placed
+			if tc.seen.berth == nil || tc.seen.berth.Spec.NodeName == "" {
+				scheduled = waits
+			}
+			is := ""
+			if c := ready(tc.seen, scheduled); c != nil {
+				is = string(c.Status) + " " + c.Reason + " " + c.Message
+			}
+			if diff := cmp.Diff(tc.is, is); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
