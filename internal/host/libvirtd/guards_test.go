@@ -252,7 +252,7 @@ func FuzzEvents(f *testing.F) {
 		told := 0
 		k := New(Options{}, Watcher{Changed: func(string) { told++ }, Resync: func() {}, Connectivity: func(error) {}})
 		drained := make(chan struct{})
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		err := c.guarded(ctx, func(l *golibvirt.Libvirt) error {
 			if err := l.ConnectToURI("test:///default"); err != nil {

@@ -64,7 +64,7 @@ func wiring(ns *os.File) Wiring {
 
 // patience bounds what must happen; impatience is how long we look for what must not.
 const (
-	patience   = 10 * time.Second
+	patience   = 30 * time.Second
 	impatience = 200 * time.Millisecond
 )
 
