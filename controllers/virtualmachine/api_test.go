@@ -248,7 +248,7 @@ func TestAgainstAPIServer(t *testing.T) {
 			s.KubeletEnds(pod)
 			s.settle()
 			s.wants(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost, "out-of-service")
-			s.wants(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost)
+			s.wants(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, "out-of-service")
 			if vm := s.VM("web"); vm.Status.Phase != v1alpha1.PhaseUnknown || s.Pod("web").UID != pod.UID {
 				t.Fatalf("phase is %s, want Unknown and the same berth", vm.Status.Phase)
 			}

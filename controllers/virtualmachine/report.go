@@ -161,8 +161,7 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 	}
 	switch {
 	case seen.nodeLost():
-		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost,
-			fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
+		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost, lostMessage(seen))
 	case seen.berth == nil && !seen.wantsGuest():
 		return no(v1alpha1.ReasonNotWanted, "")
 	case seen.berth == nil && !seen.formerGone():
@@ -177,6 +176,10 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 	default:
 		return condition.New(v1alpha1.ConditionScheduled, true, v1alpha1.ReasonScheduled, "")
 	}
+}
+
+func lostMessage(seen snapshot) string {
+	return fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home())
 }
 
 // waiting says why the berth has no node.
@@ -219,6 +222,7 @@ func upToDate(seen snapshot) metav1.Condition {
 func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
 	disks := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
+	unspoken := seen.berth == nil || running == nil || !seen.named() // no agent has told of this berth yet
 	var c metav1.Condition
 	no := func(reason v1alpha1.Reason, message string) {
 		c = condition.New(v1alpha1.ConditionReady, false, reason, message)
@@ -227,10 +231,10 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	case seen.berth == nil && !seen.wantsGuest():
 		return nil
 	case seen.nodeLost():
-		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, "")
-	case (seen.berth == nil || running == nil || !seen.named()) && scheduled.Status != metav1.ConditionTrue:
+		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, lostMessage(seen))
+	case unspoken && scheduled.Status != metav1.ConditionTrue:
 		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
-	case seen.berth == nil || running == nil || !seen.named():
+	case unspoken:
 		no(v1alpha1.ReasonPending, "")
 	case running.Status == metav1.ConditionUnknown:
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
