@@ -208,13 +208,14 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 	var holder string
 	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
 		d, err := l.DomainLookupByName(name)
-		if err == nil && d.Name != name {
+		if err != nil {
+			return err
+		}
+		if d.Name != name {
 			return errOther
 		}
-		if err == nil {
-			holder = uuidText(d.UUID)
-		}
-		return err
+		holder = uuidText(d.UUID)
+		return nil
 	})
 	switch {
 	case holder == id:

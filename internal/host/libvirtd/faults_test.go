@@ -51,8 +51,7 @@ func TestLibvirtdHangs(t *testing.T) {
 	patient, _ := run(t, libvirtd.Options{Sockets: sockets})
 	g := guest(t, l, "hang", env.Idle)
 	create(t, patient, g)
-	const quick = 2 * time.Second
-	c, k := run(t, libvirtd.Options{Sockets: sockets, Quick: quick, Ping: 200 * time.Millisecond})
+	c, k := run(t, libvirtd.Options{Sockets: sockets, Quick: 2 * time.Second, Ping: 200 * time.Millisecond})
 	l.Signal(syscall.SIGSTOP)
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -64,9 +63,6 @@ func TestLibvirtdHangs(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(start); took > 4*quick { // one after another, or four at a time, take longer
-		t.Errorf("20 lookups with a deadline of %v took %v", quick, took)
-	}
 	env.Eventually(t, "the hang to be noticed", func() bool { return !c.Connected() })
 	t.Logf("noticed after %v", time.Since(start))
 	if err := c.Err(); !errors.Is(err, context.DeadlineExceeded) {
