@@ -276,11 +276,13 @@ func elsewhere(now, before *v1alpha1.VirtualMachine) bool {
 // counted: what a guest has counted on its console has neither a gap nor a repeat.
 func counted(l *lab, console string) {
 	l.Helper()
-	countedBut(l, console, 0)
+	if lacks := uncounted(l, console); len(lacks) > 0 {
+		l.Fatalf("the guest did not count %v", lacks)
+	}
 }
 
-// countedBut is counted, but for so many single lines.
-func countedBut(l *lab, console string, lost int) {
+// uncounted is what a guest's count lacks, no two numbers in a row.
+func uncounted(l *lab, console string) (lacks []int) {
 	l.Helper()
 	next := 1
 	for line := range strings.Lines(console) {
@@ -288,8 +290,8 @@ func countedBut(l *lab, console string, lost int) {
 		if word != "count" || rest == "" || !strings.HasSuffix(line, "\n") { // the command itself, or half a line
 			continue
 		}
-		if rest == strconv.Itoa(next+1) && lost > 0 {
-			lost--
+		if rest == strconv.Itoa(next+1) {
+			lacks = append(lacks, next)
 			next++
 		}
 		if rest != strconv.Itoa(next) {
@@ -300,4 +302,5 @@ func countedBut(l *lab, console string, lost int) {
 	if next == 1 {
 		l.Error("the guest counted nothing")
 	}
+	return lacks
 }
