@@ -118,22 +118,14 @@ func life(w play) {
 	w.promises(first)
 
 	w.apply(map[string]any{"cpu": map[string]any{"cores": 2}})
-	w.until("a change that waits", func(vm *v1alpha1.VirtualMachine) bool {
-		return cmp.Equal(vm.Status.PendingChanges, []string{"cpu"}) && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonChangesPending)
-	})
-	w.apply(nil)
-	w.until("no change that waits, once it is taken back", func(vm *v1alpha1.VirtualMachine) bool {
-		return len(vm.Status.PendingChanges) == 0 && says(vm, v1alpha1.ConditionUpToDate, metav1.ConditionTrue, v1alpha1.ReasonUpToDate)
-	})
-	w.apply(map[string]any{"cpu": map[string]any{"cores": 2}})
-	w.until("the change again", func(vm *v1alpha1.VirtualMachine) bool { return len(vm.Status.PendingChanges) == 1 })
+	w.until("the change to be seen", func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.ObservedGeneration == vm.Generation })
 	if pod := w.Pod(web); pod.UID != first.UID || pod.DeletionTimestamp != nil {
 		t.Fatal("a guest that ran lost its berth to a change")
 	}
 	w.Agent(web, guest(false, v1alpha1.ReasonPoweredOff))
 	w.ends(first, false)
 	second := w.runs()
-	if len(w.VM(web).Status.PendingChanges) > 0 || second.Spec.Containers[0].Resources.Requests.Cpu().MilliValue() != 200 {
+	if second.Spec.Containers[0].Resources.Requests.Cpu().MilliValue() != 200 {
 		t.Error("the new berth does not have the change")
 	}
 

@@ -139,7 +139,7 @@ const (
 	ReasonProbesFailing Reason = "ProbesFailing"
 	// ReasonUpToDate: the guest was started from the spec as it is.
 	ReasonUpToDate Reason = "UpToDate"
-	// ReasonChangesPending: the spec changed; pendingChanges take effect at the next restart. Next: change restartedAt.
+	// ReasonChangesPending: the spec changed since the guest was started; pendingChanges take effect at its next restart. Next: change restartedAt.
 	ReasonChangesPending Reason = "ChangesPending"
 )
 

@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Condition types of a VirtualMachine. The operator writes Scheduled, Ready and
-// UpToDate; the node's agent writes DisksReady, Running and AgentConnected.
+// Condition types of a VirtualMachine. The operator writes Scheduled and Ready;
+// the node's agent writes DisksReady, Running, AgentConnected and UpToDate.
 const (
 	// ConditionScheduled: the berth has a node.
 	ConditionScheduled = "Scheduled"
@@ -19,7 +19,7 @@ const (
 	ConditionAgentConnected = "AgentConnected"
 	// ConditionReady: the guest runs and its probes pass. Absent while the spec wants no guest and there is none.
 	ConditionReady = "Ready"
-	// ConditionUpToDate: the guest was started from the spec as it is.
+	// ConditionUpToDate: the guest was started from the spec as it is. Absent while there is no guest.
 	ConditionUpToDate = "UpToDate"
 )
 
@@ -76,13 +76,6 @@ type VirtualMachineStatus struct {
 	// restarts counts the guest's restarts in its present berth.
 	// +optional
 	Restarts int32 `json:"restarts,omitempty"`
-	// pendingChanges are the fields of the spec that changed since the berth was made. They take effect at the next restart.
-	// +optional
-	// +listType=set
-	// +kubebuilder:validation:MaxItems=64
-	// +kubebuilder:validation:items:MaxLength=256
-	PendingChanges []string `json:"pendingChanges,omitempty"`
-
 	// guest is what the guest agent tells.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
@@ -95,9 +88,48 @@ type VirtualMachineStatus struct {
 	// lastExit is how the guest last ended.
 	// +optional
 	LastExit *LastExit `json:"lastExit,omitempty"`
+	// pendingChanges are the fields of the spec that are not what the guest was started with. They take effect at its
+	// next restart, and go when they are changed back. There are none while there is no guest.
+	// +optional
+	// +listType=map
+	// +listMapKey=path
+	// +kubebuilder:validation:MaxItems=64
+	PendingChanges []PendingChange `json:"pendingChanges,omitempty"`
 	// releasedBerth is the UID of the last berth of which the node's agent has proven that no process of the guest is left.
 	// +optional
 	ReleasedBerth types.UID `json:"releasedBerth,omitempty"`
+}
+
+// ChangeEffect is what it takes for a change of the spec to reach the guest.
+//
+// +kubebuilder:validation:Enum=Restart;NewBerth
+type ChangeEffect string
+
+// The effects of changes.
+const (
+	// EffectRestart: any restart of the guest, also one in place.
+	EffectRestart ChangeEffect = "Restart"
+	// EffectNewBerth: the next start of the guest is in a new berth, so its address changes.
+	EffectNewBerth ChangeEffect = "NewBerth"
+)
+
+// PendingChange is a field of the spec that is not what the guest was started with.
+type PendingChange struct {
+	// path is the field's path in the spec, such as cpu.cores or disks[data].size.
+	// +required
+	// +kubebuilder:validation:MaxLength=512
+	Path string `json:"path"`
+	// from is the value that the guest was started with; empty if it had none, or if the value is private or long.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	From string `json:"from,omitempty"`
+	// to is the value in the spec; empty if it has none, or if the value is private or long.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	To string `json:"to,omitempty"`
+	// effect is what it takes for the change to reach the guest: Restart or NewBerth.
+	// +required
+	Effect ChangeEffect `json:"effect"`
 }
 
 // BerthReference names a berth.

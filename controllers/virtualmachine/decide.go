@@ -104,7 +104,7 @@ func (s *snapshot) mustReplace() bool {
 		return s.vm.Spec.RestartPolicy == v1alpha1.RestartAlways ||
 			s.vm.Spec.RestartPolicy == v1alpha1.RestartOnFailure && s.berth.Status.Phase == corev1.PodFailed
 	}
-	return len(s.drift) > 0 && s.guestIdle() || s.altered && s.now.Sub(s.berth.CreationTimestamp.Time) >= alteredAgain
+	return len(s.outdated) > 0 && s.guestIdle() || s.altered && s.now.Sub(s.berth.CreationTimestamp.Time) >= alteredAgain
 }
 
 // alteredAgain is how long a berth that admission altered stands before a new one is tried: whoever altered it may

@@ -17,6 +17,9 @@ import (
 
 var now = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 
+// cores is a change that a berth cannot take.
+var cores = []v1alpha1.PendingChange{{Path: "cpu.cores", From: "1", To: "2", Effect: v1alpha1.EffectNewBerth}}
+
 func vm(changes ...func(*v1alpha1.VirtualMachine)) *v1alpha1.VirtualMachine {
 	vm := &v1alpha1.VirtualMachine{
 		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "vm-1", Finalizers: []string{berth.DiskFinalizer}},
@@ -111,18 +114,18 @@ func TestDecide(t *testing.T) {
 		{"or out of service", snapshot{vm: vm(), berth: pod(ends), node: node(outOfService)}, []action{releaseBerth{pod(ends)}}},
 		{"and a berth that was never bound", snapshot{vm: vm(), berth: pod(ends, unbound)}, []action{releaseBerth{pod(ends, unbound)}}},
 		{"a released berth is not released again", snapshot{vm: vm(released), berth: pod(ends, unleashed), node: node()}, nil},
-		{"a changed spec waits while the guest runs", snapshot{vm: vm(says(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted)), berth: pod(), node: node(), drift: []string{"cpu"}}, nil},
-		{"and while it is paused", snapshot{vm: vm(says(v1alpha1.ConditionRunning, false, v1alpha1.ReasonPaused)), berth: pod(), node: node(), drift: []string{"cpu"}}, nil},
-		{"and while nothing is known of it", snapshot{vm: vm(), berth: pod(), node: node(), drift: []string{"cpu"}}, nil},
-		{"and replaces the berth when it does not", snapshot{vm: vm(idle), berth: pod(), node: node(), drift: []string{"cpu"}}, end},
-		{"at once if the berth has no node", snapshot{vm: vm(), berth: pod(unbound), drift: []string{"cpu"}}, end},
+		{"a changed spec waits while the guest runs", snapshot{vm: vm(says(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted)), berth: pod(), node: node(), outdated: cores}, nil},
+		{"and while it is paused", snapshot{vm: vm(says(v1alpha1.ConditionRunning, false, v1alpha1.ReasonPaused)), berth: pod(), node: node(), outdated: cores}, nil},
+		{"and while nothing is known of it", snapshot{vm: vm(), berth: pod(), node: node(), outdated: cores}, nil},
+		{"and replaces the berth when it does not", snapshot{vm: vm(idle), berth: pod(), node: node(), outdated: cores}, end},
+		{"at once if the berth has no node", snapshot{vm: vm(), berth: pod(unbound), outdated: cores}, end},
 		{"an altered berth stands for a while", snapshot{vm: vm(), berth: pod(), node: node(), altered: true, now: now.Add(30 * time.Second)}, nil},
 		{"and is tried again", snapshot{vm: vm(), berth: pod(), node: node(), altered: true, now: now.Add(time.Minute)}, end},
 		{"an evicted guest comes back", snapshot{vm: vm(), berth: pod(failed), node: node()}, end},
 		{"also under OnFailure", snapshot{vm: vm(onFailure), berth: pod(failed), node: node()}, end},
 		{"not under Never", snapshot{vm: vm(never), berth: pod(failed), node: node()}, nil},
 		{"one that succeeded stays so", snapshot{vm: vm(onFailure), berth: pod(succeeded), node: node()}, nil},
-		{"even if its spec changes", snapshot{vm: vm(never, idle), berth: pod(succeeded), node: node(), drift: []string{"cpu"}}, nil},
+		{"even if its spec changes", snapshot{vm: vm(never, idle), berth: pod(succeeded), node: node(), outdated: cores}, nil},
 		{"a deleted VirtualMachine waits for its disks", snapshot{vm: vm(deleted), node: node()}, nil},
 		{"and goes with them", snapshot{vm: vm(deleted, says(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonDisksRemoved)), node: node()}, []action{releaseVM{}}},
 		{"or with its node", snapshot{vm: vm(deleted)}, []action{releaseVM{}}},

@@ -30,8 +30,8 @@ type snapshot struct {
 	host *v1alpha1.VirtualMachineHost
 	// hosts are all of them, read only while there is no such node.
 	hosts []v1alpha1.VirtualMachineHost
-	// drift are the fields of the spec that the berth was not made from.
-	drift []string
+	// outdated are the changes of the spec that the berth cannot take.
+	outdated []v1alpha1.PendingChange
 	// altered: admission changed the berth, so it gets no guest.
 	altered bool
 	now     time.Time
@@ -61,10 +61,12 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (se
 	case !ours: // creating the berth will tell
 	case seen.vm != nil && owner == seen.vm.UID:
 		seen.berth = &pod
-		if seen.drift, err = berth.Drift(seen.vm, &pod); err != nil {
+		changes, err := berth.Changes(pod.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
+		if err != nil {
 			return seen, err
 		}
-		seen.altered = len(seen.drift) == 0 && berth.Altered(&pod, seen.vm) != ""
+		seen.outdated = berth.NewBerth(changes)
+		seen.altered = len(seen.outdated) == 0 && berth.Altered(&pod, seen.vm) != ""
 	default:
 		seen.orphan = &pod
 	}

@@ -18,7 +18,7 @@ import (
 )
 
 // ownConditions are those that the operator writes.
-var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady, v1alpha1.ConditionUpToDate}
+var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady}
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
@@ -92,7 +92,7 @@ func isTrouble(reason v1alpha1.Reason) bool {
 func owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
 	part := &v1alpha1.VirtualMachineStatus{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, NodeName: s.NodeName, Berth: s.Berth,
-		Addresses: s.Addresses, Image: s.Image, Restarts: s.Restarts, PendingChanges: s.PendingChanges,
+		Addresses: s.Addresses, Image: s.Image, Restarts: s.Restarts,
 	}
 	for _, c := range s.Conditions {
 		if slices.Contains(ownConditions, c.Type) {
@@ -112,7 +112,6 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 		ObservedGeneration: vm.Generation,
 		NodeName:           vm.Status.NodeName, // the disks' home, until a new berth has one
 		Image:              bootImage(vm),
-		PendingChanges:     seen.drift,
 	}
 	if pod == nil && !seen.formerGone() {
 		s.Berth = vm.Status.Berth
@@ -128,7 +127,7 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 		}
 	}
 	placed := scheduled(seen, failure)
-	conditions := []metav1.Condition{placed, upToDate(seen)}
+	conditions := []metav1.Condition{placed}
 	if c := ready(seen, placed); c != nil {
 		conditions = append(conditions, *c)
 	}
@@ -207,14 +206,6 @@ func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) m
 		return no(v1alpha1.ReasonUnschedulable, strings.Join(append(says, problems...), "; "))
 	}
 	return no(v1alpha1.ReasonPending, "")
-}
-
-func upToDate(seen snapshot) metav1.Condition {
-	if len(seen.drift) > 0 {
-		return condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending,
-			strings.Join(seen.drift, ", ")+" take effect at the next restart: change spec.restartedAt to restart now")
-	}
-	return condition.New(v1alpha1.ConditionUpToDate, true, v1alpha1.ReasonUpToDate, "")
 }
 
 // ready is nil when no guest is wanted and none is there: then all is as it should be. Where another condition says what

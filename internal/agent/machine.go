@@ -27,9 +27,13 @@ func (a *Agent) consolePath(uid string) string {
 // machine describes the guest's domain.
 func (a *Agent) machine(g *guest, user int) (domain.Guest, error) {
 	vm := g.VM
+	record, err := berth.Record(&vm.Spec)
+	if err != nil {
+		return domain.Guest{}, err
+	}
 	m := domain.Guest{
 		UUID: string(g.uid), Name: a.domainName(g),
-		Identity:     domain.Identity{Namespace: vm.Namespace, Name: vm.Name, VM: string(g.uid), Berth: string(g.Berth.UID)},
+		Identity:     domain.Identity{Namespace: vm.Namespace, Name: vm.Name, VM: string(g.uid), Berth: string(g.Berth.UID), Record: record},
 		Acceleration: a.Acceleration,
 		Partition:    a.partition(g),
 		CPU:          domain.CPU{Sockets: int(vm.Spec.CPU.Sockets), Cores: int(vm.Spec.CPU.Cores), Threads: int(vm.Spec.CPU.Threads), Model: vm.Spec.CPU.Model},

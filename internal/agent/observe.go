@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/domain"
@@ -48,6 +49,9 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 			g.berthUID = types.UID(facts.Identity.Berth)
 		}
 	}
+	if h.Pending, err = g.pending(facts); err != nil {
+		return unknown(err)
+	}
 	h.BlockedFor = a.hints.lasts(g.uid, blocked, h.Domain == plan.DomainBlocked, a.now())
 	a.observeAgent(g, &h, facts.AgentConnected) //nolint:contextcheck // what it begins outlives the sync, and ends with the agent
 
@@ -78,6 +82,22 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		h.UntoldFor = a.hints.lasts(g.uid, untold, plan.Untold(g.Want, h), a.now())
 	}
 	return h
+}
+
+// pending are the changes of the spec since the guest was started. Its domain tells with what; one from before domains
+// told was started with what its berth was made from.
+func (g *guest) pending(facts domain.Facts) ([]v1alpha1.PendingChange, error) {
+	if g.VM == nil || facts.Identity == nil {
+		return nil, nil
+	}
+	record := facts.Identity.Record
+	if record == "" {
+		record = g.berthRecord
+	}
+	if record == "" {
+		return nil, nil
+	}
+	return berth.Changes(record, &g.VM.Spec)
 }
 
 // fromAfar is what a recheck can see of a guest, by one question about all of them.

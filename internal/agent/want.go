@@ -24,6 +24,8 @@ type guest struct {
 	uid types.UID
 	// berthUID is the pod whose container counts: the wanted berth, or else the one the domain was made for.
 	berthUID types.UID
+	// berthRecord is the record of the spec that the wanted berth was made from.
+	berthRecord string
 	// writable: its status is this node's to write.
 	writable bool
 
@@ -58,15 +60,16 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 		if owner, ok := berth.OwnerUID(pod); !ok || owner != uid || pod.Spec.NodeName != a.Node {
 			continue // its name in the status is no proof alone, nor is its own word
 		}
-		drift, err := berth.Drift(vm, pod)
+		record := pod.Annotations[berth.AnnotationSpec]
+		changes, err := berth.Changes(record, &vm.Spec)
 		if err != nil {
 			return g, err
 		}
-		g.berthUID = pod.UID
+		g.berthUID, g.berthRecord = pod.UID, record
 		g.Berth = &plan.Berth{
 			UID: pod.UID, Created: pod.CreationTimestamp.Time, Ending: !pod.DeletionTimestamp.IsZero(),
 			Finished: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-			Fresh:    true, Drift: drift, Altered: berth.Altered(pod, vm),
+			Fresh:    true, Outdated: berth.NewBerth(changes), Altered: berth.Altered(pod, vm),
 		}
 		for _, c := range pod.Status.ContainerStatuses {
 			if c.Name == berth.Container {

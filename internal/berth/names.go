@@ -24,7 +24,7 @@ const (
 const (
 	// LabelVM holds the VirtualMachine's name. It is for people and selectors; nothing is proven by it.
 	LabelVM = "vm.berth.dev/name"
-	// AnnotationSpec holds a hash for each field of the spec that the berth was made from.
+	// AnnotationSpec holds the Record of the spec that the berth was made from.
 	AnnotationSpec = "berth.dev/spec"
 	// AnnotationRestartedAt holds the spec's restartedAt when the berth was made.
 	AnnotationRestartedAt = "berth.dev/restarted-at"

@@ -1,7 +1,6 @@
 package berth
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"math"
@@ -55,13 +54,9 @@ func GraceSeconds(vm *v1alpha1.VirtualMachine) int64 {
 // name whose one container runs the shim. node pins it there if not empty.
 // A User fault says that the spec asks for what the administrator does not allow.
 func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, error) {
-	prints, err := fingerprint(&vm.Spec)
+	record, err := Record(&vm.Spec)
 	if err != nil {
 		return nil, err
-	}
-	record, err := json.Marshal(prints)
-	if err != nil {
-		return nil, fmt.Errorf("encoding the berth's record: %w", err)
 	}
 	labels := map[string]string{}
 	annotations := map[string]string{}
@@ -76,7 +71,7 @@ func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, e
 		maps.Copy(annotations, t.Annotations)
 	}
 	labels[LabelVM] = vm.Name
-	annotations[AnnotationSpec] = string(record)
+	annotations[AnnotationSpec] = record
 	annotations[AnnotationRestartedAt] = vm.Spec.RestartedAt
 
 	return &corev1.Pod{

@@ -6,7 +6,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
@@ -79,13 +78,13 @@ func TestPodFor(t *testing.T) {
 			if why := Altered(pod, tt.vm); why != "" {
 				t.Errorf("a berth as we make it counts as altered: %s", why)
 			}
-			if drift, err := Drift(tt.vm, pod); err != nil || len(drift) > 0 {
-				t.Errorf("it drifts from its own spec in %q: %v", drift, err)
+			if changes, err := Changes(pod.Annotations[AnnotationSpec], &tt.vm.Spec); err != nil || len(changes) > 0 {
+				t.Errorf("it differs from its own spec in %+v: %v", changes, err)
 			}
 			slim := pod.DeepCopy()
 			Slim(slim)
-			if drift, err := Drift(tt.vm, slim); err != nil || len(drift) > 0 || slim.Annotations[AnnotationRestartedAt] != tt.vm.Spec.RestartedAt {
-				t.Errorf("the cache forgets what a berth was made from: %q, %v", drift, err)
+			if changes, err := Changes(slim.Annotations[AnnotationSpec], &tt.vm.Spec); err != nil || len(changes) > 0 || slim.Annotations[AnnotationRestartedAt] != tt.vm.Spec.RestartedAt {
+				t.Errorf("the cache forgets what a berth was made from: %+v, %v", changes, err)
 			}
 			got, err := yaml.Marshal(pod)
 			if err != nil {
@@ -177,54 +176,6 @@ func TestAnnotations(t *testing.T) {
 	}), "", options)
 	if fault.ClassOf(err) != fault.User || fault.ReasonOf(err) != v1alpha1.ReasonBerthRefused {
 		t.Errorf("a forbidden annotation: %v", err)
-	}
-}
-
-func TestDrift(t *testing.T) {
-	pod, err := PodFor(vm(), "", options)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := slices.Sorted(func(yield func(string) bool) {
-		all, _ := fingerprint(&vm().Spec)
-		for name := range all {
-			if !yield(name) {
-				return
-			}
-		}
-	})
-	tests := []struct {
-		name   string
-		change func(*v1alpha1.VirtualMachineSpec)
-		record string // in place of the pod's own, if not empty
-		want   []string
-	}{
-		{"nothing changed", func(*v1alpha1.VirtualMachineSpec) {}, "", nil},
-		{"a changed field", func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }, "", []string{"cpu"}},
-		{"an added field", func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"ssh-ed25519 A"} }, "", []string{"sshAuthorizedKeys"}},
-		{"a removed field", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = nil }, "", []string{"disks"}},
-		{"two fields, sorted", func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size.Set(2 << 30); s.CPU.Cores = 2 }, "", []string{"cpu", "memory"}},
-		{"the state acts at once", func(s *v1alpha1.VirtualMachineSpec) { s.State = v1alpha1.StatePaused }, "", nil},
-		{"so does a restart", func(s *v1alpha1.VirtualMachineSpec) { s.RestartedAt = "now" }, "", nil},
-		{"the same quantity, written otherwise", func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size = resource.MustParse("1024Mi") }, "", nil},
-		{"a record that cannot be read", func(*v1alpha1.VirtualMachineSpec) {}, "{", fields},
-		{"a record of another form", func(*v1alpha1.VirtualMachineSpec) {}, `{"cpu":1}`, fields},
-		{"a record that is missing", func(*v1alpha1.VirtualMachineSpec) {}, " ", fields},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			pod := pod.DeepCopy()
-			if tt.record != "" {
-				pod.Annotations[AnnotationSpec] = strings.TrimSpace(tt.record)
-			}
-			got, err := Drift(vm(tt.change), pod)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
 	}
 }
 
@@ -347,8 +298,8 @@ func FuzzPodFor(f *testing.F) {
 		if len(pod.Spec.Containers) != 1 || pod.Name != m.Name || len(pod.Finalizers) != 1 || pod.Labels[LabelVM] != m.Name || pod.Spec.HostNetwork {
 			t.Errorf("the berth is %+v", pod)
 		}
-		if drift, err := Drift(m, pod); err != nil || len(drift) > 0 {
-			t.Errorf("it drifts from its own spec in %q: %v", drift, err)
+		if changes, err := Changes(pod.Annotations[AnnotationSpec], &m.Spec); err != nil || len(changes) > 0 {
+			t.Errorf("it differs from its own spec in %+v: %v", changes, err)
 		}
 	})
 }

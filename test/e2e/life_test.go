@@ -88,7 +88,8 @@ func TestLife(t *testing.T) {
 	t.Log("a change waits for a restart, and goes away when reverted")
 	l.patch("disked", `{"cpu":{"cores":2}}`)
 	l.vm("disked", "to have a pending change", func(vm *v1alpha1.VirtualMachine) bool {
-		return vm != nil && len(vm.Status.PendingChanges) == 1 && vm.Status.PendingChanges[0] == "cpu" &&
+		return vm != nil && len(vm.Status.PendingChanges) == 1 &&
+			vm.Status.PendingChanges[0] == v1alpha1.PendingChange{Path: "cpu.cores", From: "1", To: "2", Effect: v1alpha1.EffectNewBerth} &&
 			has(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonChangesPending)
 	})
 	l.patch("disked", `{"cpu":{"cores":1}}`)

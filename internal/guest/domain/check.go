@@ -83,7 +83,7 @@ func (g Guest) paths() []string {
 }
 
 func (g Guest) texts() []string {
-	texts := append(g.paths(), g.Name, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth)
+	texts := append(g.paths(), g.Name, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth, g.Identity.Record)
 	if g.Kernel != nil {
 		texts = append(texts, g.Kernel.CommandLine)
 	}

@@ -17,10 +17,11 @@ type metadataElement struct {
 	Name      string   `xml:"name,attr"`
 	VM        string   `xml:"vm,attr"`
 	Berth     string   `xml:"berth,attr"`
+	Record    string   `xml:",chardata"`
 }
 
 func (i Identity) metadata() (string, error) {
-	out, err := xml.Marshal(metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth})
+	out, err := xml.Marshal(metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth, Record: i.Record})
 	if err != nil {
 		return "", fmt.Errorf("writing identity: %w", err)
 	}
@@ -57,6 +58,7 @@ type live struct {
 			Name      string `xml:"name,attr"`
 			VM        string `xml:"vm,attr"`
 			Berth     string `xml:"berth,attr"`
+			Record    string `xml:",chardata"`
 		} `xml:"https://berth.dev/domain/v1 guest"`
 	} `xml:"metadata"`
 	Kernel     string      `xml:"os>kernel"`
@@ -97,7 +99,7 @@ func ParseFacts(doc string) (Facts, error) {
 	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu"}
 	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
 		m := ours[0]
-		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth}
+		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth, Record: strings.TrimSpace(m.Record)}
 	}
 	for _, nic := range l.Interfaces {
 		if nic.Target.Dev != "" {

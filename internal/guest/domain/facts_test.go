@@ -12,7 +12,7 @@ func TestParseFacts(t *testing.T) {
 	for name, want := range map[string]Facts{
 		"live-ours": {
 			UUID: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Name: "ns_a", Emulated: true,
-			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b"},
+			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b", Record: `{"recordVersion":1,"spec":{"cpu":{"cores":2}}}`},
 			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true,
 			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
 		},

@@ -50,6 +50,8 @@ type Identity struct {
 	VM string
 	// Berth is the UID of the pod that the guest was started for.
 	Berth string
+	// Record is the berth.Record of the spec that the guest was started with; empty in domains older than that.
+	Record string
 }
 
 // CPU is the guest's virtual processors. The numbers are at least 1.

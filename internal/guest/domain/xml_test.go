@@ -114,6 +114,7 @@ func FuzzXML(f *testing.F) {
 	f.Fuzz(func(t *testing.T, name, identity, cmdline, serial, path, tap, model string) {
 		g := web()
 		g.Name, g.Identity.Name, g.CPU.Model, g.NIC.Tap = name, identity, model, tap
+		g.Identity.Record = strings.TrimSpace(identity)
 		g.Kernel = &Kernel{Path: path, CommandLine: cmdline}
 		g.Disks = []Disk{{Name: serial, Path: path, Backing: []Backing{{Path: path, Format: Raw}}}}
 		g.Seed = ""

@@ -57,7 +57,9 @@ func ending(b *Berth)   { b.Ending = true }
 func used(b *Berth)     { b.Fresh = false }
 func finished(b *Berth) { b.Finished = true }
 func old(b *Berth)      { b.Created = now.Add(-unplacedLimit) }
-func drifted(b *Berth)  { b.Drift = []string{"cpu"} }
+func drifted(b *Berth) {
+	b.Outdated = []v1alpha1.PendingChange{{Path: "cpu.cores", From: "1", To: "2", Effect: v1alpha1.EffectNewBerth}}
+}
 func virtual(b *Berth)  { b.Runtime = "io.containerd.kata.v2" }
 func altered(b *Berth)  { b.Altered = "container \"spy\" was added" }
 

@@ -35,6 +35,8 @@ type Have struct {
 	UntoldFor time.Duration
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
+	// Pending are the changes of the spec since the guest was started; read only while there is one.
+	Pending []v1alpha1.PendingChange
 	// Guest is what the guest agent told; nil if it did not.
 	Guest *v1alpha1.GuestInfo
 	// AgentConnected: the guest agent has opened its channel.

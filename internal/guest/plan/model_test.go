@@ -250,7 +250,7 @@ func (w *world) settle(t *rapid.T) {
 		w.silent = false
 		w.sync(t, 1000)
 		w.check(t)
-		if w.berth != nil && (w.berth.Ending || len(w.berth.Drift) > 0) {
+		if w.berth != nil && (w.berth.Ending || len(w.berth.Outdated) > 0) {
 			w.berth.Ending = true
 			w.terminate()
 		}
@@ -292,7 +292,7 @@ func TestModel(t *testing.T) {
 			"libvirt notices":     func(t *rapid.T) { w.when(t, len(w.qemus) == 0, func() { w.domain = DomainAbsent }) },
 			"libvirt forgets":     func(*rapid.T) { w.domain = DomainAbsent },
 			"libvirt is wrong":    func(t *rapid.T) { w.when(t, w.domain == DomainRunning, func() { w.answerWrong(t) }) },
-			"spec changes":        func(t *rapid.T) { w.when(t, w.mortal && w.berth != nil, func() { w.berth.Drift = []string{"cpu"} }) },
+			"spec changes":        func(t *rapid.T) { w.when(t, w.mortal && w.berth != nil, func() { drifted(w.berth) }) },
 			"the VM is deleted":   func(t *rapid.T) { w.when(t, w.mortal, func() { deleted(w.vm); w.endBerth() }) },
 			"and is to be paused": func(*rapid.T) { paused(w.vm) },
 			"and to run again":    func(*rapid.T) { w.vm.Spec.State = v1alpha1.StateRunning },

@@ -22,11 +22,15 @@ const quiet = 2 * time.Second
 const untoldLimit = 10 * time.Second
 
 // ownConditions are those that the agent writes.
-var ownConditions = []string{v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionAgentConnected}
+var ownConditions = []string{
+	v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionAgentConnected, v1alpha1.ConditionUpToDate,
+}
 
 // Owned is the agent's part of a status.
 func Owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
-	part := &v1alpha1.VirtualMachineStatus{Guest: s.Guest, Disks: s.Disks, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth}
+	part := &v1alpha1.VirtualMachineStatus{
+		Guest: s.Guest, Disks: s.Disks, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth, PendingChanges: s.PendingChanges,
+	}
 	for _, c := range s.Conditions {
 		if slices.Contains(ownConditions, c.Type) {
 			part.Conditions = append(part.Conditions, c)
@@ -50,6 +54,9 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 	conditions := []metav1.Condition{run, disksReady(w, h, failure)}
 	if h.Domain == DomainRunning {
 		conditions = append(conditions, agentConnected(h))
+	}
+	if changes, c := pending(w, h); c != nil {
+		s.PendingChanges, conditions = changes, append(conditions, *c)
 	}
 	slices.SortFunc(conditions, byType)
 	generation := w.VM.Generation
@@ -104,8 +111,8 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 	case w.Berth != nil && w.Berth.Runtime != "":
 		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
 			"the berth is run by %s, which would keep QEMU out of its container: run pods with the label vm.berth.dev/name by runc or crun", w.Berth.Runtime))
-	case w.Berth != nil && len(w.Berth.Drift) > 0 && !w.Berth.Ending:
-		return is(false, v1alpha1.ReasonBerthOutdated, "")
+	case w.Berth != nil && len(w.Berth.Outdated) > 0 && !w.Berth.Ending:
+		return is(false, v1alpha1.ReasonBerthOutdated, "the operator replaces the berth, because it cannot take these changes: "+describe(w.Berth.Outdated))
 	case last != nil && (w.Berth != nil || w.deleting()):
 		return is(false, last.Reason, last.Message)
 	default:

@@ -35,8 +35,8 @@ type Berth struct {
 	Fresh bool
 	// ProbeStarted: kubelet's startup probe has passed.
 	ProbeStarted bool
-	// Drift are the fields of the spec that it was not made from.
-	Drift []string
+	// Outdated are the changes of the spec that it cannot take: the guest's next start is in a new one.
+	Outdated []v1alpha1.PendingChange
 	// Altered says how admission broke its promises, "" if it did not.
 	Altered string
 	// Ended is how kubelet says that its guest last ended, and when; nil if it says nothing.
@@ -47,7 +47,7 @@ type Berth struct {
 
 // accepts: the guest may be started in the berth.
 func (w *Want) accepts() bool {
-	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Drift) == 0 && w.Berth.Altered == "" && w.Berth.Runtime == "" && w.wantsGuest()
+	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Outdated) == 0 && w.Berth.Altered == "" && w.Berth.Runtime == "" && w.wantsGuest()
 }
 
 // wantsGuest: the spec asks for a guest, running or paused.

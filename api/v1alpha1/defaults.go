@@ -1,0 +1,37 @@
+package v1alpha1
+
+// Default fills in what the CRD's schema fills in. The API server does so when it reads an object; Berth does so with
+// the specs that it has recorded, so that a field with a default that came later changes nothing about them.
+func Default(s *VirtualMachineSpec) {
+	setDefault(&s.State, StateRunning)
+	setDefault(&s.RestartPolicy, RestartAlways)
+	if s.TerminationGracePeriodSeconds == nil {
+		s.TerminationGracePeriodSeconds = new(int64(60))
+	}
+	setDefault(&s.CPU.Cores, 1)
+	setDefault(&s.CPU.Sockets, 1)
+	setDefault(&s.CPU.Threads, 1)
+	setDefault(&s.CPU.Model, "host-model")
+	if k := s.Kernel; k != nil {
+		setDefault(&k.KernelPath, "/boot/vmlinuz")
+		setDefault(&k.CommandLine, "console=ttyS0")
+	}
+	if s.Networks == nil {
+		s.Networks = []Network{{Name: "default", Pod: &PodNetwork{}}}
+	}
+	if c := s.CloudInit; c != nil && c.UserDataSecretRef != nil {
+		setDefault(&c.UserDataSecretRef.Key, "userdata")
+	}
+	for _, p := range []*Probe{s.ReadinessProbe, s.LivenessProbe, s.StartupProbe} {
+		if p != nil && p.GRPC != nil && p.GRPC.Service == nil {
+			p.GRPC.Service = new("")
+		}
+	}
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}

@@ -1,0 +1,271 @@
+package berth
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf16"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+// recordVersion is the version of the records that this program writes. It goes up only when an older program would
+// misread a newer record: not when the spec gets a field.
+const recordVersion = 1
+
+// hashPrefix begins what stands in a record for a string that is long or private.
+const hashPrefix = "sha256:"
+
+// maxRecorded is the longest string, in bytes, that a record holds as it is.
+const maxRecorded = 128
+
+// record is the spec that a berth, or the guest in it, was made from.
+type record struct {
+	Version int                         `json:"recordVersion"`
+	Spec    v1alpha1.VirtualMachineSpec `json:"spec"`
+}
+
+// Record writes down the spec that a berth, or a guest, is made from. The berth carries it as an annotation, and the
+// guest's domain in its metadata. It is JSON in printable ASCII, and holds no user data and nothing that acts on a guest
+// as it is.
+func Record(spec *v1alpha1.VirtualMachineSpec) (string, error) {
+	tree, err := recorded(spec)
+	if err != nil {
+		return "", err
+	}
+	raw, err := json.Marshal(map[string]any{"recordVersion": recordVersion, "spec": tree})
+	if err != nil {
+		return "", fmt.Errorf("encoding record: %w", err)
+	}
+	return ascii(raw), nil
+}
+
+// ascii writes JSON without what XML or a terminal may not take.
+func ascii(raw []byte) string {
+	var b strings.Builder
+	for _, r := range string(raw) {
+		if r < 0x7f {
+			b.WriteRune(r)
+			continue
+		}
+		for _, unit := range utf16.AppendRune(nil, r) {
+			fmt.Fprintf(&b, `\u%04x`, unit)
+		}
+	}
+	return b.String()
+}
+
+// Changes lists, sorted by path, how a spec differs from the one that a record was made of. Both are read through
+// today's defaults, so that a field with a default that came after the record is no change. A record of a newer version
+// tells nothing, so nothing has changed; one that is none at all fits no spec.
+func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
+	now, err := Record(spec)
+	if err != nil || now == recordText {
+		return nil, err
+	}
+	var then record
+	err = json.Unmarshal([]byte(recordText), &then)
+	switch {
+	case then.Version > recordVersion:
+		return nil, nil
+	case err == nil && then.Version == 0:
+		return changesOfHashes(recordText, spec)
+	case err != nil:
+		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
+	}
+	was, err := leavesOf(&then.Spec)
+	if err != nil {
+		return nil, err
+	}
+	is, err := leavesOf(spec)
+	if err != nil {
+		return nil, err
+	}
+	paths := maps.Clone(was)
+	maps.Copy(paths, is)
+	var changes []v1alpha1.PendingChange
+	for _, path := range slices.Sorted(maps.Keys(paths)) {
+		if from, to := was[path], is[path]; from != to {
+			changes = append(changes, v1alpha1.PendingChange{Path: path, From: shown(from), To: shown(to), Effect: effectOf(path)})
+		}
+	}
+	return changes, nil
+}
+
+// NewBerth returns the changes that only a new berth can take.
+func NewBerth(changes []v1alpha1.PendingChange) []v1alpha1.PendingChange {
+	return slices.DeleteFunc(slices.Clone(changes), func(c v1alpha1.PendingChange) bool { return c.Effect != v1alpha1.EffectNewBerth })
+}
+
+// changesOfHashes reads a record from before there were versions, which has a hash of each field of the spec.
+func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
+	then := map[string]string{}
+	if json.Unmarshal([]byte(recordText), &then) != nil || len(then) == 0 {
+		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
+	}
+	fields := func(s *v1alpha1.VirtualMachineSpec) (map[string]json.RawMessage, error) {
+		s = s.DeepCopy()
+		v1alpha1.Default(s)
+		s.State, s.RestartedAt = "", ""
+		raw, err := json.Marshal(s)
+		if err != nil {
+			return nil, fmt.Errorf("encoding spec: %w", err)
+		}
+		all := map[string]json.RawMessage{}
+		return all, json.Unmarshal(raw, &all)
+	}
+	is, err := fields(spec)
+	if err != nil {
+		return nil, err
+	}
+	usual, err := fields(&v1alpha1.VirtualMachineSpec{})
+	if err != nil {
+		return nil, err
+	}
+	var changes []v1alpha1.PendingChange
+	for _, name := range slices.Sorted(maps.Keys(is)) {
+		sum := sha256.Sum256(is[name])
+		was, known := then[name]
+		delete(then, name)
+		if known && was != hex.EncodeToString(sum[:6]) || !known && !bytes.Equal(is[name], usual[name]) {
+			changes = append(changes, v1alpha1.PendingChange{Path: name, Effect: effectOf(name)})
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(then)) {
+		changes = append(changes, v1alpha1.PendingChange{Path: name, Effect: effectOf(name)})
+	}
+	return changes, nil
+}
+
+// inPlace are the fields that shape the guest and not its berth: a restart in place takes them.
+var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys"}
+
+func effectOf(path string) v1alpha1.ChangeEffect {
+	for _, field := range inPlace {
+		if rest, is := strings.CutPrefix(path, field); is && (rest == "" || rest[0] == '.' || rest[0] == '[') {
+			return v1alpha1.EffectRestart
+		}
+	}
+	return v1alpha1.EffectNewBerth
+}
+
+// shown is a value as people may see it: nothing that a record keeps as a hash.
+func shown(value string) string {
+	if strings.HasPrefix(value, hashPrefix) {
+		return ""
+	}
+	return value
+}
+
+// recorded is the spec as a tree of JSON values, as a record holds it.
+func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
+	s := spec.DeepCopy()
+	v1alpha1.Default(s)
+	s.State, s.RestartedAt = "", "" // they act at once
+	if c := s.CloudInit; c != nil {
+		for _, private := range []**string{&c.UserData, &c.NetworkData} {
+			if *private != nil {
+				*private = new(hashed(**private))
+			}
+		}
+	}
+	raw, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encoding spec: %w", err)
+	}
+	var tree any
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.UseNumber()
+	if err := decoder.Decode(&tree); err != nil {
+		return nil, fmt.Errorf("decoding spec: %w", err)
+	}
+	return shortened(tree), nil
+}
+
+// shortened replaces the long strings of a tree, in place.
+func shortened(node any) any {
+	switch node := node.(type) {
+	case map[string]any:
+		for key, value := range node {
+			node[key] = shortened(value)
+		}
+	case []any:
+		for i, value := range node {
+			node[i] = shortened(value)
+		}
+	case string:
+		if len(node) > maxRecorded {
+			return hashed(node)
+		}
+	}
+	return node
+}
+
+// hashed is what a record has of a string, and of what it has already.
+func hashed(text string) string {
+	if strings.HasPrefix(text, hashPrefix) && len(text) == len(hashPrefix)+2*sha256.Size {
+		return text
+	}
+	sum := sha256.Sum256([]byte(text))
+	return hashPrefix + hex.EncodeToString(sum[:])
+}
+
+// leavesOf are the values of a spec by their paths, such as disks[root].size. Items of a list go by their name, or by
+// their index if they have none; the order of names is the value of the list itself.
+func leavesOf(spec *v1alpha1.VirtualMachineSpec) (map[string]string, error) {
+	tree, err := recorded(spec)
+	if err != nil {
+		return nil, err
+	}
+	leaves := map[string]string{}
+	flatten(leaves, "", tree)
+	return leaves, nil
+}
+
+func flatten(leaves map[string]string, path string, node any) {
+	switch node := node.(type) {
+	case nil: // as good as absent
+	case map[string]any:
+		for key, value := range node {
+			flatten(leaves, join(path, key), value)
+		}
+		if len(node) == 0 {
+			leaves[path] = "{}"
+		}
+	case []any:
+		var names []string
+		for i, item := range node {
+			index := strconv.Itoa(i)
+			if object, is := item.(map[string]any); is {
+				if name, is := object["name"].(string); is {
+					index = name
+					names = append(names, name)
+					delete(object, "name")
+				}
+			}
+			flatten(leaves, path+"["+index+"]", item)
+		}
+		if len(names) == len(node) {
+			leaves[path] = "[" + strings.Join(names, " ") + "]"
+		}
+	default:
+		leaves[path] = fmt.Sprint(node)
+	}
+}
+
+func join(path, key string) string {
+	switch {
+	case path == "":
+		return key
+	case strings.ContainsAny(key, "./[]"): // a label's
+		return path + "[" + key + "]"
+	default:
+		return path + "." + key
+	}
+}

@@ -1,0 +1,246 @@
+package berth
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+)
+
+type change = v1alpha1.PendingChange
+
+var unreadable = []change{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}
+
+func recordOf(t *testing.T, spec v1alpha1.VirtualMachineSpec) string {
+	t.Helper()
+	text, err := Record(&spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func TestChanges(t *testing.T) {
+	secret, long := "#cloud-config password: hunter2", "ssh-rsa "+strings.Repeat("A", 500)
+	kernel := func(commandLine string) func(*v1alpha1.VirtualMachineSpec) {
+		return func(s *v1alpha1.VirtualMachineSpec) {
+			s.Kernel = &v1alpha1.Kernel{Image: "k", KernelPath: "/boot/vmlinuz", CommandLine: commandLine}
+		}
+	}
+	two := func(s *v1alpha1.VirtualMachineSpec) {
+		s.Disks = append(s.Disks, v1alpha1.Disk{Name: "data", Image: "registry.example/empty:1"})
+	}
+	none := func(*v1alpha1.VirtualMachineSpec) {}
+	restart, anew := v1alpha1.EffectRestart, v1alpha1.EffectNewBerth
+	tests := []struct {
+		name      string
+		from, now func(*v1alpha1.VirtualMachineSpec)
+		want      []change
+	}{
+		{"nothing changed", everything, everything, nil},
+		{"a changed field", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }, []change{{"cpu.cores", "1", "2", anew}}},
+		{
+			"two fields, sorted", none, func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size.Set(2 << 30); s.CPU.Cores = 2 },
+			[]change{{"cpu.cores", "1", "2", anew}, {"memory.size", "1Gi", "2Gi", anew}},
+		},
+		{
+			"an added field", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"ssh-ed25519 A"} },
+			[]change{{"sshAuthorizedKeys[0]", "", "ssh-ed25519 A", restart}},
+		},
+		{
+			"an added disk", none, two,
+			[]change{{"disks", "[root]", "[root data]", anew}, {"disks[data].image", "", "registry.example/empty:1", anew}},
+		},
+		{"another boot order", two, func(s *v1alpha1.VirtualMachineSpec) { two(s); slices.Reverse(s.Disks) }, []change{{"disks", "[root data]", "[data root]", anew}}},
+		{"no network any more", none, func(s *v1alpha1.VirtualMachineSpec) { s.Networks = []v1alpha1.Network{} }, []change{
+			{"networks", "[default]", "[]", anew}, {"networks[default].pod", "{}", "", anew},
+		}},
+		{"a kernel's command line takes a restart in place", kernel("a"), kernel("b"), []change{{"kernel.commandLine", "a", "b", restart}}},
+		{
+			"a label with a domain", none, func(s *v1alpha1.VirtualMachineSpec) { s.NodeSelector = map[string]string{"example.com/zone": "a"} },
+			[]change{{"nodeSelector[example.com/zone]", "", "a", anew}},
+		},
+		{"the state acts at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.State = v1alpha1.StatePaused }, nil},
+		{"so does a restart", none, func(s *v1alpha1.VirtualMachineSpec) { s.RestartedAt = "now" }, nil},
+		{"the same quantity, written otherwise", none, func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size = resource.MustParse("1024Mi") }, nil},
+		{"a default, written or not", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU, s.RestartPolicy, s.Networks = v1alpha1.CPU{}, "", nil }, nil},
+		{
+			"user data, of which nothing is told", none, func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit = &v1alpha1.CloudInit{UserData: &secret} },
+			[]change{{"cloudInit.userData", "", "", restart}},
+		},
+		{
+			"odd characters", none, func(s *v1alpha1.VirtualMachineSpec) { s.NodeSelector = map[string]string{"a": "é\uffff\x7f\U0001f600"} },
+			[]change{{"nodeSelector.a", "", "é\uffff\x7f\U0001f600", anew}},
+		},
+		{"a long string", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, []change{{"sshAuthorizedKeys[0]", "", "", restart}}},
+		{"the same long string", func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			text := recordOf(t, vm(tt.from).Spec)
+			got, err := Changes(text, &vm(tt.now).Spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			now := recordOf(t, vm(tt.now).Spec)
+			if strings.Contains(now, "hunter2") {
+				t.Errorf("the record tells user data: %s", now)
+			}
+			if odd := func(r rune) bool { return r < ' ' || r > '~' }; strings.ContainsFunc(now, odd) {
+				t.Errorf("the record is not printable ASCII: %q", now)
+			}
+			if same, err := Changes(now, &vm(tt.now).Spec); err != nil || len(same) > 0 {
+				t.Errorf("it differs from itself in %+v: %v", same, err)
+			}
+		})
+	}
+}
+
+// A record lives as long as its guest, so it is older than the program that reads it, or newer after a rollback.
+func TestRecordsOfOtherVersions(t *testing.T) {
+	spec := vm(everything).Spec
+	edit := func(change func(record, spec map[string]any)) string {
+		var r map[string]any
+		if err := json.Unmarshal([]byte(recordOf(t, spec)), &r); err != nil {
+			t.Fatal(err)
+		}
+		change(r, r["spec"].(map[string]any))
+		raw, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	hashes := func(name string) string {
+		raw, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	tests := []struct {
+		name, record string
+		spec         v1alpha1.VirtualMachineSpec
+		want         []change
+	}{
+		{"one from before defaulted fields", edit(func(_, s map[string]any) {
+			delete(s, "networks")
+			delete(s["cpu"].(map[string]any), "sockets")
+			delete(s["cloudInit"].(map[string]any)["userDataSecretRef"].(map[string]any), "key")
+		}), spec, nil},
+		{"one with fields that came later", edit(func(r, s map[string]any) {
+			r["hardware"], s["firmware"] = map[string]any{"a": 1}, "UEFI"
+			s["cpu"].(map[string]any)["dedicated"] = true
+		}), spec, nil},
+		{"one of a version that came later", edit(func(r, s map[string]any) { r["recordVersion"], r["spec"] = 2, "elsewhere" }), spec, nil},
+		{"hashes, the same spec", hashes("record-v0-full.json"), spec, nil},
+		{"hashes, a small spec", hashes("record-v0-plain.json"), vm().Spec, nil},
+		{"hashes, a changed field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }).Spec, []change{{Path: "cpu", Effect: v1alpha1.EffectNewBerth}}},
+		{
+			"hashes, an added field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.SchedulerName = "mine" }).Spec,
+			[]change{{Path: "schedulerName", Effect: v1alpha1.EffectNewBerth}},
+		},
+		{
+			"hashes, a removed field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks = nil }).Spec,
+			[]change{{Path: "disks", Effect: v1alpha1.EffectNewBerth}},
+		},
+		{"one that cannot be read", "{", spec, unreadable},
+		{"one of another form", `{"cpu":1}`, spec, unreadable},
+		{"one that holds nothing", `{}`, spec, unreadable},
+		{"one that is missing", "", spec, unreadable},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := Changes(tt.record, &tt.spec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// What is said to take a restart in place must leave the pod as it is.
+func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
+	full := func(s *v1alpha1.VirtualMachineSpec) {
+		everything(s)
+		s.CloudInit.UserDataSecretRef = nil
+		s.CloudInit.UserData, s.CloudInit.NetworkData = new("a"), new("a")
+		s.Kernel = &v1alpha1.Kernel{Image: "a", KernelPath: "/a", InitrdPath: "/a", CommandLine: "a"}
+		s.SSHAuthorizedKeys = []string{"a"}
+	}
+	podOf := func(change func(*v1alpha1.VirtualMachineSpec)) *corev1.Pod {
+		pod, err := PodFor(vm(full, change), "", options)
+		if err != nil {
+			t.Fatal(err)
+		}
+		delete(pod.Annotations, AnnotationSpec)
+		return pod
+	}
+	plain := podOf(func(*v1alpha1.VirtualMachineSpec) {})
+	was := recordOf(t, vm(full).Spec)
+	seen := map[string]bool{}
+	for _, change := range []func(*v1alpha1.VirtualMachineSpec){
+		func(s *v1alpha1.VirtualMachineSpec) { s.Kernel.Image = "b" },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Kernel.KernelPath = "/b" },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Kernel.InitrdPath = "/b" },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Kernel.CommandLine = "b" },
+		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.UserData = new("b") },
+		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.NetworkData = new("b") },
+		func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"b"} },
+	} {
+		changes, err := Changes(was, &vm(full, change).Spec)
+		if err != nil || len(changes) != 1 || changes[0].Effect != v1alpha1.EffectRestart {
+			t.Errorf("changes %+v, %v", changes, err)
+			continue
+		}
+		if diff := cmp.Diff(plain, podOf(change)); diff != "" {
+			t.Errorf("%s changes the berth:\n%s", changes[0].Path, diff)
+		}
+		for _, field := range inPlace {
+			seen[field] = seen[field] || strings.HasPrefix(changes[0].Path, field)
+		}
+	}
+	for _, field := range inPlace {
+		if !seen[field] {
+			t.Errorf("nothing here changes %s", field)
+		}
+	}
+}
+
+func FuzzChanges(f *testing.F) {
+	for _, name := range []string{"record-v0-full.json", "record-v0-plain.json"} {
+		raw, err := os.ReadFile(filepath.Join("testdata", name))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(raw))
+	}
+	text, err := Record(&vm(everything).Spec)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Fuzz(func(t *testing.T, text string) {
+		changes, err := Changes(text, &vm(everything).Spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.IsSortedFunc(changes, func(a, b change) int { return strings.Compare(a.Path, b.Path) }) {
+			t.Errorf("not sorted: %+v", changes)
+		}
+	})
+}
