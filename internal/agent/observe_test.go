@@ -4,8 +4,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
@@ -24,5 +28,48 @@ func TestALookThatFailedEndsADoubt(t *testing.T) {
 	now = now.Add(time.Second)
 	if doubt := a.hints.lasts(uid, doubted, true, now); doubt != 0 {
 		t.Errorf("a guest is doubted for %v after the first look that could doubt it", doubt)
+	}
+}
+
+// A guest may be newer than its berth, by a restart in place, and older than the records in domains.
+func TestPendingIsWhatTheGuestWasNotStartedWith(t *testing.T) {
+	spec := func(commandLine string) v1alpha1.VirtualMachineSpec {
+		return v1alpha1.VirtualMachineSpec{Kernel: &v1alpha1.Kernel{Image: "k", CommandLine: commandLine}}
+	}
+	record := func(commandLine string) string {
+		s := spec(commandLine)
+		text, err := berth.Record(&s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	ours := func(record string) domain.Facts { return domain.Facts{Identity: &domain.Identity{Record: record}} }
+	for _, tt := range []struct {
+		name  string
+		berth string
+		facts domain.Facts
+		want  string // what it was started with, if that is not what the spec says, b
+	}{
+		{"started with the berth's spec", record("a"), ours(record("a")), "a"},
+		{"restarted in place since", record("a"), ours(record("b")), ""},
+		{"a domain without a record", record("a"), ours(""), "a"},
+		{"no domain", record("a"), domain.Facts{}, ""},
+		{"a domain whose berth is not known", "", ours(""), ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := &guest{Want: plan.Want{VM: &v1alpha1.VirtualMachine{Spec: spec("b")}}, berthRecord: tt.berth}
+			changes, err := g.pending(tt.facts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var want []v1alpha1.PendingChange
+			if tt.want != "" {
+				want = []v1alpha1.PendingChange{{Path: "kernel.commandLine", From: tt.want, To: "b", Effect: v1alpha1.EffectRestart}}
+			}
+			if diff := cmp.Diff(want, changes); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
 	}
 }

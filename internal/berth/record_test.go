@@ -77,7 +77,9 @@ func TestChanges(t *testing.T) {
 			[]change{{"cloudInit.userData", "", "", restart}},
 		},
 		{
-			"odd characters", none, func(s *v1alpha1.VirtualMachineSpec) { s.NodeSelector = map[string]string{"a": "é\uffff\x7f\U0001f600"} },
+			"odd characters", none, func(s *v1alpha1.VirtualMachineSpec) {
+				s.NodeSelector = map[string]string{"a": "é\uffff\x7f\U0001f600"}
+			},
 			[]change{{"nodeSelector.a", "", "é\uffff\x7f\U0001f600", anew}},
 		},
 		{"a long string", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, []change{{"sshAuthorizedKeys[0]", "", "", restart}}},

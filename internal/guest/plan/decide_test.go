@@ -60,8 +60,8 @@ func old(b *Berth)      { b.Created = now.Add(-unplacedLimit) }
 func drifted(b *Berth) {
 	b.Outdated = []v1alpha1.PendingChange{{Path: "cpu.cores", From: "1", To: "2", Effect: v1alpha1.EffectNewBerth}}
 }
-func virtual(b *Berth)  { b.Runtime = "io.containerd.kata.v2" }
-func altered(b *Berth)  { b.Altered = "container \"spy\" was added" }
+func virtual(b *Berth) { b.Runtime = "io.containerd.kata.v2" }
+func altered(b *Berth) { b.Altered = "container \"spy\" was added" }
 
 func images(state ImageState) map[string]Image {
 	if state != ImageFailed {
