@@ -15,13 +15,13 @@ import (
 	"github.com/berth-dev/berth/internal/host/podnet"
 )
 
-// wiring is how the guest's one network interface is plugged in.
-func (a *Agent) wiring(g *guest, ns *os.File) podnet.Wiring {
+// nic is the guest's one network interface.
+func (a *Agent) nic(g *guest) podnet.Interface {
 	n := g.VM.Spec.Networks[0].Name
 	gateway := a.GuestSubnet.Masked().Addr().Next()
-	return podnet.Wiring{
-		NetNS: ns, Tap: berth.TapName(g.uid, n), MAC: berth.MAC(g.uid, n),
-		Gateway: gateway, Guest: netip.PrefixFrom(gateway.Next(), a.GuestSubnet.Bits()),
+	return podnet.Interface{
+		Tap: berth.TapName(g.uid, n), MAC: berth.MAC(g.uid, n),
+		Gateway: gateway, Address: netip.PrefixFrom(gateway.Next(), a.GuestSubnet.Bits()),
 	}
 }
 
@@ -47,7 +47,7 @@ func (a *Agent) plug(ctx context.Context, g *guest) error {
 		return err
 	}
 	defer ns.Close()
-	_, err = podnet.Plug(ctx, a.wiring(g, ns))
+	_, err = podnet.Connect(ctx, ns, podnet.Config{Interfaces: []podnet.Interface{a.nic(g)}})
 	return err
 }
 
@@ -81,14 +81,14 @@ func (a *Agent) lease(ctx context.Context, g *guest) (*shimlink.NIC, *os.File, e
 		return nil, nil, err
 	}
 	defer ns.Close()
-	uplink, err := podnet.FindUplink(ctx, ns)
+	pod, err := podnet.FindPodInterface(ctx, ns)
 	if err != nil {
 		return nil, nil, err
 	}
-	w := a.wiring(g, ns)
-	socket, err := podnet.DHCPSocket(ctx, ns, w.Tap)
+	n := a.nic(g)
+	socket, err := podnet.DHCPSocket(ctx, ns, n.Tap)
 	if err != nil {
 		return nil, nil, err
 	}
-	return &shimlink.NIC{MAC: shimlink.MAC(w.MAC), Address: w.Guest, Router: w.Gateway, MTU: uplink.MTU, Hostname: g.VM.Name}, socket, nil
+	return &shimlink.NIC{MAC: shimlink.MAC(n.MAC), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: g.VM.Name}, socket, nil
 }

@@ -29,7 +29,7 @@ var requests = []bpf.Instruction{
 
 // DHCPSocket opens a packet socket (AF_PACKET, SOCK_RAW) on the tap in the
 // pod's namespace. Only the guest's DHCP requests arrive on it; the filter
-// cannot be taken off again. It is non-blocking, and bound for good to a tap that is plugged.
+// cannot be taken off again. It is non-blocking, and bound for good to a tap that is connected.
 func DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) {
 	return classified(inside(ctx, ns, func() (*os.File, error) {
 		h, err := handle()

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// frame makes an Ethernet frame.
+// frame makes an Ethernet frame, which send addresses.
 func frame(from net.HardwareAddr, ethertype uint16, payload []byte) []byte {
-	f := append(append([]byte{0xfe, 0, 0, 0, 0, 9}, from...), byte(ethertype>>8), byte(ethertype))
+	f := append(append(make([]byte, 6), from...), byte(ethertype>>8), byte(ethertype))
 	return append(f, payload...)
 }
 
@@ -32,12 +32,32 @@ func datagram(from, to netip.AddrPort, text string) []byte {
 	binary.BigEndian.PutUint16(p[20:], from.Port())
 	binary.BigEndian.PutUint16(p[22:], to.Port())
 	binary.BigEndian.PutUint16(p[24:], uint16(8+len(text)))
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(p[i:]))
-	}
-	binary.BigEndian.PutUint16(p[10:], ^uint16(sum+sum>>16))
+	binary.BigEndian.PutUint16(p[10:], checksum(p[:20]))
 	return append(p, text...)
+}
+
+// syn makes an IPv4 packet that asks for a TCP connection.
+func syn(from, to netip.AddrPort) []byte {
+	p := datagram(from, to, "in place of TCP's own")[:40]
+	p[9] = unix.IPPROTO_TCP
+	binary.BigEndian.PutUint16(p[2:], 40)
+	clear(p[24:])
+	p[32], p[33] = 0x50, 2 // five words, SYN
+	binary.BigEndian.PutUint16(p[10:], 0)
+	binary.BigEndian.PutUint16(p[10:], checksum(p[:20]))
+	pseudo := append(append([]byte{}, p[12:20]...), 0, unix.IPPROTO_TCP, 0, 20)
+	binary.BigEndian.PutUint16(p[36:], checksum(append(pseudo, p[20:]...)))
+	return p
+}
+
+// checksum is the Internet's, of an even number of bytes. RFC 1071.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	sum = sum&0xffff + sum>>16
+	return ^uint16(sum + sum>>16)
 }
 
 // arpReply makes an ARP reply that claims an address. RFC 826.
@@ -49,19 +69,17 @@ func arpReply(mac net.HardwareAddr, claimed, to netip.Addr) []byte {
 
 var other = net.HardwareAddr{2, 0, 0, 0, 0, 0x66}
 
-// send writes a frame as the guest's NIC would.
-func (l *lab) send(f []byte) {
-	l.t.Helper()
-	if _, err := l.tap.Write(f); err != nil {
-		l.t.Fatal(err)
-	}
-}
-
 func TestGuestLies(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.configure(Config{Interfaces: []Interface{nic0}, ReservedPorts: []uint16{5900}})
 	outside := l.listen(nil, "10.244.0.1:5353")
 	pod := l.listen(l.pod, "0.0.0.0:5353")
+	tcp, err := at(l.ctx, l.pod, func() (*net.IPConn, error) { return net.ListenIP("ip4:tcp", nil) }) // what comes before any listener
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	shim := netip.MustParseAddrPort("127.0.0.1:5900")
 	me, local, public := netip.MustParseAddrPort("10.0.2.2:7"), netip.MustParseAddrPort("127.0.0.1:5353"), netip.MustParseAddrPort("10.244.0.1:5353")
 	for name, lie := range map[string][]byte{
 		"another hardware address":                    frame(other, unix.ETH_P_IP, datagram(me, public, "lie")),
@@ -69,6 +87,10 @@ func TestGuestLies(t *testing.T) {
 		"the pod's address":                           frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("10.244.0.5:7"), public, "lie")),
 		"no address":                                  frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("0.0.0.0:68"), public, "lie")),
 		"the pod's localhost":                         frame(guestMAC, unix.ETH_P_IP, datagram(me, local, "lie")),
+		"a port of the shim's":                        frame(guestMAC, unix.ETH_P_IP, syn(me, shim)),
+		"a port of the shim's, at the gateway":        frame(guestMAC, unix.ETH_P_IP, syn(me, netip.MustParseAddrPort("10.0.2.1:5900"))),
+		"a port of the shim's, as the pod's own":      frame(guestMAC, unix.ETH_P_IP, syn(netip.MustParseAddrPort("127.0.0.1:7"), shim)),
+		"the pod's localhost, as the pod's own":       frame(guestMAC, unix.ETH_P_IP, datagram(netip.MustParseAddrPort("127.0.0.1:7"), local, "lie")),
 		"the gateway's own services":                  frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.2.1:5353"), "lie")),
 		"a service in the pod, as everybody":          frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("255.255.255.255:5353"), "lie")),
 		"IPv6":                                        frame(guestMAC, unix.ETH_P_IPV6, make([]byte, 40)),
@@ -90,6 +112,10 @@ func TestGuestLies(t *testing.T) {
 			if n, from, err := pod.ReadFromUDP(buf); err == nil {
 				t.Errorf("the pod read %q from %s", buf[:n], from)
 			}
+			_ = tcp.SetReadDeadline(time.Now())
+			if n, from, err := tcp.ReadFromIP(buf); err == nil {
+				t.Errorf("the pod's TCP read % x from %s", buf[:n], from)
+			}
 		})
 	}
 	l.in(l.pod, func(h *netlink.Handle) error {
@@ -110,9 +136,9 @@ func TestGuestLies(t *testing.T) {
 func TestDHCPSocket(t *testing.T) {
 	l := newLab(t)
 	if _, err := DHCPSocket(l.ctx, l.pod, tapName); err == nil {
-		t.Error("a tap that is not plugged has given a socket")
+		t.Error("a tap that is not connected has given a socket")
 	}
-	l.plug()
+	l.connect(nic0)
 	socket, err := DHCPSocket(l.ctx, l.pod, tapName)
 	if err != nil {
 		t.Fatal(err)

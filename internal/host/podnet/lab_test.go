@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -23,9 +25,10 @@ import (
 const helper = "BERTH_TEST_PODNET_HELPER"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(helper) == "plug" {
-		w := wiring(os.NewFile(3, "netns"))
-		if _, err := Plug(context.Background(), w); err != nil {
+	if count, ok := strings.CutPrefix(os.Getenv(helper), "connect "); ok {
+		n, _ := strconv.Atoi(count)
+		c := Config{Interfaces: []Interface{nic0, nic1}[:n]}
+		if _, err := Connect(context.Background(), os.NewFile(3, "netns"), c); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -56,11 +59,13 @@ var (
 	guestIP   = netip.MustParsePrefix("10.0.2.2/24")
 	gatewayIP = netip.MustParseAddr("10.0.2.1")
 	guestMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 9}
-)
 
-func wiring(ns *os.File) Wiring {
-	return Wiring{NetNS: ns, Tap: tapName, Guest: guestIP, Gateway: gatewayIP, MAC: guestMAC}
-}
+	nic0 = Interface{Tap: tapName, MAC: guestMAC, Address: guestIP, Gateway: gatewayIP}
+	nic1 = Interface{
+		Tap: "bttest1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 10},
+		Address: netip.MustParsePrefix("10.0.3.2/24"), Gateway: netip.MustParseAddr("10.0.3.1"),
+	}
+)
 
 // patience bounds what must happen; impatience is how long we look for what must not.
 const (
@@ -68,11 +73,20 @@ const (
 	impatience = 200 * time.Millisecond
 )
 
-// lab is a pod with its CNI's interface on a host, and a guest: a network stack of its own behind a tap.
+// lab is a pod with its CNI's interface on a host, and a guest with one NIC.
 type lab struct {
-	t               *testing.T
-	host, pod, vm   *os.File
-	ctx             context.Context
+	t   *testing.T
+	pod *os.File
+	ctx context.Context
+	*nic
+}
+
+// nic is a guest's network interface: a network stack of its own behind a tap.
+type nic struct {
+	Interface
+
+	lab             *lab
+	vm              *os.File
 	tap             *os.File // what QEMU holds
 	guestSide       *os.File
 	stopped, closed chan struct{}
@@ -86,53 +100,72 @@ func newLab(t *testing.T) *lab {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	l := &lab{t: t, ctx: ctx, pod: newNamespace(t), vm: newNamespace(t)}
+	l := &lab{t: t, ctx: ctx, pod: newNamespace(t)}
 	l.veth("vethpod", hostIP, l.pod, "eth0", podIP, podMTU)
 	l.in(l.pod, func(h *netlink.Handle) error {
 		return h.RouteAdd(&netlink.Route{Gw: hostIP.Addr().AsSlice()})
 	})
-	l.guestSide = l.openTap(l.vm, "eth0")
-	l.in(l.vm, func(h *netlink.Handle) error {
+	l.nic = l.plug(nic0)
+	return l
+}
+
+// plug gives the guest a NIC.
+func (l *lab) plug(i Interface) *nic {
+	l.t.Helper()
+	n := &nic{Interface: i, lab: l, vm: newNamespace(l.t)}
+	n.guestSide = l.openTap(n.vm, "eth0")
+	l.in(n.vm, func(h *netlink.Handle) error {
 		link, err := h.LinkByName("eth0")
 		if err != nil {
 			return err
 		}
 		return errors.Join(
-			h.LinkSetHardwareAddr(link, guestMAC),
+			h.LinkSetHardwareAddr(link, i.MAC),
 			h.LinkSetMTU(link, podMTU), // as DHCP tells it
-			h.AddrAdd(link, address(guestIP)),
+			h.AddrAdd(link, address(i.Address)),
 			h.LinkSetUp(link),
-			h.RouteAdd(&netlink.Route{Gw: gatewayIP.AsSlice()}),
+			h.RouteAdd(&netlink.Route{Gw: i.Gateway.AsSlice()}),
 		)
 	})
-	l.boot()
-	return l
+	n.boot()
+	return n
 }
 
 // boot makes a tap on the host, as libvirtd does, and connects the guest to it, as QEMU does.
-func (l *lab) boot() {
-	l.t.Helper()
-	l.tap = l.openTap(nil, tapName)
-	l.in(nil, func(h *netlink.Handle) error { // the same for each run, as libvirt does
-		link, err := h.LinkByName(tapName)
+func (n *nic) boot() {
+	n.lab.t.Helper()
+	n.tap = n.lab.openTap(nil, n.Tap)
+	n.lab.in(nil, func(h *netlink.Handle) error { // the same for each run, as libvirt does
+		link, err := h.LinkByName(n.Tap)
 		if err != nil {
 			return err
 		}
-		return h.LinkSetHardwareAddr(link, append(net.HardwareAddr{0xfe}, guestMAC[1:]...))
+		return h.LinkSetHardwareAddr(link, n.gatewayMAC())
 	})
-	l.stopped, l.closed = make(chan struct{}), make(chan struct{})
-	go func() { pump(l.tap, l.guestSide); close(l.stopped) }()
-	go func() { pump(l.guestSide, l.tap); close(l.closed) }()
-	l.t.Cleanup(l.kill)
+	n.stopped, n.closed = make(chan struct{}), make(chan struct{})
+	go func() { pump(n.tap, n.guestSide); close(n.stopped) }()
+	go func() { pump(n.guestSide, n.tap); close(n.closed) }()
+	n.lab.t.Cleanup(n.kill)
 }
 
+func (n *nic) gatewayMAC() net.HardwareAddr { return append(net.HardwareAddr{0xfe}, n.MAC[1:]...) }
+
 // kill ends QEMU: the tap vanishes. The guest's stack stays for the next one.
-func (l *lab) kill() {
-	_ = l.tap.Close()
-	<-l.stopped
-	_ = l.guestSide.SetReadDeadline(time.Now())
-	<-l.closed
-	_ = l.guestSide.SetReadDeadline(time.Time{})
+func (n *nic) kill() {
+	_ = n.tap.Close()
+	<-n.stopped
+	_ = n.guestSide.SetReadDeadline(time.Now())
+	<-n.closed
+	_ = n.guestSide.SetReadDeadline(time.Time{})
+}
+
+// send writes a frame to the gateway, as the guest's NIC would.
+func (n *nic) send(f []byte) {
+	n.lab.t.Helper()
+	copy(f, n.gatewayMAC())
+	if _, err := n.tap.Write(f); err != nil {
+		n.lab.t.Fatal(err)
+	}
 }
 
 func pump(from, to *os.File) {
@@ -148,13 +181,19 @@ func pump(from, to *os.File) {
 	}
 }
 
-func (l *lab) plug() Uplink {
+// connect makes these the guest's interfaces, and no others.
+func (l *lab) connect(interfaces ...Interface) PodInterface {
 	l.t.Helper()
-	up, err := Plug(l.ctx, wiring(l.pod))
+	return l.configure(Config{Interfaces: interfaces})
+}
+
+func (l *lab) configure(c Config) PodInterface {
+	l.t.Helper()
+	pod, err := Connect(l.ctx, l.pod, c)
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	return up
+	return pod
 }
 
 // veth connects the host with another namespace.

@@ -18,7 +18,7 @@ func inside[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T,
 		err   error
 	}
 	var none T
-	if err := foreign(ns); err != nil {
+	if err := refuseOwn(ns); err != nil {
 		return none, err
 	}
 	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 3) // the caller may close its own before work ends
@@ -61,8 +61,8 @@ func onThread(work func()) {
 	runtime.UnlockOSThread()
 }
 
-// foreign refuses the namespace that we ourselves are in, the host's: a berth is never there.
-func foreign(ns *os.File) error {
+// refuseOwn refuses the namespace that we ourselves are in, the host's: a berth is never there.
+func refuseOwn(ns *os.File) error {
 	var own, other unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
 		return fmt.Errorf("reading own network namespace: %w", err)

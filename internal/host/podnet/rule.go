@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The words that filter is written in: each is a part of one rule, like a word of nft(8).
+// The words that nftables.go is written in: each is a part of one rule, like a word of nft(8).
 
 const (
 	accept = nftables.ChainPolicyAccept

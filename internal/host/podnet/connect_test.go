@@ -24,9 +24,9 @@ import (
 
 func TestGuestAndPodAreOne(t *testing.T) {
 	l := newLab(t)
-	up := l.plug()
-	if up.Name != "eth0" || up.Address != podIP || up.MTU != podMTU {
-		t.Errorf("uplink is %+v", up)
+	pod := l.connect(nic0)
+	if pod.Name != "eth0" || pod.Address != podIP || pod.MTU != podMTU {
+		t.Errorf("the pod's interface is %+v", pod)
 	}
 	l.serve(l.vm, ":80")
 	l.serve(l.vm, ":40000")
@@ -53,7 +53,7 @@ func TestGuestAndPodAreOne(t *testing.T) {
 
 func TestDatagramsGoBothWays(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.connect(nic0)
 	guest, outside := l.listen(l.vm, "0.0.0.0:53"), l.listen(nil, "10.244.0.1:5353")
 	from, buf := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.244.0.5:53")), make([]byte, 64)
 	if _, err := outside.WriteToUDP([]byte("ask"), from); err != nil {
@@ -74,7 +74,7 @@ func TestDatagramsGoBothWays(t *testing.T) {
 
 func TestEchoes(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.connect(nic0)
 	for name, c := range map[string]struct {
 		from *os.File
 		to   string
@@ -112,7 +112,7 @@ func TestEchoes(t *testing.T) {
 
 func TestSmallerLinksOnTheWay(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.connect(nic0)
 	beyond := newNamespace(t)
 	l.veth("vethfar", netip.MustParsePrefix("192.0.2.1/24"), beyond, "eth0", netip.MustParsePrefix(far+"/24"), 1000)
 	l.in(beyond, func(h *netlink.Handle) error { return h.RouteAdd(&netlink.Route{Gw: net.IPv4(192, 0, 2, 1)}) })
@@ -120,7 +120,7 @@ func TestSmallerLinksOnTheWay(t *testing.T) {
 		for _, name := range []string{"vethpod", "vethfar"} {
 			link, err := h.LinkByName(name)
 			if err == nil {
-				err = setInet(link.Attrs().Index, map[int]uint32{confForwarding: 1})
+				err = setIPv4Conf(link.Attrs().Index, map[int]uint32{confForwarding: 1})
 			}
 			if err != nil {
 				return err
@@ -156,7 +156,7 @@ func TestSmallerLinksOnTheWay(t *testing.T) {
 
 func TestGuestIsKeptToItself(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.connect(nic0)
 	l.serve(l.vm, ":80")
 	l.serve(l.pod, ":8080")
 	l.in(nil, func(h *netlink.Handle) error {
@@ -180,7 +180,7 @@ func TestGuestIsKeptToItself(t *testing.T) {
 	}
 }
 
-func TestPluggingAgain(t *testing.T) {
+func TestConnectingAgain(t *testing.T) {
 	l := newLab(t)
 	l.in(l.pod, func(*netlink.Handle) error { // somebody else's table
 		conn, err := nftables.New()
@@ -190,7 +190,7 @@ func TestPluggingAgain(t *testing.T) {
 		conn.AddTable(&nftables.Table{Name: "mesh", Family: nftables.TableFamilyIPv4})
 		return conn.Flush()
 	})
-	l.plug()
+	l.connect(nic0)
 	l.serve(l.vm, ":80")
 	conn, err := l.dial(nil, "10.244.0.5:80", patience)
 	if err != nil {
@@ -203,7 +203,7 @@ func TestPluggingAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 5 {
-		l.plug()
+		l.connect(nic0)
 		line := fmt.Sprintf("line %d\n", i)
 		if _, err := conn.Write([]byte(line)); err != nil {
 			t.Fatal(err)
@@ -225,12 +225,14 @@ func TestPluggingAgain(t *testing.T) {
 	})
 }
 
-func TestAnAgentKilledWhilePlugging(t *testing.T) {
+func TestAnAgentKilledWhileConnecting(t *testing.T) {
 	l := newLab(t)
+	second := l.plug(nic1)
 	l.serve(l.vm, ":80")
+	l.serve(nil, ":8080")
 	for delay := range 12 {
 		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), helper+"=plug")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=connect %d", helper, 2-delay%2)) // both, or one is removed
 		cmd.ExtraFiles = []*os.File{l.pod}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -239,22 +241,25 @@ func TestAnAgentKilledWhilePlugging(t *testing.T) {
 		_ = cmd.Wait()
 		timer.Stop()
 	}
-	l.plug()
+	l.connect(nic0, nic1)
 	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
 		t.Errorf("the guest has seen %q, %v", seen, err)
+	}
+	if seen, err := l.calls(second.vm, "10.244.0.1:8080"); seen != "10.244.0.5" || err != nil {
+		t.Errorf("whom the second interface calls has seen %q, %v", seen, err)
 	}
 }
 
 func TestTheNextRunOfTheGuest(t *testing.T) {
 	l := newLab(t)
-	l.plug()
+	l.connect(nic0)
 	l.serve(l.vm, ":80")
 	if _, err := l.calls(nil, "10.244.0.5:80"); err != nil {
 		t.Fatal(err)
 	}
 	l.kill()
-	if _, err := Plug(l.ctx, wiring(l.pod)); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed || fault.ClassOf(err) != fault.Transient {
-		t.Errorf("Plug() without a tap = %v", err)
+	if _, err := Connect(l.ctx, l.pod, Config{Interfaces: []Interface{nic0}}); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed || fault.ClassOf(err) != fault.Transient {
+		t.Errorf("Connect() without a tap = %v", err)
 	}
 	if _, err := l.dial(nil, "10.244.0.5:80", patience); !errors.Is(err, unix.EHOSTUNREACH) {
 		t.Errorf("without a guest, calling it from outside gives %v, want unreachable", err)
@@ -263,7 +268,7 @@ func TestTheNextRunOfTheGuest(t *testing.T) {
 		t.Error("without a guest, somebody answers in its place")
 	}
 	l.boot()
-	l.plug()
+	l.connect(nic0)
 	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
 		t.Errorf("the guest has seen %q, %v", seen, err)
 	}
@@ -273,7 +278,7 @@ func TestTheNextRunOfTheGuest(t *testing.T) {
 	}
 }
 
-func TestPlugRefuses(t *testing.T) {
+func TestConnectRefuses(t *testing.T) {
 	l := newLab(t)
 	host, err := os.Open("/proc/self/ns/net")
 	if err != nil {
@@ -281,31 +286,36 @@ func TestPlugRefuses(t *testing.T) {
 	}
 	defer host.Close()
 	bare := newNamespace(t)
-	overlapping := wiring(l.pod)
-	overlapping.Guest, overlapping.Gateway = netip.MustParsePrefix("10.244.0.9/24"), netip.MustParseAddr("10.244.0.8")
-	other := wiring(l.pod)
-	other.Tap = "vethpod"
+	with := func(change func(*Interface)) []Interface {
+		n := nic0
+		change(&n)
+		return []Interface{n}
+	}
 	for name, c := range map[string]struct {
-		w     Wiring
-		class fault.Class
+		ns         *os.File
+		interfaces []Interface
+		class      fault.Class
 	}{
-		"the host's own namespace":              {wiring(host), fault.Transient},
-		"an interface that is no tap":           {other, fault.Transient},
-		"a guest's subnet that the pod is in":   {overlapping, fault.User},
-		"a pod without IPv4":                    {wiring(bare), fault.User},
-		"a tap that the host has no longer":     {Wiring{l.pod, "btnone", guestIP, gatewayIP, guestMAC}, fault.Transient},
-		"a guest that is its own gateway (bug)": {Wiring{l.pod, tapName, guestIP, guestIP.Addr(), guestMAC}, fault.Internal},
+		"the host's own namespace":     {host, []Interface{nic0}, fault.Transient},
+		"an interface that is no tap":  {l.pod, with(func(n *Interface) { n.Tap = "vethpod" }), fault.Transient},
+		"a pod without IPv4":           {bare, []Interface{nic0}, fault.User},
+		"a tap that the host has none": {l.pod, with(func(n *Interface) { n.Tap = "btnone" }), fault.Transient},
+		"a guest's subnet that the pod is in": {l.pod, with(func(n *Interface) {
+			n.Address, n.Gateway = netip.MustParsePrefix("10.244.0.9/24"), netip.MustParseAddr("10.244.0.8")
+		}), fault.User},
+		"a guest that is its own gateway (bug)": {l.pod, with(func(n *Interface) { n.Gateway = guestIP.Addr() }), fault.Internal},
+		"two interfaces in one subnet (bug)":    {l.pod, append(with(func(n *Interface) { n.Tap = "btnone" }), nic0), fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Plug(l.ctx, c.w)
+			_, err := Connect(l.ctx, c.ns, Config{Interfaces: c.interfaces})
 			if err == nil || fault.ClassOf(err) != c.class {
-				t.Errorf("Plug() = %v, want an error of class %d", err, c.class)
+				t.Errorf("Connect() = %v, want an error of class %d", err, c.class)
 			}
 		})
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	cancel()
-	if _, err := FindUplink(ctx, l.pod); err != nil && !errors.Is(err, context.Canceled) {
-		t.Errorf("FindUplink() after the deadline = %v", err)
+	if _, err := FindPodInterface(ctx, l.pod); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("FindPodInterface() after the deadline = %v", err)
 	}
 }

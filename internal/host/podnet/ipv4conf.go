@@ -14,8 +14,8 @@ const (
 	nlAddrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE
 )
 
-// setInet sets what /proc/sys/net/ipv4/conf/INTERFACE has, without that file.
-func setInet(index int, settings map[int]uint32) error {
+// setIPv4Conf sets what /proc/sys/net/ipv4/conf/INTERFACE has, without that file.
+func setIPv4Conf(index int, settings map[int]uint32) error {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
 	for setting, value := range settings {

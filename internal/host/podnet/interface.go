@@ -17,8 +17,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// Uplink is the pod's own interface, which its CNI made.
-type Uplink struct {
+// PodInterface is the pod's own interface, which its CNI made.
+type PodInterface struct {
 	// Name is the interface's, often eth0.
 	Name string
 	// Address is the pod's IPv4 address, with the length of its prefix.
@@ -29,28 +29,28 @@ type Uplink struct {
 	link netlink.Link
 }
 
-// FindUplink returns the interface that the pod's IPv4 default route leads to.
-func FindUplink(ctx context.Context, ns *os.File) (Uplink, error) {
-	return classified(inside(ctx, ns, func() (Uplink, error) {
+// FindPodInterface returns the interface that the pod's IPv4 default route leads to.
+func FindPodInterface(ctx context.Context, ns *os.File) (PodInterface, error) {
+	return classified(inside(ctx, ns, func() (PodInterface, error) {
 		h, err := handle()
 		if err != nil {
-			return Uplink{}, err
+			return PodInterface{}, err
 		}
 		defer h.Close()
-		return findUplink(h)
+		return findPodInterface(h)
 	}))
 }
 
-func findUplink(h *netlink.Handle) (Uplink, error) {
+func findPodInterface(h *netlink.Handle) (PodInterface, error) {
 	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return Uplink{}, fmt.Errorf("listing the pod's routes: %w", err)
+		return PodInterface{}, fmt.Errorf("listing the pod's routes: %w", err)
 	}
 	routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
 		return r.Type != unix.RTN_UNICAST || r.Dst != nil && !isDefault(r.Dst)
 	})
 	if len(routes) == 0 {
-		return Uplink{}, byUser(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
+		return PodInterface{}, byUser(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
 	}
 	best := slices.MinFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 	index := best.LinkIndex
@@ -59,22 +59,22 @@ func findUplink(h *netlink.Handle) (Uplink, error) {
 	}
 	link, err := h.LinkByIndex(index)
 	if err != nil {
-		return Uplink{}, fmt.Errorf("reading the pod's interface: %w", err)
+		return PodInterface{}, fmt.Errorf("reading the pod's interface: %w", err)
 	}
-	up := Uplink{Name: link.Attrs().Name, MTU: link.Attrs().MTU, link: link}
+	pod := PodInterface{Name: link.Attrs().Name, MTU: link.Attrs().MTU, link: link}
 	addrs, err := h.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {
-		return Uplink{}, fmt.Errorf("listing addresses of %s: %w", up.Name, err)
+		return PodInterface{}, fmt.Errorf("listing addresses of %s: %w", pod.Name, err)
 	}
 	for _, a := range addrs {
 		address, ok := netip.AddrFromSlice(a.IP.To4())
 		if ok && a.Scope == unix.RT_SCOPE_UNIVERSE && a.Flags&unix.IFA_F_SECONDARY == 0 {
 			bits, _ := a.Mask.Size()
-			up.Address = netip.PrefixFrom(address, bits)
-			return up, nil
+			pod.Address = netip.PrefixFrom(address, bits)
+			return pod, nil
 		}
 	}
-	return Uplink{}, byUser(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", up.Name))
+	return PodInterface{}, byUser(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", pod.Name))
 }
 
 func isDefault(n *net.IPNet) bool {

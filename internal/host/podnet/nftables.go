@@ -1,0 +1,115 @@
+package podnet
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tableName is that of our tables, one of family ip and one of family netdev.
+const tableName = "berth"
+
+// replaceTables replaces our tables by those that the interfaces in the list need, all in one transaction.
+func replaceTables(pod PodInterface, c Config) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	addRules(ruleset{conn, emptyTable(conn, nftables.TableFamilyIPv4)}, pod.Address.Addr(), c)
+	guards := ruleset{conn, emptyTable(conn, nftables.TableFamilyNetdev)}
+	for _, n := range c.Interfaces {
+		guard(guards, n)
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("replacing nftables table %s: %w", tableName, err)
+	}
+	return nil
+}
+
+func emptyTable(conn *nftables.Conn, family nftables.TableFamily) *nftables.Table {
+	t := &nftables.Table{Name: tableName, Family: family}
+	conn.AddTable(t) // so that deleting works the first time, too
+	conn.DelTable(t)
+	return conn.AddTable(t)
+}
+
+// guardedTaps returns the names of the taps that have a guard now: its chain is named like its tap.
+func guardedTaps() ([]string, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, fmt.Errorf("opening nftables: %w", err)
+	}
+	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
+	if err != nil {
+		return nil, fmt.Errorf("listing nftables chains: %w", err)
+	}
+	var taps []string
+	for _, c := range chains {
+		if c.Table.Name == tableName {
+			taps = append(taps, c.Name)
+		}
+	}
+	return taps, nil
+}
+
+// addRules makes pod and guest one, and keeps the guest from everything else that is in the pod.
+func addRules(r ruleset, pod netip.Addr, c Config) {
+	in := r.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, accept)
+	own := r.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, accept)
+	out := r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, accept)
+	forward := r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, drop)
+	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, accept)
+	redirects := r.chain("redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, accept)
+
+	if len(c.Interfaces) > 0 {
+		guest := c.Interfaces[0].Address.Addr()
+		r.rule(in, to(pod), dnat(guest))
+		r.rule(own, to(pod), dnat(guest))
+		// kubectl port-forward: the runtime calls 127.0.0.1 in the pod, by TCP, for whatever port the user asks. Nothing else
+		// that is sent there is the guest's (docs/adr/0012).
+		localhost := concat(to(netip.AddrFrom4([4]byte{127, 0, 0, 1})), transport(unix.IPPROTO_TCP))
+		for _, port := range c.ReservedPorts {
+			r.rule(own, localhost, toPort(port), verdict(expr.VerdictAccept))
+		}
+		r.rule(own, localhost, dnat(guest))
+	}
+
+	// A packet that belongs to no connection is not translated. Let through, one of the guest would leave with its
+	// private address, and one for the guest would make the pod reset a connection that is not its own.
+	r.rule(forward, connection(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))
+	r.rule(forward, connection(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
+	r.rule(input, connection(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))
+
+	for _, n := range c.Interfaces {
+		r.rule(out, from(n.Address.Addr()), masquerade()) // to itself as well
+		r.rule(out, leaving(n.Tap), fromLoopback(), masquerade())
+
+		r.rule(forward, entering(n.Tap), verdict(expr.VerdictAccept))
+		r.rule(forward, leaving(n.Tap), translated(), verdict(expr.VerdictAccept)) // by its private address nobody reaches it
+
+		r.rule(input, entering(n.Tap), connection(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
+		r.rule(input, entering(n.Tap), to(n.Gateway), icmp(icmpEcho), verdict(expr.VerdictAccept))
+		r.rule(input, entering(n.Tap), verdict(expr.VerdictDrop)) // DHCP's packet socket comes before
+
+		// A guest that calls its own pod would be told to call itself directly.
+		r.rule(redirects, leaving(n.Tap), icmp(icmpRedirect), verdict(expr.VerdictDrop))
+	}
+}
+
+// guard lets nothing in at the tap but what the guest may send under its own addresses.
+func guard(r ruleset, n Interface) {
+	guest, nobody := n.Address.Addr(), netip.IPv4Unspecified()
+	c := r.conn.AddChain(&nftables.Chain{
+		Name: n.Tap, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
+		Priority: nftables.ChainPriorityFilter, Policy: new(drop), Device: n.Tap,
+	})
+	r.rule(c, differs(expr.PayloadBaseLLHeader, 6, n.MAC), verdict(expr.VerdictDrop))
+	r.rule(c, protocol(unix.ETH_P_IP), from(guest), verdict(expr.VerdictAccept))
+	r.rule(c, protocol(unix.ETH_P_IP), from(nobody), transport(unix.IPPROTO_UDP), toPort(67), verdict(expr.VerdictAccept))
+	arp := concat(protocol(unix.ETH_P_ARP), equals(expr.PayloadBaseNetworkHeader, 8, n.MAC)) // RFC 826: sender's hardware address
+	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, guest.AsSlice()), verdict(expr.VerdictAccept))
+	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, nobody.AsSlice()), verdict(expr.VerdictAccept)) // RFC 5227: a probe
+}
