@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -223,6 +224,30 @@ func TestConnectingAgain(t *testing.T) {
 		}
 		return err
 	})
+}
+
+func TestRulesOfTheVersionBefore(t *testing.T) {
+	l := newLab(t)
+	l.connect(nic0)
+	l.in(l.pod, func(*netlink.Handle) error { // its one guard was named otherwise
+		conn, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		conn.AddChain(&nftables.Chain{
+			Name: "ingress", Table: emptyTable(conn, nftables.TableFamilyNetdev), Type: nftables.ChainTypeFilter,
+			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter, Policy: new(drop), Device: nic0.Tap,
+		})
+		return conn.Flush()
+	})
+	l.connect(nic0)
+	if taps, _ := l.rules(); !slices.Equal(taps, []string{nic0.Tap}) {
+		t.Errorf("guarded are %v, want %s alone", taps, nic0.Tap)
+	}
+	l.serve(l.vm, ":80")
+	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
+		t.Errorf("the guest has seen %q, %v", seen, err)
+	}
 }
 
 func TestAnAgentKilledWhileConnecting(t *testing.T) {
