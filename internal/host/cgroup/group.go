@@ -61,9 +61,6 @@ func parse(data []byte) (Group, error) {
 	return g, nil
 }
 
-// Equal tells whether both are the same place.
-func (g Group) Equal(other Group) bool { return maps.Equal(g.paths, other.paths) }
-
 // String is for messages.
 func (g Group) String() string {
 	var parts []string

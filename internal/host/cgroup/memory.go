@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -35,34 +34,6 @@ func (h *Host) OOMKills(g Group) (uint64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s in %s does not count kills", file, dir)
-}
-
-// Memory returns what the container uses and may use, in bytes. Without a limit
-// that is math.MaxUint64 on v2 and a little less on v1.
-func (h *Host) Memory(g Group) (used, limit uint64, err error) {
-	dir, v2, err := h.memory(g)
-	if err != nil {
-		return 0, 0, err
-	}
-	files := [2]string{"memory.usage_in_bytes", "memory.limit_in_bytes"}
-	if v2 {
-		files = [2]string{"memory.current", "memory.max"}
-	}
-	var values [2]uint64
-	for i, file := range files {
-		data, err := read(filepath.Join(dir, file))
-		if err != nil {
-			return 0, 0, err
-		}
-		if data == "max" {
-			values[i] = math.MaxUint64
-			continue
-		}
-		if values[i], err = strconv.ParseUint(data, 10, 64); err != nil {
-			return 0, 0, fmt.Errorf("reading %s in %s: %w", file, dir, err)
-		}
-	}
-	return values[0], values[1], nil
 }
 
 // memory returns the container's directory in the hierarchy that has the memory controller.

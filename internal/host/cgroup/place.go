@@ -3,7 +3,6 @@ package cgroup
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -102,51 +101,4 @@ func (h *Host) Contains(g Group, pid int) (bool, error) {
 		inside = true
 	}
 	return inside, nil
-}
-
-// Members returns the pids of all processes in the container's cgroup and below; none once it is gone.
-func (h *Host) Members(g Group) ([]int, error) {
-	var pids []int
-	seen := map[int]bool{}
-	for hierarchy, p := range g.paths {
-		where, named := find(p)
-		if !named {
-			continue
-		}
-		dir, err := h.dir(hierarchy, where.root)
-		if err != nil {
-			return nil, err
-		}
-		err = filepath.WalkDir(dir, func(file string, e fs.DirEntry, err error) error {
-			if err != nil || !e.IsDir() {
-				return ignoreGone(err)
-			}
-			data, err := os.ReadFile(filepath.Join(file, "cgroup.procs"))
-			if err != nil {
-				return ignoreGone(err)
-			}
-			for field := range strings.FieldsSeq(string(data)) {
-				pid, err := strconv.Atoi(field)
-				if err != nil {
-					return fmt.Errorf("reading %s: %w", file, err)
-				}
-				if !seen[pid] {
-					seen[pid] = true
-					pids = append(pids, pid)
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("reading members of %s: %w", dir, err)
-		}
-	}
-	return pids, nil
-}
-
-func ignoreGone(err error) error {
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return nil
-	}
-	return err
 }

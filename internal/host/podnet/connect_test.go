@@ -297,10 +297,6 @@ func TestTheNextRunOfTheGuest(t *testing.T) {
 	if seen, err := l.calls(nil, "10.244.0.5:80"); seen != "10.244.0.1" || err != nil {
 		t.Errorf("the guest has seen %q, %v", seen, err)
 	}
-	received, sent, err := Stats(l.ctx, l.pod, tapName)
-	if err != nil || received.Packets == 0 || sent.Packets == 0 || sent.Bytes == 0 {
-		t.Errorf("Stats() = %+v, %+v, %v", received, sent, err)
-	}
 }
 
 func TestConnectRefuses(t *testing.T) {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"unicode"
 
@@ -16,10 +15,8 @@ import (
 
 // Bounds of what a guest may say.
 const (
-	maxReply      = 64 << 10 // bytes
-	maxText       = 128      // characters
-	maxInterfaces = 16
-	maxAddresses  = 32 // of all interfaces
+	maxReply = 64 << 10 // bytes
+	maxText  = 128      // characters
 )
 
 // Commander sends a guest agent's command, JSON, and returns its reply, JSON.
@@ -67,45 +64,6 @@ func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
 		Hostname:     string(host.Name),
 		OS:           OS{ID: string(os.ID), PrettyName: string(os.Pretty), Version: string(os.Version), Kernel: string(os.Kernel)},
 	}, nil
-}
-
-// Interface is what a guest says of one of its network interfaces.
-type Interface struct {
-	Name      string
-	MAC       string
-	Addresses []netip.Prefix
-}
-
-// Interfaces asks for the guest's network interfaces, the first few of them.
-func Interfaces(ctx context.Context, c Commander, uuid string) ([]Interface, error) {
-	var reply []struct {
-		Name      text `json:"name"`
-		MAC       text `json:"hardware-address"`
-		Addresses []struct {
-			Address text `json:"ip-address"`
-			Prefix  int  `json:"prefix"`
-		} `json:"ip-addresses"`
-	}
-	if err := ask(ctx, c, uuid, "guest-network-get-interfaces", &reply); err != nil {
-		return nil, err
-	}
-	var all []Interface
-	addresses := 0
-	for _, r := range reply[:min(len(reply), maxInterfaces)] {
-		i := Interface{Name: string(r.Name), MAC: string(r.MAC)}
-		for _, a := range r.Addresses {
-			addr, err := netip.ParseAddr(string(a.Address))
-			if err != nil || addresses == maxAddresses {
-				continue
-			}
-			if prefix := netip.PrefixFrom(addr.WithZone(""), a.Prefix); prefix.IsValid() {
-				i.Addresses = append(i.Addresses, prefix)
-				addresses++
-			}
-		}
-		all = append(all, i)
-	}
-	return all, nil
 }
 
 // errRefused says that the agent answered, and that it will not do this.

@@ -3,9 +3,7 @@ package qga
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
-	"net/netip"
 	"strings"
 	"testing"
 	"unicode"
@@ -79,38 +77,6 @@ func TestAsk(t *testing.T) {
 	}
 }
 
-func TestInterfaces(t *testing.T) {
-	got, err := Interfaces(t.Context(), debian, "u")
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := []Interface{
-		{Name: "lo", MAC: "00:00:00:00:00:00", Addresses: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/8")}},
-		{Name: "enp0s2", MAC: "02:00:00:00:00:01", Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.2/24"), netip.MustParsePrefix("fe80::1/64")}},
-	}
-	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
-		t.Errorf("interfaces (-want +got):\n%s", diff)
-	}
-	many := make([]string, 200)
-	for i := range many {
-		many[i] = fmt.Sprintf(`{"name":"e%d","ip-addresses":[{"ip-address":"10.0.0.1","prefix":24},{"ip-address":"10.0.0.2","prefix":24},{"ip-address":"10.0.0.3","prefix":24},{"ip-address":"x","prefix":-1}]}`, i)
-	}
-	all, err := Interfaces(t.Context(), with("guest-network-get-interfaces", `{"return":[`+strings.Join(many, ",")+`]}`), "u")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := count(all); len(all) != maxInterfaces || n != maxAddresses {
-		t.Errorf("%d interfaces with %d addresses", len(all), n)
-	}
-}
-
-func count(all []Interface) (n int) {
-	for _, i := range all {
-		n += len(i.Addresses)
-	}
-	return n
-}
-
 func FuzzReply(f *testing.F) {
 	for _, reply := range debian {
 		f.Add(reply)
@@ -124,10 +90,6 @@ func FuzzReply(f *testing.F) {
 			if len([]rune(s)) > maxText || strings.ContainsFunc(s, unicode.IsControl) {
 				t.Errorf("%q is not fit to be shown", s)
 			}
-		}
-		all, _ := Interfaces(t.Context(), g, "u")
-		if len(all) > maxInterfaces || count(all) > maxAddresses {
-			t.Errorf("%d interfaces with %d addresses", len(all), count(all))
 		}
 	})
 }

@@ -89,15 +89,8 @@ const (
 type Container struct {
 	ID    string
 	State State
-	// Attempt counts kubelet's restarts of it, from 0.
-	Attempt uint32
 	// PID is its first process, in the host's PID namespace; 0 unless it runs.
 	PID int
-	// Created, Started and Finished are zero when that has not happened.
-	Created, Started, Finished time.Time
-	// ExitCode and Reason tell how it exited.
-	ExitCode int32
-	Reason   string
 }
 
 // Container returns the newest container of that name in the pod; found is
@@ -125,11 +118,7 @@ func (r *Runtime) Container(ctx context.Context, podUID, name string) (c Contain
 
 func read(reply *cri.ContainerStatusResponse) (Container, error) {
 	s := reply.GetStatus()
-	c := Container{
-		ID: s.GetId(), Attempt: s.GetMetadata().GetAttempt(),
-		Created: moment(s.GetCreatedAt()), Started: moment(s.GetStartedAt()), Finished: moment(s.GetFinishedAt()),
-		ExitCode: s.GetExitCode(), Reason: s.GetReason(),
-	}
+	c := Container{ID: s.GetId()}
 	switch s.GetState() {
 	case cri.ContainerState_CONTAINER_CREATED:
 		c.State = Created
@@ -157,18 +146,8 @@ func read(reply *cri.ContainerStatusResponse) (Container, error) {
 	return c, nil
 }
 
-// moment reads the CRI's nanoseconds since 1970.
-func moment(ns int64) time.Time {
-	if ns <= 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, ns)
-}
-
 // Pod is what the runtime has of one pod.
 type Pod struct {
-	// Containers are the names of all its containers, also of those that have exited, without repetition.
-	Containers []string
 	// Handler is the runtime handler that its RuntimeClass asked for, "" for the default.
 	Handler string
 	// Type is what really runs it, as "io.containerd.runc.v2"; "" when the runtime does not tell.
@@ -215,15 +194,6 @@ func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, er
 	if json.Unmarshal([]byte(reply.GetInfo()["info"]), &info) == nil {
 		p.Type = info.RuntimeType
 	}
-	list, err := r.containers(ctx, labels)
-	if err != nil {
-		return Pod{}, false, err
-	}
-	for _, c := range list {
-		p.Containers = append(p.Containers, c.Labels[labelContainer])
-	}
-	slices.Sort(p.Containers)
-	p.Containers = slices.Compact(p.Containers)
 	return p, true, nil
 }
 

@@ -115,25 +115,6 @@ func (s *Store) Images() ([]Image, error) {
 	return images, nil
 }
 
-// Unused returns the images that no guest on this node uses, or is recorded to: see Overlay and Keep.
-func (s *Store) Unused() ([]Image, error) {
-	images, err := s.Images()
-	if err != nil {
-		return nil, err
-	}
-	used, err := s.used()
-	if err != nil {
-		return nil, err
-	}
-	var unused []Image
-	for _, i := range images {
-		if !used[filepath.Base(i.dir)] {
-			unused = append(unused, i)
-		}
-	}
-	return unused, nil
-}
-
 // RemoveImage removes a content, ErrInUse if a guest needs it. One that is absent is no error.
 func (s *Store) RemoveImage(c Content) error {
 	dir, err := s.imageDir(c)

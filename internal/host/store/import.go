@@ -45,9 +45,6 @@ func (i *Import) Err() error {
 // Bytes is how many bytes have come so far.
 func (i *Import) Bytes() int64 { return i.bytes.Load() }
 
-// Cancel ends it early, for everybody who waits for it.
-func (i *Import) Cancel() { i.cancel() }
-
 // Import begins to bring a content into the store, or joins the import that already does; one that is there is done.
 // It ends with ctx, which must not be a single guest's. Errors of fetch are returned as they are, StoreFull if the
 // disk is full, and diskformat's if the disk is none. A failed import leaves nothing and may be begun again.

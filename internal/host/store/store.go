@@ -16,12 +16,6 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// The default places.
-const (
-	DefaultRoot = "/var/lib/berth"
-	DefaultRun  = "/run/berth"
-)
-
 // Names that begin so are unfinished, or on their way out: nothing looks into them.
 const (
 	newPrefix = ".new-"
