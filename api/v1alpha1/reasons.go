@@ -127,12 +127,12 @@ const (
 	ReasonInternalError Reason = "InternalError"
 )
 
-// Reasons of the conditions AgentConnected, Ready and UpToDate.
+// Reasons of the conditions GuestAgentConnected, Ready and UpToDate.
 const (
-	// ReasonAgentConnected: the guest agent answers.
-	ReasonAgentConnected Reason = "AgentConnected"
-	// ReasonAgentAbsent: no guest agent has connected. Next: install qemu-guest-agent in the guest, if you want it.
-	ReasonAgentAbsent Reason = "AgentAbsent"
+	// ReasonGuestAgentConnected: the guest agent answers.
+	ReasonGuestAgentConnected Reason = "GuestAgentConnected"
+	// ReasonGuestAgentNotConnected: no guest agent has connected. Next: install qemu-guest-agent in the guest, if you want it.
+	ReasonGuestAgentNotConnected Reason = "GuestAgentNotConnected"
 	// ReasonReady: the guest runs and its probes pass.
 	ReasonReady Reason = "Ready"
 	// ReasonProbesFailing: the guest runs and a probe does not pass.

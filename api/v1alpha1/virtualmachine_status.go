@@ -7,7 +7,7 @@ import (
 )
 
 // Condition types of a VirtualMachine. The operator writes Scheduled and Ready;
-// the node's agent writes DisksReady, Running, AgentConnected and UpToDate.
+// the node's agent writes DisksReady, Running, GuestAgentConnected and UpToDate.
 const (
 	// ConditionScheduled: the berth has a node.
 	ConditionScheduled = "Scheduled"
@@ -15,8 +15,8 @@ const (
 	ConditionDisksReady = "DisksReady"
 	// ConditionRunning: the guest's vCPUs run.
 	ConditionRunning = "Running"
-	// ConditionAgentConnected: the guest agent in the guest answers.
-	ConditionAgentConnected = "AgentConnected"
+	// ConditionGuestAgentConnected: the guest agent in the guest answers.
+	ConditionGuestAgentConnected = "GuestAgentConnected"
 	// ConditionReady: the guest runs and its probes pass. Absent while the spec wants no guest and there is none.
 	ConditionReady = "Ready"
 	// ConditionUpToDate: the guest was started from the spec as it is. Absent while there is no guest.
@@ -50,7 +50,7 @@ type VirtualMachineStatus struct {
 	// phase sums the conditions up in one word.
 	// +optional
 	Phase Phase `json:"phase,omitempty"`
-	// conditions are the facts: Scheduled, DisksReady, Running, AgentConnected, Ready, UpToDate.
+	// conditions are the facts: Scheduled, DisksReady, Running, GuestAgentConnected, Ready, UpToDate.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -157,10 +157,10 @@ type GuestInfo struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	Kernel string `json:"kernel,omitempty"`
-	// agentVersion is the guest agent's version.
+	// guestAgentVersion is the guest agent's version.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
-	AgentVersion string `json:"agentVersion,omitempty"`
+	GuestAgentVersion string `json:"guestAgentVersion,omitempty"`
 }
 
 // DiskStatus is a node-local disk of a guest.

@@ -47,7 +47,7 @@ func (a *Agent) observeAgent(g *guest, h *plan.Have, connected bool) {
 	case known.answered:
 		h.AgentConnected, h.Guest = true, known.info
 	case g.VM != nil:
-		h.AgentConnected = condition.Is(g.VM.Status.Conditions, v1alpha1.ConditionAgentConnected, metav1.ConditionTrue)
+		h.AgentConnected = condition.Is(g.VM.Status.Conditions, v1alpha1.ConditionGuestAgentConnected, metav1.ConditionTrue)
 		h.Guest = g.VM.Status.Guest
 	}
 }
@@ -72,5 +72,5 @@ func infoOf(told qga.Info) *v1alpha1.GuestInfo {
 	if os == "" {
 		os = told.OS.ID
 	}
-	return &v1alpha1.GuestInfo{Hostname: told.Hostname, OS: os, Kernel: told.OS.Kernel, AgentVersion: told.AgentVersion}
+	return &v1alpha1.GuestInfo{Hostname: told.Hostname, OS: os, Kernel: told.OS.Kernel, GuestAgentVersion: told.AgentVersion}
 }

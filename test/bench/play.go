@@ -142,9 +142,9 @@ func guestStatus(vm *v1alpha1.VirtualMachine) *v1alpha1.VirtualMachineStatus {
 		Disks: []v1alpha1.DiskStatus{{
 			Name: "root", Image: vm.Spec.Disks[0].Image, ImageDigest: digest(12), Size: resource.NewQuantity(20<<30, resource.BinarySI),
 		}},
-		Guest: &v1alpha1.GuestInfo{Hostname: vm.Name, OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0-28-cloud-amd64", AgentVersion: "7.2.0"},
+		Guest: &v1alpha1.GuestInfo{Hostname: vm.Name, OS: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0-28-cloud-amd64", GuestAgentVersion: "7.2.0"},
 		Conditions: stamped(vm.Status.Conditions, vm.Generation,
-			condition.New(v1alpha1.ConditionAgentConnected, true, v1alpha1.ReasonAgentConnected, ""),
+			condition.New(v1alpha1.ConditionGuestAgentConnected, true, v1alpha1.ReasonGuestAgentConnected, ""),
 			condition.New(v1alpha1.ConditionDisksReady, true, v1alpha1.ReasonDisksReady, ""),
 			condition.New(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted, "")),
 	}

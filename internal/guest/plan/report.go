@@ -23,7 +23,7 @@ const untoldLimit = 10 * time.Second
 
 // ownConditions are those that the agent writes.
 var ownConditions = []string{
-	v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionAgentConnected, v1alpha1.ConditionUpToDate,
+	v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionGuestAgentConnected, v1alpha1.ConditionUpToDate,
 }
 
 // Owned is the agent's part of a status.
@@ -81,9 +81,9 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 
 func agentConnected(h Have) metav1.Condition {
 	if h.AgentConnected {
-		return condition.New(v1alpha1.ConditionAgentConnected, true, v1alpha1.ReasonAgentConnected, "")
+		return condition.New(v1alpha1.ConditionGuestAgentConnected, true, v1alpha1.ReasonGuestAgentConnected, "")
 	}
-	return condition.New(v1alpha1.ConditionAgentConnected, false, v1alpha1.ReasonAgentAbsent, "")
+	return condition.New(v1alpha1.ConditionGuestAgentConnected, false, v1alpha1.ReasonGuestAgentNotConnected, "")
 }
 
 func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Condition {

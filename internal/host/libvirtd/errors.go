@@ -31,7 +31,7 @@ func classify(err error) error {
 	case golibvirt.ErrNoDomain:
 		return fault.ByTime(v1alpha1.ReasonNotRunning, err)
 	case golibvirt.ErrAgentUnresponsive, golibvirt.ErrAgentUnsynced, golibvirt.ErrAgentCommandTimeout, golibvirt.ErrAgentCommandFailed:
-		return fault.ByTime(v1alpha1.ReasonAgentAbsent, err)
+		return fault.ByTime(v1alpha1.ReasonGuestAgentNotConnected, err)
 	case golibvirt.ErrXMLError, golibvirt.ErrXMLDetail, golibvirt.ErrXMLInvalidSchema, golibvirt.ErrConfigUnsupported,
 		golibvirt.ErrInvalidArg, golibvirt.ErrArgumentUnsupported:
 		return fault.ByUser(v1alpha1.ReasonLibvirtRefused, err)

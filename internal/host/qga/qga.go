@@ -101,7 +101,7 @@ func parse(reply string, into any) error {
 	return nil
 }
 
-func absent(err error) error { return fault.ByTime(v1alpha1.ReasonAgentAbsent, err) }
+func absent(err error) error { return fault.ByTime(v1alpha1.ReasonGuestAgentNotConnected, err) }
 
 // text is a guest's string, made fit to be shown: printable, and not too long.
 type text string

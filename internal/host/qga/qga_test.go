@@ -21,7 +21,7 @@ func (g guest) AgentCommand(_ context.Context, _, command string) (string, error
 	name := strings.Split(command, `"`)[3]
 	reply, ok := g[name]
 	if !ok {
-		return "", fault.ByTime(v1alpha1.ReasonAgentAbsent, errors.New("no agent"))
+		return "", fault.ByTime(v1alpha1.ReasonGuestAgentNotConnected, errors.New("no agent"))
 	}
 	return reply, nil
 }
@@ -67,7 +67,7 @@ func TestAsk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Ask(t.Context(), tc.guest, "u")
-			if tc.fails != (err != nil) || err != nil && fault.ReasonOf(err) != v1alpha1.ReasonAgentAbsent {
+			if tc.fails != (err != nil) || err != nil && fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
 				t.Fatalf("error %v", err)
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
