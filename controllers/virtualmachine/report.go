@@ -48,10 +48,9 @@ func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (
 // its node's agent waits for that. So is whatever goes wrong, and that it is over.
 func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Duration {
 	var since time.Time
-	trouble := func(c metav1.Condition) bool { return isTrouble(v1alpha1.Reason(c.Reason)) }
 	switch {
 	case want.Berth != nil && !equality.Semantic.DeepEqual(want.Berth, have.Berth),
-		slices.ContainsFunc(want.Conditions, trouble), slices.ContainsFunc(have.Conditions, trouble):
+		slices.ContainsFunc(want.Conditions, isTrouble), slices.ContainsFunc(have.Conditions, isTrouble):
 		return 0
 	case !s.vm.DeletionTimestamp.IsZero():
 		since = s.vm.DeletionTimestamp.Time
@@ -69,23 +68,20 @@ func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Dura
 	return quiet - age
 }
 
-// tell raises an Event for what went wrong newly, with the condition's own words; Ready only says it again.
+// tell raises an Event for what went wrong newly, with the condition's own words.
 func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
 	for _, c := range has {
 		old := meta.FindStatusCondition(had, c.Type)
-		if c.Type != v1alpha1.ConditionReady && isTrouble(v1alpha1.Reason(c.Reason)) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
+		if isTrouble(c) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
 			r.Events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
 		}
 	}
 }
 
-func isTrouble(reason v1alpha1.Reason) bool {
-	switch reason {
-	case v1alpha1.ReasonUnschedulable, v1alpha1.ReasonNoHost, v1alpha1.ReasonBerthRefused,
-		v1alpha1.ReasonPodNameTaken, v1alpha1.ReasonNodeLost, v1alpha1.ReasonBerthVanished:
-		return true
-	}
-	return false
+// isTrouble: somebody has to act on what this condition says. Ready only repeats what another says.
+func isTrouble(c metav1.Condition) bool {
+	reason := v1alpha1.Reason(c.Reason)
+	return reason.StandsIn(c.Type) && reason.IsWarning()
 }
 
 // owned is the operator's part of a status.
@@ -155,7 +151,7 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 	no := func(reason v1alpha1.Reason, message string) metav1.Condition {
 		return condition.New(v1alpha1.ConditionScheduled, false, reason, message)
 	}
-	if reason := fault.ReasonOf(failure); failure != nil && isTrouble(reason) {
+	if reason := fault.ReasonOf(failure); failure != nil && reason.StandsIn(v1alpha1.ConditionScheduled) {
 		return no(reason, failure.Error())
 	}
 	switch {

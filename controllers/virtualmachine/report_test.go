@@ -5,6 +5,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/condition"
@@ -50,5 +52,18 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestEventsTellWhatIsWrongOnce(t *testing.T) {
+	recorder := events.NewFakeRecorder(4)
+	r := &Reconciler{Events: recorder}
+	r.tell(vm(), nil, []metav1.Condition{
+		condition.New(v1alpha1.ConditionScheduled, false, v1alpha1.ReasonUnschedulable, "no memory"),
+		condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonUnschedulable, "no memory"),
+		condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending, "cpu"),
+	})
+	if told := len(recorder.Events); told != 1 {
+		t.Errorf("there are %d Events, want one", told)
 	}
 }

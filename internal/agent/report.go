@@ -5,7 +5,6 @@ import (
 	"errors"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -38,29 +37,25 @@ func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error
 // tell raises Events for what changed: a start, an end, and what is in the way.
 func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
 	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) && !asked(vm, e) {
-		kind := corev1.EventTypeWarning
-		if e.ExitCode == 0 {
-			kind = corev1.EventTypeNormal
-		}
-		a.events.Eventf(vm, nil, kind, string(e.Reason), "Stop", "Guest ended with code %d. %s", e.ExitCode, e.Message)
+		a.events.Eventf(vm, nil, e.Reason.Event(), string(e.Reason), "Stop", "Guest ended with code %d. %s", e.ExitCode, e.Message)
 	}
 	for _, c := range has.Conditions {
-		old := meta.FindStatusCondition(had.Conditions, c.Type)
+		old, reason := meta.FindStatusCondition(had.Conditions, c.Type), v1alpha1.Reason(c.Reason)
 		if old != nil && old.Reason == c.Reason && old.Message == c.Message {
 			continue
 		}
 		switch {
-		case c.Reason == string(v1alpha1.ReasonStarted):
+		case reason == v1alpha1.ReasonStarted:
 			if old != nil && old.Status == metav1.ConditionUnknown {
 				continue // it ran on, or how it ended is told
 			}
-			a.events.Eventf(vm, nil, corev1.EventTypeNormal, c.Reason, "Start", "Guest runs on node %s", a.Node)
-		case c.Reason == string(v1alpha1.ReasonPullingImage):
+			a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Start", "Guest runs on node %s", a.Node)
+		case reason == v1alpha1.ReasonPullingImage:
 			if old == nil || old.Reason != c.Reason {
-				a.events.Eventf(vm, nil, corev1.EventTypeNormal, c.Reason, "Pull", "Fetching images to node %s", a.Node)
+				a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Pull", "Fetching images to node %s", a.Node)
 			}
-		case c.Status != metav1.ConditionTrue && c.Message != "" && (has.LastExit == nil || c.Reason != string(has.LastExit.Reason)):
-			a.events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Prepare", "%s", c.Message)
+		case reason.IsWarning() && c.Message != "" && (has.LastExit == nil || reason != has.LastExit.Reason):
+			a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Prepare", "%s", c.Message)
 		}
 	}
 }

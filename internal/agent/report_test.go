@@ -32,16 +32,25 @@ func TestTell(t *testing.T) {
 	const kind = v1alpha1.ConditionRunning
 	starting := condition.New(kind, false, v1alpha1.ReasonStarting, "")
 	started := condition.New(kind, true, v1alpha1.ReasonStarted, "")
+	exit := func(reason v1alpha1.Reason, code int32) *v1alpha1.VirtualMachineStatus {
+		return &v1alpha1.VirtualMachineStatus{LastExit: &v1alpha1.LastExit{Reason: reason, ExitCode: code}}
+	}
+	late := condition.New(kind, false, v1alpha1.ReasonStarting, "connecting to the console: no such file")
+	noImage := condition.New(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonImageNotFound, "no such image")
 	unknown := condition.Unknown(kind, v1alpha1.ReasonLibvirtUnreachable, "libvirtd does not answer")
 	for name, tt := range map[string]struct {
 		had, has *v1alpha1.VirtualMachineStatus
 		event    string // how it begins
 	}{
-		"a first word":              {&v1alpha1.VirtualMachineStatus{}, running(started), "Normal Started Guest runs"},
-		"a start":                   {running(starting), running(started), "Normal Started Guest runs"},
-		"what stands there":         {running(started), running(started), ""},
-		"nothing known":             {running(started), running(unknown), "Warning LibvirtUnreachable libvirtd does not"},
-		"a guest that was there on": {running(unknown), running(started), ""},
+		"a first word":               {&v1alpha1.VirtualMachineStatus{}, running(started), "Normal Started Guest runs"},
+		"a start":                    {running(starting), running(started), "Normal Started Guest runs"},
+		"what stands there":          {running(started), running(started), ""},
+		"nothing known":              {running(started), running(unknown), "Warning LibvirtUnreachable libvirtd does not"},
+		"a start that takes long":    {running(starting), running(late), ""},
+		"an image that is not there": {running(starting), running(noImage), "Warning ImageNotFound no such image"},
+		"a power-off":                {running(started), exit(v1alpha1.ReasonPoweredOff, 0), "Normal PoweredOff Guest ended"},
+		"a panic":                    {running(started), exit(v1alpha1.ReasonGuestPanicked, 134), "Warning GuestPanicked Guest ended"},
+		"a guest that was there on":  {running(unknown), running(started), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			recorder := events.NewFakeRecorder(2)

@@ -58,7 +58,8 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 	return kube.Sooner(wake, next.Wake), errors.Join(failure, reportErr, err)
 }
 
+// failsStore: the failure is the store's, which concerns disks and host alike.
 func failsStore(err error) bool {
 	reason := fault.ReasonOf(err)
-	return err != nil && (reason == v1alpha1.ReasonStoreFailed || reason == v1alpha1.ReasonStoreFull)
+	return err != nil && reason.StandsIn(v1alpha1.ConditionDisksReady) && reason.StandsIn(v1alpha1.InHost)
 }

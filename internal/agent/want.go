@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -99,7 +98,7 @@ func endOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.End {
 	reason, message := shimlink.ParseWords(t.Message)
 	end := &plan.End{Reason: v1alpha1.Reason(reason), Code: t.ExitCode, Message: message, Told: t.FinishedAt.Time}
 	switch {
-	case slices.Contains(plan.Ends, end.Reason):
+	case end.Reason.StandsIn(v1alpha1.InLastExit):
 		return end
 	case t.Message == "" && t.Reason == "OOMKilled":
 		end.Reason, end.Message = v1alpha1.ReasonOOMKilled, outOfMemory

@@ -6,41 +6,36 @@ import (
 	"go/parser"
 	"go/token"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/test/env"
 )
 
-// TestReasons holds the table of reasons against reasons.go, where each has a
-// comment of the form "ReasonX: when. Next: what to do."
+// TestReasons writes the table of reasons for those who look one up.
 func TestReasons(t *testing.T) {
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(env.Root(), "api", "v1alpha1", "reasons.go"), nil, parser.ParseComments)
+	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(env.Root(), "api", "v1alpha1", "reasons.go"), nil, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var table strings.Builder
-	for _, d := range file.Decls {
-		group, ok := d.(*ast.GenDecl)
-		if !ok || group.Tok != token.CONST {
-			continue
-		}
-		fmt.Fprintf(&table, "\n### %s\n\n| reason | when | next |\n|---|---|---|\n", strings.TrimSuffix(oneLine(group.Doc), "."))
-		for _, s := range group.Specs {
-			constant := s.(*ast.ValueSpec)
-			name, text, ok := strings.Cut(oneLine(constant.Doc), ": ")
-			if !ok || name != constant.Names[0].Name {
-				t.Errorf("%s has no comment of the form \"%[1]s: when. Next: what to do.\"", constant.Names[0].Name)
+	var rows []string
+	ast.Inspect(file, func(n ast.Node) bool {
+		if constant, ok := n.(*ast.ValueSpec); ok {
+			word, err := strconv.Unquote(constant.Values[0].(*ast.BasicLit).Value)
+			if err != nil {
+				t.Fatal(err)
 			}
-			when, next, _ := strings.Cut(text, " Next: ")
-			fmt.Fprintf(&table, "| %s | %s | %s |\n", strings.TrimPrefix(name, "Reason"), cell(when), cell(next))
+			reason := v1alpha1.Reason(word)
+			rows = append(rows, fmt.Sprintf("| %s | %s | %s | %s | %s |\n",
+				word, strings.Join(reason.In(), ", "), reason.Event(), cell(reason.When()), cell(reason.Next())))
 		}
-	}
-	section(t, "docs/troubleshooting.md", "reasons", table.String())
+		return true
+	})
+	slices.Sort(rows)
+	section(t, "docs/troubleshooting.md", "reasons", "\n| reason | in | Event | when | next |\n|---|---|---|---|---|\n"+strings.Join(rows, ""))
 }
 
-func oneLine(c *ast.CommentGroup) string {
-	return strings.Join(strings.Fields(c.Text()), " ")
-}
-
-func cell(s string) string { return strings.ReplaceAll(strings.TrimSuffix(s, "."), "|", `\|`) }
+func cell(s string) string { return strings.ReplaceAll(s, "|", `\|`) }

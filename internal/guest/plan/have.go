@@ -137,12 +137,6 @@ type End struct {
 	Told time.Time
 }
 
-// Ends are the reasons with which a shim is told to exit.
-var Ends = []v1alpha1.Reason{
-	v1alpha1.ReasonPoweredOff, v1alpha1.ReasonGuestPanicked, v1alpha1.ReasonOOMKilled, v1alpha1.ReasonQEMUFailed,
-	v1alpha1.ReasonForcedOff, v1alpha1.ReasonStartupProbeFailed, v1alpha1.ReasonDestroyed,
-}
-
 // ForcedOff is the end of a guest that would not power off, by the agent or, where that is away, by kubelet.
 var ForcedOff = End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
 

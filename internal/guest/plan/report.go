@@ -101,7 +101,7 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 		return is(false, v1alpha1.ReasonDiskBlocked, "its disk is full or fails: free space on the node, or read its kernel's log; the guest is resumed by itself")
 	case attached && h.Domain == DomainPaused && w.paused():
 		return is(false, v1alpha1.ReasonPaused, "")
-	case failure != nil && !isDiskTrouble(fault.ReasonOf(failure)):
+	case failure != nil && !fault.ReasonOf(failure).StandsIn(v1alpha1.ConditionDisksReady):
 		return is(false, fault.ReasonOf(failure), failure.Error())
 	case w.accepts() && (h.guest() || h.Shim != nil && !attached || w.Berth.Fresh):
 		return is(false, v1alpha1.ReasonStarting, "")
@@ -127,7 +127,7 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	if w.deleting() && !h.Kept && h.Unknown == nil && !h.guest() && (w.Berth == nil || w.Berth.Ending) {
 		return is(false, v1alpha1.ReasonDisksRemoved, "")
 	}
-	if failure != nil && isDiskTrouble(fault.ReasonOf(failure)) {
+	if failure != nil && fault.ReasonOf(failure).StandsIn(v1alpha1.ConditionDisksReady) {
 		return is(false, fault.ReasonOf(failure), failure.Error())
 	}
 	var failed, pulling []string
@@ -151,18 +151,6 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	default:
 		return is(true, v1alpha1.ReasonDisksReady, "")
 	}
-}
-
-// isDiskTrouble: the reason belongs to the condition DisksReady, not to Running.
-func isDiskTrouble(r v1alpha1.Reason) bool {
-	switch r {
-	case v1alpha1.ReasonImageInvalid, v1alpha1.ReasonImageNotFound, v1alpha1.ReasonImageUnauthorized,
-		v1alpha1.ReasonRegistryUnreachable, v1alpha1.ReasonImageDigestMismatch, v1alpha1.ReasonImageNotDisk,
-		v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge, v1alpha1.ReasonDiskTooSmall, v1alpha1.ReasonDiskMismatch,
-		v1alpha1.ReasonStoreFull, v1alpha1.ReasonStoreFailed, v1alpha1.ReasonSecretMissing, v1alpha1.ReasonSeedTooLarge:
-		return true
-	}
-	return false
 }
 
 // lastExit is how the guest ended just now, or what stands there.

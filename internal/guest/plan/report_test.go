@@ -214,6 +214,14 @@ func TestReport(t *testing.T) {
 				tt.have.Disks = []v1alpha1.DiskStatus{{Name: "root"}}
 			}
 			s, wait := Report(tt.want, tt.have, tt.failure, now)
+			for _, c := range s.Conditions {
+				if !v1alpha1.Reason(c.Reason).StandsIn(c.Type) {
+					t.Errorf("the table of reasons does not have %s in %s", c.Reason, c.Type)
+				}
+			}
+			if s.LastExit != nil && !s.LastExit.Reason.StandsIn(v1alpha1.InLastExit) {
+				t.Errorf("the table of reasons does not have %s in lastExit", s.LastExit.Reason)
+			}
 			say := func(kind string) string {
 				c := meta.FindStatusCondition(s.Conditions, kind)
 				return string(c.Status) + " " + c.Reason
