@@ -11,16 +11,18 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:shortName=vm;bvm,categories=all;berth
+// +kubebuilder:resource:shortName=vm;bvm,categories=all
 // +kubebuilder:selectablefield:JSONPath=`.status.nodeName`
 // +kubebuilder:selectablefield:JSONPath=`.status.phase`
 // +kubebuilder:printcolumn:name="Phase",type=string,JSONPath=`.status.phase`
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.nodeName`
 // +kubebuilder:printcolumn:name="IP",type=string,JSONPath=`.status.addresses[0]`
-// +kubebuilder:printcolumn:name="Image",type=string,JSONPath=`.status.image`
-// +kubebuilder:printcolumn:name="CPU",type=integer,JSONPath=`.spec.cpu.cores`
+// +kubebuilder:printcolumn:name="CPU",type=integer,JSONPath=`.status.vcpus`
 // +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.spec.memory.size`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Image",type=string,priority=1,JSONPath=`.status.image`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 63 characters (lower case letters, digits, '-'): it is the guest's host name"
 type VirtualMachine struct {
 	metav1.TypeMeta `json:",inline"`

@@ -73,6 +73,9 @@ type VirtualMachineStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=1024
 	Image string `json:"image,omitempty"`
+	// vcpus is the number of the guest's virtual processors: cores x sockets x threads of the spec.
+	// +optional
+	VCPUs int32 `json:"vcpus,omitempty"`
 	// restarts counts the guest's restarts in its present berth.
 	// +optional
 	Restarts int32 `json:"restarts,omitempty"`

@@ -11,7 +11,7 @@ import (
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
-// +kubebuilder:resource:scope=Cluster,shortName=vmhost;bvmh,categories=berth
+// +kubebuilder:resource:scope=Cluster,shortName=vmhost;bvmh
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Acceleration",type=string,JSONPath=`.status.acceleration`
@@ -142,12 +142,6 @@ type HostImage struct {
 	// +required
 	// +kubebuilder:validation:MaxLength=256
 	Digest string `json:"digest"`
-	// references are the names under which it was asked for.
-	// +optional
-	// +listType=atomic
-	// +kubebuilder:validation:MaxItems=64
-	// +kubebuilder:validation:items:MaxLength=1024
-	References []string `json:"references,omitempty"`
 	// size is what it takes on the host.
 	// +optional
 	Size *resource.Quantity `json:"size,omitempty"`

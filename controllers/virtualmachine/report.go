@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
 )
@@ -88,7 +89,7 @@ func isTrouble(c metav1.Condition) bool {
 func owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
 	part := &v1alpha1.VirtualMachineStatus{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, NodeName: s.NodeName, Berth: s.Berth,
-		Addresses: s.Addresses, Image: s.Image, Restarts: s.Restarts,
+		Addresses: s.Addresses, Image: s.Image, VCPUs: s.VCPUs, Restarts: s.Restarts,
 	}
 	for _, c := range s.Conditions {
 		if slices.Contains(ownConditions, c.Type) {
@@ -108,6 +109,7 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 		ObservedGeneration: vm.Generation,
 		NodeName:           vm.Status.NodeName, // the disks' home, until a new berth has one
 		Image:              bootImage(vm),
+		VCPUs:              berth.VCPUs(vm),
 	}
 	if pod == nil && !seen.formerGone() {
 		s.Berth = vm.Status.Berth

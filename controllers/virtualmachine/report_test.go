@@ -67,3 +67,16 @@ func TestEventsTellWhatIsWrongOnce(t *testing.T) {
 		t.Errorf("there are %d Events, want one", told)
 	}
 }
+
+// TestNothingIsWrittenTwice: what the operator makes of a status is what it takes for its own, or it would write at each look.
+func TestNothingIsWrittenTwice(t *testing.T) {
+	large := func(vm *v1alpha1.VirtualMachine) { vm.Spec.CPU = v1alpha1.CPU{Sockets: 2, Cores: 3, Threads: 2} }
+	seen := snapshot{vm: vm(large, never, says(v1alpha1.ConditionRunning, false, v1alpha1.ReasonGuestPanicked)), berth: pod(failed), node: node()}
+	s := statusOf(seen, nil)
+	if s.VCPUs != 12 {
+		t.Errorf("2 sockets of 3 cores of 2 threads are %d vCPUs", s.VCPUs)
+	}
+	if diff := cmp.Diff(s, owned(s)); diff != "" {
+		t.Errorf("-made +own:\n%s", diff)
+	}
+}
