@@ -13,7 +13,7 @@ const (
 )
 
 // In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost; nothing for Events
-// alone. Ready repeats the reasons of other conditions besides.
+// alone. Ready and Stalled repeat the reasons of other conditions besides.
 func (r Reason) In() []string { return reasons[r].in }
 
 // StandsIn tells whether In has that place. A failure is told in the condition that its reason stands in.

@@ -101,6 +101,9 @@ func TestSchema(t *testing.T) {
 			s.CPU != (v1alpha1.CPU{Cores: 1, Sockets: 1, Threads: 1, Model: "host-model"}) || len(s.Networks) != 1 || s.Networks[0].Name != "default" {
 			t.Errorf("defaults are %+v", s)
 		}
+		if vm.Status.ObservedGeneration != -1 { // else kstatus takes for done what nobody has looked at yet
+			t.Errorf("a VirtualMachine that is new has been observed: %+v", vm.Status)
+		}
 	})
 }
 

@@ -34,7 +34,8 @@ type VirtualMachine struct {
 	Spec VirtualMachineSpec `json:"spec"`
 	// status is what Berth sees.
 	// +optional
-	Status VirtualMachineStatus `json:"status,omitempty"`
+	// +kubebuilder:default={"observedGeneration":-1}
+	Status VirtualMachineStatus `json:"status,omitzero"`
 }
 
 // VirtualMachineList is a list of VirtualMachines.

@@ -6,8 +6,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Condition types of a VirtualMachine. The operator writes Scheduled and Ready;
-// the node's agent writes DisksReady, Running, GuestAgentConnected and UpToDate.
+// Condition types of a VirtualMachine. The operator writes Scheduled, Ready and
+// Stalled; the node's agent writes DisksReady, Running, GuestAgentConnected and UpToDate.
 const (
 	// ConditionScheduled: the berth has a node.
 	ConditionScheduled = "Scheduled"
@@ -17,8 +17,11 @@ const (
 	ConditionRunning = "Running"
 	// ConditionGuestAgentConnected: the guest agent in the guest answers.
 	ConditionGuestAgentConnected = "GuestAgentConnected"
-	// ConditionReady: the guest runs and its probes pass. Absent while the spec wants no guest and there is none.
+	// ConditionReady: the guest runs and its probes pass. Absent where the spec is fulfilled without a running guest:
+	// it is stopped or paused as asked, or powered itself off and its restartPolicy leaves it so.
 	ConditionReady = "Ready"
+	// ConditionStalled: the guest failed, and its restartPolicy leaves it so. Absent else. The name is kstatus'.
+	ConditionStalled = "Stalled"
 	// ConditionUpToDate: the guest was started from the spec as it is. Absent while there is no guest.
 	ConditionUpToDate = "UpToDate"
 )
@@ -45,12 +48,13 @@ const (
 // VirtualMachineStatus is what Berth sees of a guest.
 type VirtualMachineStatus struct {
 	// observedGeneration is the generation of the spec that this status answers to.
+	// It is -1 as long as Berth has not seen the VirtualMachine.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// phase sums the conditions up in one word.
 	// +optional
 	Phase Phase `json:"phase,omitempty"`
-	// conditions are the facts: Scheduled, DisksReady, Running, GuestAgentConnected, Ready, UpToDate.
+	// conditions are the facts: Scheduled, DisksReady, Running, GuestAgentConnected, Ready, Stalled, UpToDate.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -199,6 +199,11 @@ func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
+// endedForGood: the guest has ended, and its restartPolicy leaves it so.
+func (s *snapshot) endedForGood() bool {
+	return s.berth != nil && finished(s.berth) && !ending(s.berth) && s.wantsGuest() && !s.mustReplace()
+}
+
 // disksGone: nothing of the VirtualMachine is left on any node.
 func (s *snapshot) disksGone() bool {
 	if s.vm.Status.NodeName == "" || s.node == nil {

@@ -19,7 +19,7 @@ import (
 )
 
 // ownConditions are those that the operator writes.
-var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady}
+var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionReady, v1alpha1.ConditionStalled}
 
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
@@ -79,7 +79,7 @@ func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Conditi
 	}
 }
 
-// isTrouble: somebody has to act on what this condition says. Ready only repeats what another says.
+// isTrouble: somebody has to act on what this condition says. Ready and Stalled only repeat what another says.
 func isTrouble(c metav1.Condition) bool {
 	reason := v1alpha1.Reason(c.Reason)
 	return reason.StandsIn(c.Type) && reason.IsWarning()
@@ -128,6 +128,9 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 	conditions := []metav1.Condition{placed}
 	if c := ready(seen, placed); c != nil {
 		conditions = append(conditions, *c)
+		if seen.endedForGood() && seen.guestIdle() && !seen.nodeLost() { // it failed, and its agent says how
+			conditions = append(conditions, condition.New(v1alpha1.ConditionStalled, true, v1alpha1.Reason(c.Reason), c.Message))
+		}
 	}
 	slices.SortFunc(conditions, byType)
 	s.Conditions = condition.Carry(conditions, vm.Status.Conditions, vm.Generation, seen.now)
@@ -206,8 +209,9 @@ func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) m
 	return no(v1alpha1.ReasonPending, "")
 }
 
-// ready is nil when no guest is wanted and none is there: then all is as it should be. Where another condition says what
-// is in the way, it says the same, since many ask for no other.
+// ready is nil where all is as it should be without a running guest: none is wanted and none is there, it is paused as
+// asked, or it has done its work. Whoever waits for Ready alone, as kstatus does, takes that for done. Where another
+// condition says what is in the way, it says the same, since many ask for no other.
 func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
 	disks := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
@@ -221,6 +225,8 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		return nil
 	case seen.nodeLost():
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, lostMessage(seen))
+	case seen.endedForGood() && seen.berth.Status.Phase == corev1.PodSucceeded:
+		return nil
 	case unspoken && scheduled.Status != metav1.ConditionTrue:
 		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
 	case unspoken:
@@ -229,6 +235,8 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
 	case running.Reason == string(v1alpha1.ReasonStarting) && disks != nil && disks.Status == metav1.ConditionFalse && disks.Reason != string(v1alpha1.ReasonPullingImage):
 		no(v1alpha1.Reason(disks.Reason), disks.Message)
+	case seen.vm.Spec.State == v1alpha1.StatePaused && running.Reason == string(v1alpha1.ReasonPaused) && !ending(seen.berth):
+		return nil
 	case running.Status == metav1.ConditionFalse:
 		no(v1alpha1.Reason(running.Reason), running.Message)
 	case ending(seen.berth):

@@ -61,6 +61,7 @@ func TestEventsTellWhatIsWrongOnce(t *testing.T) {
 	r.tell(vm(), nil, []metav1.Condition{
 		condition.New(v1alpha1.ConditionScheduled, false, v1alpha1.ReasonUnschedulable, "no memory"),
 		condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonUnschedulable, "no memory"),
+		condition.New(v1alpha1.ConditionStalled, true, v1alpha1.ReasonGuestPanicked, "told by the agent"),
 		condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending, "cpu"),
 	})
 	if told := len(recorder.Events); told != 1 {
