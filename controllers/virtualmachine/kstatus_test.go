@@ -47,7 +47,7 @@ func TestKstatus(t *testing.T) {
 		"its image is pulled":           {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod(), node: node()}, 0, "Starting InProgress"},
 		"its image does not exist":      {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonImageNotFound)), berth: pod(), node: node()}, 0, "Starting InProgress"},
 		"running":                       {snapshot{vm: vm(runs), berth: pod(passing), node: node()}, 0, "Running Current"},
-		"running, with pending changes": {snapshot{vm: vm(runs), berth: pod(passing), node: node(), drift: []string{"cpu"}}, 0, "Running Current"},
+		"running, with pending changes": {snapshot{vm: vm(runs), berth: pod(passing), node: node(), outdated: cores}, 0, "Running Current"},
 		"its probes fail":               {snapshot{vm: vm(runs), berth: pod(), node: node()}, 0, "Running InProgress"},
 		"libvirtd does not answer":      {snapshot{vm: vm(unreachable), berth: pod(passing), node: node()}, 0, "Unknown InProgress"},
 		"its node is lost":              {snapshot{vm: vm(runs), berth: pod(passing), node: node(lost)}, 0, "Unknown InProgress"},

@@ -19,6 +19,10 @@ type change = v1alpha1.PendingChange
 
 var unreadable = []change{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}
 
+func leaf(path, from, to string, effect v1alpha1.ChangeEffect) change {
+	return change{Path: path, From: from, To: to, Effect: effect}
+}
+
 func recordOf(t *testing.T, spec v1alpha1.VirtualMachineSpec) string {
 	t.Helper()
 	text, err := Record(&spec)
@@ -46,27 +50,27 @@ func TestChanges(t *testing.T) {
 		want      []change
 	}{
 		{"nothing changed", everything, everything, nil},
-		{"a changed field", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }, []change{{"cpu.cores", "1", "2", anew}}},
+		{"a changed field", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }, []change{leaf("cpu.cores", "1", "2", anew)}},
 		{
 			"two fields, sorted", none, func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size.Set(2 << 30); s.CPU.Cores = 2 },
-			[]change{{"cpu.cores", "1", "2", anew}, {"memory.size", "1Gi", "2Gi", anew}},
+			[]change{leaf("cpu.cores", "1", "2", anew), leaf("memory.size", "1Gi", "2Gi", anew)},
 		},
 		{
 			"an added field", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"ssh-ed25519 A"} },
-			[]change{{"sshAuthorizedKeys[0]", "", "ssh-ed25519 A", restart}},
+			[]change{leaf("sshAuthorizedKeys[0]", "", "ssh-ed25519 A", restart)},
 		},
 		{
 			"an added disk", none, two,
-			[]change{{"disks", "[root]", "[root data]", anew}, {"disks[data].image", "", "registry.example/empty:1", anew}},
+			[]change{leaf("disks", "[root]", "[root data]", anew), leaf("disks[data].image", "", "registry.example/empty:1", anew)},
 		},
-		{"another boot order", two, func(s *v1alpha1.VirtualMachineSpec) { two(s); slices.Reverse(s.Disks) }, []change{{"disks", "[root data]", "[data root]", anew}}},
+		{"another boot order", two, func(s *v1alpha1.VirtualMachineSpec) { two(s); slices.Reverse(s.Disks) }, []change{leaf("disks", "[root data]", "[data root]", anew)}},
 		{"no network any more", none, func(s *v1alpha1.VirtualMachineSpec) { s.Networks = []v1alpha1.Network{} }, []change{
-			{"networks", "[default]", "[]", anew}, {"networks[default].pod", "{}", "", anew},
+			leaf("networks", "[default]", "[]", anew), leaf("networks[default].pod", "{}", "", anew),
 		}},
-		{"a kernel's command line takes a restart in place", kernel("a"), kernel("b"), []change{{"kernel.commandLine", "a", "b", restart}}},
+		{"a kernel's command line takes a restart in place", kernel("a"), kernel("b"), []change{leaf("kernel.commandLine", "a", "b", restart)}},
 		{
 			"a label with a domain", none, func(s *v1alpha1.VirtualMachineSpec) { s.NodeSelector = map[string]string{"example.com/zone": "a"} },
-			[]change{{"nodeSelector[example.com/zone]", "", "a", anew}},
+			[]change{leaf("nodeSelector[example.com/zone]", "", "a", anew)},
 		},
 		{"the state acts at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.State = v1alpha1.StatePaused }, nil},
 		{"so does a restart", none, func(s *v1alpha1.VirtualMachineSpec) { s.RestartedAt = "now" }, nil},
@@ -74,15 +78,15 @@ func TestChanges(t *testing.T) {
 		{"a default, written or not", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU, s.RestartPolicy, s.Networks = v1alpha1.CPU{}, "", nil }, nil},
 		{
 			"user data, of which nothing is told", none, func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit = &v1alpha1.CloudInit{UserData: &secret} },
-			[]change{{"cloudInit.userData", "", "", restart}},
+			[]change{leaf("cloudInit.userData", "", "", restart)},
 		},
 		{
 			"odd characters", none, func(s *v1alpha1.VirtualMachineSpec) {
 				s.NodeSelector = map[string]string{"a": "é\uffff\x7f\U0001f600"}
 			},
-			[]change{{"nodeSelector.a", "", "é\uffff\x7f\U0001f600", anew}},
+			[]change{leaf("nodeSelector.a", "", "é\uffff\x7f\U0001f600", anew)},
 		},
-		{"a long string", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, []change{{"sshAuthorizedKeys[0]", "", "", restart}}},
+		{"a long string", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, []change{leaf("sshAuthorizedKeys[0]", "", "", restart)}},
 		{"the same long string", func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{long} }, nil},
 	}
 	for _, tt := range tests {
