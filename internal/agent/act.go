@@ -13,7 +13,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
-	shimlink "github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
@@ -71,11 +71,11 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Suspend:
 		return a.libvirt.Suspend(ctx, uid)
 	case plan.Tell:
-		phase := shimlink.PhaseRunning
+		phase := shimproto.PhaseRunning
 		if s.Paused {
-			phase = shimlink.PhasePaused
+			phase = shimproto.PhasePaused
 		}
-		return g.link.send(ctx, shimlink.Running{Phase: phase})
+		return g.link.send(ctx, shimproto.Running{Phase: phase})
 	case plan.Shutdown:
 		return a.shutdown(ctx, g)
 	case plan.Destroy:
@@ -85,7 +85,7 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Exit:
 		s.End.Told = a.now()
 		a.hints.ended(g.uid, s.End)
-		err := g.link.send(ctx, shimlink.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
+		err := g.link.send(ctx, shimproto.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
 		if err == nil && s.End.Reason != v1alpha1.ReasonNotRunning {
 			a.meters.exited(s.End.Reason)
 		}

@@ -15,7 +15,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
-	shimlink "github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/cgroup"
@@ -36,14 +36,14 @@ type link struct {
 	container string
 	shim      *process.Handle
 	group     cgroup.Group
-	conn      *shimlink.Agent
+	conn      *shimproto.Agent
 
 	mu    sync.Mutex
 	known bool // the shim has spoken
-	state shimlink.State
+	state shimproto.State
 	// What was said to it and is not in its state.
 	attached bool
-	phase    shimlink.Phase
+	phase    shimproto.Phase
 	exiting  bool
 }
 
@@ -107,7 +107,7 @@ func (a *Agent) connect(ctx context.Context, vm, pod types.UID) (*link, plan.Con
 	n, err := a.take(found.PID, found.ID, pod, shim)
 	if err != nil {
 		_ = shim.Close()
-		if errors.Is(err, shimlink.ErrAbsent) {
+		if errors.Is(err, shimproto.ErrAbsent) {
 			return nil, plan.ContainerAlive, errShimAbsent
 		}
 		return nil, plan.ContainerUnknown, err
@@ -138,7 +138,7 @@ func (a *Agent) take(pid int, container string, pod types.UID, shim *process.Han
 		return nil, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf(
 			"process %d is in cgroup %s, not in that of container %s of pod %s", pid, group, container, pod))
 	}
-	conn, err := shimlink.Take(shim.FD())
+	conn, err := shimproto.Take(shim.FD())
 	if err != nil {
 		return nil, err
 	}
@@ -158,10 +158,10 @@ func (a *Agent) read(vm, pod types.UID, n *link) {
 		_ = n.shim.Close()
 		a.enqueue(vm)
 	}()
-	if err := n.send(ctx, shimlink.Hello{}); err != nil {
+	if err := n.send(ctx, shimproto.Hello{}); err != nil {
 		log.Info("Lost a shim", "cause", err.Error())
 	}
-	err := n.conn.Receive(func(s shimlink.State) {
+	err := n.conn.Receive(func(s shimproto.State) {
 		n.mu.Lock()
 		n.known, n.state = true, s
 		n.mu.Unlock()
@@ -169,27 +169,27 @@ func (a *Agent) read(vm, pod types.UID, n *link) {
 	})
 	if err != nil && !errors.Is(err, io.EOF) && n.shim.Alive() { // at its end the socket tells before the pidfd does
 		log.Info("Shim does not keep to the protocol", "cause", err.Error())
-		a.meters.breaches.Inc()
+		a.meters.protocolErrors.Inc()
 		a.links.drop(pod, n)
 		a.enqueue(vm)
 	}
 }
 
 // send speaks to the shim and notes what was said, as its answer takes a moment.
-func (n *link) send(ctx context.Context, m shimlink.Message, files ...*os.File) error {
+func (n *link) send(ctx context.Context, m shimproto.Message, files ...*os.File) error {
 	if err := n.conn.Send(ctx, m, files...); err != nil {
 		return fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("speaking to the shim: %w", err))
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch m := m.(type) {
-	case shimlink.Attach:
+	case shimproto.Attach:
 		n.attached = true
-	case shimlink.Running:
+	case shimproto.Running:
 		n.phase = m.Phase
-	case shimlink.Exit:
+	case shimproto.Exit:
 		n.exiting = true
-	case shimlink.Hello, shimlink.State: // its answer tells all
+	case shimproto.Hello, shimproto.State: // its answer tells all
 	}
 	return nil
 }
@@ -202,7 +202,7 @@ func (n *link) shimState() *plan.Shim {
 		return nil
 	}
 	s := &plan.Shim{
-		Attached: n.attached || n.state.Run != "",
+		Attached: n.attached || n.state.InstanceID != "",
 		Running:  n.phase != "",
 		Exiting:  n.exiting,
 	}

@@ -18,16 +18,16 @@ import (
 
 // meters are the agent's own metrics. Guests are not told apart: kubelet's metrics of containers do that, and count QEMU.
 type meters struct {
-	steps         *prometheus.HistogramVec
-	failures      *prometheus.CounterVec
-	exits         *prometheus.CounterVec
-	pulls         prometheus.Counter
-	pullBytes     prometheus.Counter
-	pullFailures  *prometheus.CounterVec
-	collected     prometheus.Counter
-	breaches      prometheus.Counter
-	agentFailures prometheus.Counter
-	states        *states
+	steps          *prometheus.HistogramVec
+	failures       *prometheus.CounterVec
+	exits          *prometheus.CounterVec
+	pulls          prometheus.Counter
+	pullBytes      prometheus.Counter
+	pullFailures   *prometheus.CounterVec
+	collected      prometheus.Counter
+	protocolErrors prometheus.Counter
+	agentFailures  prometheus.Counter
+	states         *states
 }
 
 func newMeters() *meters {
@@ -42,15 +42,15 @@ func newMeters() *meters {
 			Namespace: "berth", Name: "step_duration_seconds", Help: "How long the steps of guests' lives took, by step.",
 			Buckets: []float64{.001, .005, .02, .1, .25, .5, 1, 2, 5, 15, 60},
 		}, []string{"step"}),
-		failures:      counters("step_failures_total", "Steps that failed, by step and reason; they are tried again.", "step", "reason"),
-		exits:         counters("guest_exits_total", "Guests that ended on this node, by reason.", "reason"),
-		pulls:         counter("image_pulls_total", "Images that were brought to this node."),
-		pullBytes:     counter("image_pull_bytes_total", "Bytes of disks and kernels that were unpacked from images on this node."),
-		pullFailures:  counters("image_pull_failures_total", "Images that could not be brought to this node, by reason; they are tried again.", "reason"),
-		collected:     counter("image_removals_total", "Images that were removed from this node because nothing used them."),
-		breaches:      counter("shim_breaches_total", "Shims that did not keep to the agent's protocol."),
-		agentFailures: counter("guest_agent_failures_total", "Conversations in which a guest agent did not answer."),
-		states:        &states{by: map[types.UID]string{}},
+		failures:       counters("step_failures_total", "Steps that failed, by step and reason; they are tried again.", "step", "reason"),
+		exits:          counters("guest_exits_total", "Guests that ended on this node, by reason.", "reason"),
+		pulls:          counter("image_pulls_total", "Images that were brought to this node."),
+		pullBytes:      counter("image_pull_bytes_total", "Bytes of disks and kernels that were unpacked from images on this node."),
+		pullFailures:   counters("image_pull_failures_total", "Images that could not be brought to this node, by reason; they are tried again.", "reason"),
+		collected:      counter("image_removals_total", "Images that were removed from this node because nothing used them."),
+		protocolErrors: counter("shim_protocol_errors_total", "Shims that did not keep to the agent's protocol."),
+		agentFailures:  counter("guest_agent_failures_total", "Conversations in which a guest agent did not answer."),
+		states:         &states{by: map[types.UID]string{}},
 	}
 }
 
@@ -70,7 +70,7 @@ func (m *meters) register(r prometheus.Registerer, stateDir string, connected fu
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.steps, m.failures, m.exits, m.pulls, m.pullBytes, m.pullFailures, m.collected, m.breaches, m.agentFailures, m.states,
+		m.steps, m.failures, m.exits, m.pulls, m.pullBytes, m.pullFailures, m.collected, m.protocolErrors, m.agentFailures, m.states,
 		gauge("libvirt_connected", "1 while libvirtd answers and its events flow.", nil, func() float64 {
 			if connected() {
 				return 1

@@ -11,7 +11,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
-	shimlink "github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/process"
@@ -84,7 +84,7 @@ func (a *Agent) want(ctx context.Context, uid types.UID) (*guest, error) {
 	return g, nil
 }
 
-// endOf is how a guest ended by the last words of its shim, which kubelet keeps; nil if they are about none. A shim that
+// endOf is how a guest ended by the termination message of its shim, which kubelet keeps; nil if it is about none. A shim that
 // was killed, perhaps for want of memory and with its QEMU, has said nothing. Its pod's deletion, if any, is when the
 // grace period ends, after which kubelet does it.
 func endOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.End {
@@ -95,7 +95,7 @@ func endOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.End {
 	if t == nil {
 		return nil
 	}
-	reason, message := shimlink.ParseWords(t.Message)
+	reason, message := shimproto.ParseTerminationMessage(t.Message)
 	end := &plan.End{Reason: v1alpha1.Reason(reason), Code: t.ExitCode, Message: message, Told: t.FinishedAt.Time}
 	switch {
 	case end.Reason.StandsIn(v1alpha1.InLastExit):

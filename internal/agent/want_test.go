@@ -25,7 +25,7 @@ func TestEndOf(t *testing.T) {
 		want     *plan.End
 	}{
 		"a first run":                           {},
-		"a shim's last words":                   {was: terminated(134, "Error", "GuestPanicked: oops: a"), want: &plan.End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "oops: a", Told: at}},
+		"a shim's termination message":          {was: terminated(134, "Error", "GuestPanicked: oops: a"), want: &plan.End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Message: "oops: a", Told: at}},
 		"one word":                              {was: terminated(0, "Completed", "PoweredOff"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
 		"the later of two ends":                 {is: terminated(0, "Completed", "PoweredOff"), was: terminated(1, "Error", "QEMUFailed"), want: &plan.End{Reason: v1alpha1.ReasonPoweredOff, Told: at}},
 		"no word, and no memory":                {was: terminated(137, "OOMKilled", ""), want: &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory, Told: at}},

@@ -10,7 +10,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
-	shimlink "github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/podnet"
 )
@@ -63,19 +63,19 @@ func (a *Agent) attach(ctx context.Context, g *guest) error {
 		return fmt.Errorf("taking the console's socket: %w", err)
 	}
 	defer socket.Close()
-	message, files := shimlink.Attach{Run: g.link.container}, []*os.File{socket}
+	message, files := shimproto.Attach{InstanceID: g.link.container}, []*os.File{socket}
 	if len(g.VM.Spec.Networks) > 0 {
-		nic, dhcp, err := a.lease(ctx, g)
+		lease, dhcp, err := a.lease(ctx, g)
 		if err != nil {
 			return err
 		}
 		defer dhcp.Close()
-		message.NIC, files = nic, append(files, dhcp)
+		message.Lease, files = lease, append(files, dhcp)
 	}
 	return g.link.send(ctx, message, files...)
 }
 
-func (a *Agent) lease(ctx context.Context, g *guest) (*shimlink.NIC, *os.File, error) {
+func (a *Agent) lease(ctx context.Context, g *guest) (*shimproto.Lease, *os.File, error) {
 	ns, err := a.namespace(g)
 	if err != nil {
 		return nil, nil, err
@@ -90,5 +90,5 @@ func (a *Agent) lease(ctx context.Context, g *guest) (*shimlink.NIC, *os.File, e
 	if err != nil {
 		return nil, nil, err
 	}
-	return &shimlink.NIC{MAC: shimlink.MAC(n.MAC), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: g.VM.Name}, socket, nil
+	return &shimproto.Lease{MAC: shimproto.MAC(n.MAC), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: g.VM.Name}, socket, nil
 }

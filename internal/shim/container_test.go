@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/test/env"
 )
 
@@ -154,8 +154,8 @@ func (c *container) code() int {
 	return c.cmd.ProcessState.ExitCode()
 }
 
-// lastWords is what kubelet finds in the termination log.
-func (c *container) lastWords() string {
+// terminationMessage is what kubelet finds in the termination log.
+func (c *container) terminationMessage() string {
 	c.t.Helper()
 	text, err := os.ReadFile(filepath.Join(c.root, "dev/termination-log"))
 	if err != nil {
@@ -195,20 +195,20 @@ func (c *container) memory(line string) int {
 	return n
 }
 
-// agent is one agent's copy of the link, with what it hears.
+// agent is one agent's copy of the socket, with what it hears.
 type agent struct {
-	*link.Agent
+	*shimproto.Agent
 	t      *testing.T
-	states chan link.State
+	states chan shimproto.State
 }
 
-// take plays an agent that starts: it takes the link and says hello.
+// take plays an agent that starts: it takes the socket and says hello.
 func (c *container) take() *agent {
 	c.t.Helper()
-	a := &agent{t: c.t, states: make(chan link.State, 1000)}
-	eventually(c.t, "the shim makes its link", func() (taken bool) {
+	a := &agent{t: c.t, states: make(chan shimproto.State, 1000)}
+	eventually(c.t, "the shim makes its socket", func() (taken bool) {
 		var err error
-		if a.Agent, err = link.Take(c.pidfd); err != nil && !errors.Is(err, link.ErrAbsent) {
+		if a.Agent, err = shimproto.Take(c.pidfd); err != nil && !errors.Is(err, shimproto.ErrAbsent) {
 			c.t.Fatal(err)
 		}
 		return err == nil
@@ -216,15 +216,15 @@ func (c *container) take() *agent {
 	c.t.Cleanup(func() { _ = a.Close() })
 	go func() {
 		defer close(a.states)
-		if err := a.Receive(func(s link.State) { a.states <- s }); err != nil && !errors.Is(err, io.EOF) {
+		if err := a.Receive(func(s shimproto.State) { a.states <- s }); err != nil && !errors.Is(err, io.EOF) {
 			c.t.Errorf("the agent: %v", err)
 		}
 	}()
-	a.send(link.Hello{})
+	a.send(shimproto.Hello{})
 	return a
 }
 
-func (a *agent) send(m link.Message, files ...*os.File) {
+func (a *agent) send(m shimproto.Message, files ...*os.File) {
 	a.t.Helper()
 	if err := a.Send(a.t.Context(), m, files...); err != nil {
 		a.t.Fatal(err)
@@ -232,7 +232,7 @@ func (a *agent) send(m link.Message, files ...*os.File) {
 }
 
 // await waits for a state that fits.
-func (a *agent) await(what string, fits func(link.State) bool) link.State {
+func (a *agent) await(what string, fits func(shimproto.State) bool) shimproto.State {
 	a.t.Helper()
 	late := time.After(patience)
 	for {
@@ -255,9 +255,9 @@ func (a *agent) attach() (qemu *os.File) {
 	a.t.Helper()
 	qemu, console := sockets(a.t)
 	const run = "r1"
-	a.send(link.Attach{Run: run}, console)
+	a.send(shimproto.Attach{InstanceID: run}, console)
 	_ = console.Close()
-	a.await("attached", func(s link.State) bool { return s.Run == run })
+	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == run })
 	return qemu
 }
 

@@ -17,10 +17,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
-var guestMAC = link.MAC{0x02, 0xbe, 0x27, 0, 0, 1}
+var guestMAC = shimproto.MAC{0x02, 0xbe, 0x27, 0, 0, 1}
 
 // script is what the clients call with a lease. It prints and configures it.
 const script = `#!/bin/sh
@@ -60,7 +60,7 @@ func TestRealClientsGetTheirLease(t *testing.T) {
 			_, stdout := pipe(t)
 			shim := start(t, null(t), stdout)
 			a := shim.take()
-			attachNIC(t, a, tap)
+			attachLease(t, a, tap)
 
 			leases, out := pipe(t)
 			path := filepath.Join(t.TempDir(), "script")
@@ -103,14 +103,14 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := attachNIC(t, a, tap)
+	qemu := attachLease(t, a, tap)
 	for _, command := range []string{"set vtap down", "set vtap up", "set vtap down", "del vtap"} {
 		ip(t, append([]string{"-n", tap, "link"}, strings.Fields(command)...)...)
 	}
 	write(t, qemu, []byte("still here"))
 	expect(t, logs, []byte("still here"))
 	_ = qemu.Close()
-	a.send(link.Exit{})
+	a.send(shimproto.Exit{})
 	if code := c.code(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -120,16 +120,16 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	}
 }
 
-// attachNIC plays the agent that starts a guest on the tap.
-func attachNIC(t *testing.T, a *agent, netns string) (qemu *os.File) {
+// attachLease plays the agent that starts a guest on the tap.
+func attachLease(t *testing.T, a *agent, netns string) (qemu *os.File) {
 	t.Helper()
 	qemu, console := sockets(t)
 	socket := packetSocket(t, netns)
-	a.send(link.Attach{Run: "r1", NIC: &link.NIC{
+	a.send(shimproto.Attach{InstanceID: "r1", Lease: &shimproto.Lease{
 		MAC: guestMAC, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: "web",
 	}}, console, socket)
 	_, _ = console.Close(), socket.Close()
-	a.await("attached", func(s link.State) bool { return s.Run == "r1" })
+	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 	return qemu
 }
 

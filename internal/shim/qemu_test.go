@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 func TestARealQEMUsConsole(t *testing.T) {
@@ -46,9 +46,9 @@ func TestARealQEMUsConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
-	a.send(link.Attach{Run: "r1"}, console)
+	a.send(shimproto.Attach{InstanceID: "r1"}, console)
 	_ = console.Close()
-	a.await("attached", func(s link.State) bool { return s.Run == "r1" })
+	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 
 	if _, err := monitor.Write([]byte("cont\n")); err != nil {
 		t.Fatal(err)
@@ -61,8 +61,8 @@ func TestARealQEMUsConsole(t *testing.T) {
 		}
 	}
 	_ = qemu.Process.Kill()
-	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
-	a.send(link.Exit{Code: 137, Reason: "QEMUFailed"})
+	a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed })
+	a.send(shimproto.Exit{Code: 137, Reason: "QEMUFailed"})
 	if code := c.code(); code != 137 {
 		t.Errorf("exit code %d", code)
 	}

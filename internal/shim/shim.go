@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/shim/console"
 	"github.com/berth-dev/berth/internal/shim/dhcp"
 )
@@ -19,7 +19,7 @@ const flushTimeout = 2 * time.Second
 // Options are the container's parts that a test replaces.
 type Options struct {
 	Stdin, Stdout, Stderr *os.File
-	// TerminationLog is the file in which kubelet looks for the last words.
+	// TerminationLog is the file in which kubelet looks for the termination message.
 	TerminationLog string
 	// ResolvConf is the pod's resolv.conf.
 	ResolvConf string
@@ -28,23 +28,23 @@ type Options struct {
 // shim is what Run knows. Only Run's goroutine touches it.
 type shim struct {
 	Options
-	link    *link.Shim
+	conn    *shimproto.Shim
 	console *console.Console
-	state   link.State
-	phase   link.Phase // empty before the guest has started
-	exit    *link.Exit
+	state   shimproto.State
+	phase   shimproto.Phase // empty before the guest has started
+	exit    *shimproto.Exit
 }
 
 // received is one message with its descriptors.
 type received struct {
-	message link.Message
+	message shimproto.Message
 	files   []*os.File
 }
 
 // Run stands for a guest until the agent says how it ended, and returns the
 // exit code for that. A SIGTERM is only told: the agent ends the guest.
 func Run(o Options) (int, error) {
-	// First of all, and before there is a link: a PID 1 that nobody tells of a
+	// First of all, and before there is a socket: a PID 1 that nobody tells of a
 	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
 	// the kernel reaps children whose parent ignores it.
 	terminate := make(chan os.Signal, 1)
@@ -59,12 +59,12 @@ func Run(o Options) (int, error) {
 	if err := s.show(); err != nil {
 		return 1, err
 	}
-	if s.link, err = link.Listen(); err != nil {
+	if s.conn, err = shimproto.Listen(); err != nil {
 		return 1, err
 	}
 	messages, consoleClosed := make(chan received), make(chan struct{}, 1)
-	go s.link.Receive(
-		func(m link.Message, files []*os.File) { messages <- received{m, files} },
+	go s.conn.Receive(
+		func(m shimproto.Message, files []*os.File) { messages <- received{m, files} },
 		func(err error) { s.say("ignored the agent: %v", err) },
 	)
 	for s.exit == nil {
@@ -79,7 +79,7 @@ func Run(o Options) (int, error) {
 			}
 			s.state.TerminatingSinceNS = bootTime()
 		}
-		s.link.Publish(s.state)
+		s.conn.Publish(s.state)
 		if err := s.show(); err != nil {
 			s.say("%v", err)
 		}
@@ -91,16 +91,16 @@ func Run(o Options) (int, error) {
 func (s *shim) receive(r received, closed func()) {
 	attached := false
 	switch m := r.message.(type) {
-	case link.Attach:
+	case shimproto.Attach:
 		attached = s.attach(m, r.files, closed)
-	case link.Running:
+	case shimproto.Running:
 		s.phase = m.Phase
-		if s.state.RunningSinceNS == 0 && m.Phase == link.PhaseRunning {
+		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
 			s.state.RunningSinceNS = bootTime()
 		}
-	case link.Exit:
+	case shimproto.Exit:
 		s.exit = &m
-	case link.Hello, link.State: // one asks for no more than the answer, the other is never sent to us
+	case shimproto.Hello, shimproto.State: // one asks for no more than the answer, the other is never sent to us
 	}
 	if !attached {
 		for _, f := range r.files {
@@ -110,36 +110,36 @@ func (s *shim) receive(r received, closed func()) {
 }
 
 // attach takes over the guest's descriptors, and returns whether it did.
-func (s *shim) attach(a link.Attach, files []*os.File, closed func()) bool {
+func (s *shim) attach(a shimproto.Attach, files []*os.File, closed func()) bool {
 	want := 1
-	if a.NIC != nil {
+	if a.Lease != nil {
 		want = 2
 	}
 	switch {
-	case s.state.Run == a.Run:
+	case s.state.InstanceID == a.InstanceID:
 		return false // again, by an agent that could not know
-	case s.state.Run != "":
-		s.say("refused run %s: this container is run %s", a.Run, s.state.Run)
+	case s.state.InstanceID != "":
+		s.say("refused instance %s: this container is instance %s", a.InstanceID, s.state.InstanceID)
 		return false
 	case len(files) != want:
-		s.say("refused run %s: it came with %d descriptors instead of %d", a.Run, len(files), want)
+		s.say("refused instance %s: it came with %d descriptors instead of %d", a.InstanceID, len(files), want)
 		return false
 	}
-	s.state.Run = a.Run
+	s.state.InstanceID = a.InstanceID
 	s.console.Attach(files[0], closed)
-	if a.NIC != nil {
-		go s.lease(files[1], *a.NIC)
+	if a.Lease != nil {
+		go s.serveLease(files[1], *a.Lease)
 	}
 	return true
 }
 
-// lease serves DHCP. If it ends, the guest lives on with the lease that it has.
-func (s *shim) lease(socket *os.File, nic link.NIC) {
+// serveLease serves DHCP. If it ends, the guest lives on with the lease that it has.
+func (s *shim) serveLease(socket *os.File, lease shimproto.Lease) {
 	resolv, err := os.ReadFile(s.ResolvConf)
 	if err != nil {
 		s.say("the guest learns of no name servers: %v", err)
 	}
-	s.say("DHCP ended: %v", dhcp.Serve(socket, nic, string(resolv)))
+	s.say("DHCP ended: %v", dhcp.Serve(socket, lease, string(resolv)))
 }
 
 // show makes the state visible to Started.
@@ -148,9 +148,9 @@ func (s *shim) show() error {
 	switch {
 	case s.exit != nil || s.state.ConsoleClosed || s.state.TerminatingSinceNS != 0:
 		comm = commEnding
-	case s.phase == link.PhaseRunning:
+	case s.phase == shimproto.PhaseRunning:
 		comm = commRunning
-	case s.phase == link.PhasePaused:
+	case s.phase == shimproto.PhasePaused:
 		comm = commPaused
 	}
 	if err := os.WriteFile(ownComm, []byte(comm), 0); err != nil {
@@ -159,17 +159,17 @@ func (s *shim) show() error {
 	return nil
 }
 
-// end leaves the last words and returns the exit code.
+// end leaves the termination message and returns the exit code.
 func (s *shim) end() int {
-	words := s.exit.Words()
+	message := s.exit.TerminationMessage()
 	// Only where kubelet has made the file: the root file system is read-only.
 	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
 	if err == nil {
-		_, err = log.WriteString(words)
+		_, err = log.WriteString(message)
 		_ = log.Close()
 	}
 	if err != nil {
-		s.say("leaving the last words %q: %v", words, err)
+		s.say("leaving the termination message %q: %v", message, err)
 	}
 	s.console.Flush(flushTimeout)
 	return s.exit.Code

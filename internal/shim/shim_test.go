@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 func TestConsoleGoesToTheLogsAndTheGuestsCodeToKubelet(t *testing.T) {
@@ -24,22 +24,22 @@ func TestConsoleGoesToTheLogsAndTheGuestsCodeToKubelet(t *testing.T) {
 	a := c.take()
 	qemu := a.attach()
 	write(t, qemu, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
-	a.send(link.Running{Phase: link.PhaseRunning})
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning})
 	expect(t, logs, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
 	write(t, qemu, []byte("reboot: Power down\r\n"))
 	_ = qemu.Close()
-	if s := a.await("console closed", func(s link.State) bool { return s.ConsoleClosed }); s.Run != "r1" {
+	if s := a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed }); s.InstanceID != "r1" {
 		t.Errorf("state %+v", s)
 	}
-	a.send(link.Exit{Code: 3, Reason: "GuestPanicked", Message: "not syncing: ünïcode"})
+	a.send(shimproto.Exit{Code: 3, Reason: "GuestPanicked", Message: "not syncing: ünïcode"})
 	if code := c.code(); code != 3 {
 		t.Errorf("exit code %d, want 3", code)
 	}
 	if rest, _ := io.ReadAll(logs); string(rest) != "reboot: Power down\r\n" {
 		t.Errorf("then %q", rest)
 	}
-	if got, want := c.lastWords(), "GuestPanicked: not syncing: ünïcode"; got != want {
-		t.Errorf("last words %q, want %q", got, want)
+	if got, want := c.terminationMessage(), "GuestPanicked: not syncing: ünïcode"; got != want {
+		t.Errorf("termination message %q, want %q", got, want)
 	}
 }
 
@@ -56,7 +56,7 @@ func TestTheLastByteIsOutBeforeTheEnd(t *testing.T) {
 			want := bytes.Repeat([]byte("0123456789abcde\n"), 2<<10) // 32 KiB
 			write(t, qemu, want)
 			_ = qemu.Close()
-			a.send(link.Exit{Code: 0}) // before the console's end was seen
+			a.send(shimproto.Exit{Code: 0}) // before the console's end was seen
 			expect(t, logs, want)
 			if code := c.code(); code != 0 {
 				t.Errorf("exit code %d", code)
@@ -148,13 +148,13 @@ func TestAStuckReaderOfLogsBlocksNobody(t *testing.T) {
 	}
 	t.Logf("%d bytes written in %v with stdout stuck; VmRSS %d kB, RssAnon %d kB", size, time.Since(began), c.memory("VmRSS"), c.memory("RssAnon"))
 	// A new agent, and a probe, find the shim at work.
-	a.send(link.Running{Phase: link.PhaseRunning})
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning})
 	eventually(t, "the probe succeeds", func() bool { _, err := c.started(); return err == nil })
 	// Once somebody reads again, the mark says exactly what is missing, and the end is there.
 	write(t, qemu, []byte("the end"))
 	_ = qemu.Close()
-	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
-	a.send(link.Exit{})
+	a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed })
+	a.send(shimproto.Exit{})
 	got, err := io.ReadAll(logs)
 	if err != nil {
 		t.Fatal(err)
@@ -184,13 +184,13 @@ func TestAStuckReaderDelaysTheEndNotForEver(t *testing.T) {
 	qemu := a.attach()
 	write(t, qemu, make([]byte, 1<<20))
 	_ = qemu.Close()
-	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
-	a.send(link.Exit{Code: 9})
+	a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed })
+	a.send(shimproto.Exit{Code: 9})
 	if code := c.code(); code != 9 {
 		t.Errorf("exit code %d", code)
 	}
-	if c.lastWords() != "" {
-		t.Errorf("last words %q", c.lastWords())
+	if c.terminationMessage() != "" {
+		t.Errorf("termination message %q", c.terminationMessage())
 	}
 }
 
@@ -201,9 +201,9 @@ func TestLogsThatNobodyHoldsOpenAreNoEnd(t *testing.T) {
 	a := c.take()
 	qemu := a.attach()
 	write(t, qemu, make([]byte, 1<<20)) // each write of the shim's fails with EPIPE
-	a.send(link.Hello{})
-	a.await("an answer", func(s link.State) bool { return s.Run == "r1" && !s.ConsoleClosed })
-	a.send(link.Exit{Code: 4})
+	a.send(shimproto.Hello{})
+	a.await("an answer", func(s shimproto.State) bool { return s.InstanceID == "r1" && !s.ConsoleClosed })
+	a.send(shimproto.Exit{Code: 4})
 	_ = qemu.Close()
 	if code := c.code(); code != 4 {
 		t.Errorf("exit code %d", code)
@@ -240,29 +240,29 @@ func TestAgentsComeAndGoWithoutALostByte(t *testing.T) {
 	for range 500 {
 		_ = a.Close()
 		a = c.take()
-		if s := a.await("a state", func(link.State) bool { return true }); s.Run != "r1" || s.ConsoleClosed {
+		if s := a.await("a state", func(shimproto.State) bool { return true }); s.InstanceID != "r1" || s.ConsoleClosed {
 			t.Fatalf("a new agent hears %+v", s)
 		}
 	}
 	// It attaches again, as one would whose predecessor swallowed the answer: nothing changes, nothing leaks.
 	spare, console := sockets(t)
-	a.send(link.Attach{Run: "r1"}, console)
+	a.send(shimproto.Attach{InstanceID: "r1"}, console)
 	_ = console.Close()
 	expectEnd(t, spare)
 	close(done)
 	t.Logf("%d bytes arrived beside 500 agents", len(<-want))
-	a.await("console closed", func(s link.State) bool { return s.ConsoleClosed })
+	a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed })
 	_ = a.Close() // and away: the verdict waits for the next
 	a = c.take()
-	if s := a.await("a state", func(s link.State) bool { return s.ConsoleClosed }); s.Run != "r1" {
+	if s := a.await("a state", func(s shimproto.State) bool { return s.ConsoleClosed }); s.InstanceID != "r1" {
 		t.Errorf("a new agent hears %+v", s)
 	}
-	a.send(link.Exit{Code: 0, Reason: "PoweredOff"})
+	a.send(shimproto.Exit{Code: 0, Reason: "PoweredOff"})
 	if code := c.code(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	if got := c.lastWords(); got != "PoweredOff" {
-		t.Errorf("last words %q", got)
+	if got := c.terminationMessage(); got != "PoweredOff" {
+		t.Errorf("termination message %q", got)
 	}
 }
 
@@ -277,21 +277,21 @@ func expectEnd(t *testing.T, f *os.File) {
 	}
 }
 
-func TestOneContainerIsOneRun(t *testing.T) {
+func TestOneContainerIsOneInstance(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
 	_, spare := sockets(t)
-	a.send(link.Attach{Run: "r0"}) // without its descriptor
-	expect(t, logs, []byte("berth: refused run r0: it came with 0 descriptors instead of 1\r\n"))
+	a.send(shimproto.Attach{InstanceID: "r0"}) // without its descriptor
+	expect(t, logs, []byte("berth: refused instance r0: it came with 0 descriptors instead of 1\r\n"))
 	a.attach()
 	other, console := sockets(t)
-	a.send(link.Attach{Run: "r2"}, console)
+	a.send(shimproto.Attach{InstanceID: "r2"}, console)
 	_ = console.Close()
 	expectEnd(t, other)
-	expect(t, logs, []byte("berth: refused run r2: this container is run r1\r\n"))
-	a.send(link.Hello{}, spare) // a descriptor that nobody asked for
-	if s := a.await("a state", func(s link.State) bool { return true }); s.Run != "r1" {
+	expect(t, logs, []byte("berth: refused instance r2: this container is instance r1\r\n"))
+	a.send(shimproto.Hello{}, spare) // a descriptor that nobody asked for
+	if s := a.await("a state", func(s shimproto.State) bool { return true }); s.InstanceID != "r1" {
 		t.Errorf("state %+v", s)
 	}
 }
@@ -305,18 +305,18 @@ func TestATerminationIsToldAndNotObeyed(t *testing.T) {
 	}
 	before := bootTime(t)
 	c.signal(unix.SIGTERM)
-	s := a.await("terminating", func(s link.State) bool { return s.TerminatingSinceNS != 0 })
+	s := a.await("terminating", func(s shimproto.State) bool { return s.TerminatingSinceNS != 0 })
 	if s.TerminatingSinceNS < before || s.TerminatingSinceNS > bootTime(t) {
 		t.Errorf("terminating since %d, which is not now", s.TerminatingSinceNS)
 	}
 	c.signal(unix.SIGTERM)
 	_ = a.Close()
 	a = c.take()
-	again := a.await("a state", func(s link.State) bool { return s.TerminatingSinceNS != 0 })
+	again := a.await("a state", func(s shimproto.State) bool { return s.TerminatingSinceNS != 0 })
 	if again != s {
 		t.Errorf("after a second signal and to a second agent: %+v, before %+v", again, s)
 	}
-	a.send(link.Exit{Code: 137, Reason: "ForcedOff"})
+	a.send(shimproto.Exit{Code: 137, Reason: "ForcedOff"})
 	if code := c.code(); code != 137 {
 		t.Errorf("exit code %d", code)
 	}
@@ -337,8 +337,8 @@ func TestATerminationBeforeAnyGuestWaitsForTheAgent(t *testing.T) {
 	c.signal(unix.SIGTERM)
 	eventually(t, "the shim shows it", func() bool { return c.comm() == "shim:ending" })
 	a := c.take()
-	a.await("terminating", func(s link.State) bool { return s.TerminatingSinceNS != 0 })
-	a.send(link.Exit{Code: 0})
+	a.await("terminating", func(s shimproto.State) bool { return s.TerminatingSinceNS != 0 })
+	a.send(shimproto.Exit{Code: 0})
 	if code := c.code(); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
@@ -372,18 +372,18 @@ func TestTheStartupProbeSeesTheGuest(t *testing.T) {
 		_, err := c.started("1m")
 		waited <- err
 	}()
-	a.send(link.Running{Phase: link.PhasePaused})
+	a.send(shimproto.Running{Phase: shimproto.PhasePaused})
 	if err := <-waited; err != nil {
 		t.Errorf("the probe that waited says %v", err)
 	}
 	step("shim:paused", false)
-	a.send(link.Running{Phase: link.PhaseRunning})
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning})
 	step("shim:running", false)
 	_ = qemu.Close()
 	step("shim:ending", true)
-	a.send(link.Running{Phase: link.PhaseRunning}) // late
-	a.send(link.Hello{})
-	a.await("an answer", func(s link.State) bool { return s.ConsoleClosed })
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning}) // late
+	a.send(shimproto.Hello{})
+	a.await("an answer", func(s shimproto.State) bool { return s.ConsoleClosed })
 	step("shim:ending", true)
 }
 

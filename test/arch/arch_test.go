@@ -37,7 +37,7 @@ type row struct {
 // rows are the whole law: a package falls under the first row that names it.
 var rows = []row{
 	{"the nouns stand alone", "api/...", nil, join(clients, foreign, xml)},
-	{"the link is as small as the shim", "internal/berth/link", nil, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the protocol is as small as the shim", "internal/berth/shimproto", nil, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"the handshake is thought", "internal/berth", thoughts, join(clients, foreign, xml)},
 	{"conditions are arithmetic", "internal/condition", nouns, join(clients, foreign, xml)},
 	{"a class of error needs a reason", "internal/fault", nouns, join(clients, foreign, xml)},
@@ -45,11 +45,11 @@ var rows = []row{
 	{"thinking about guests touches nothing", "internal/guest/...", thoughts, join(clients, foreign)},
 	{"hands know neither siblings nor Kubernetes", "internal/host/*", join(nouns, []string{"internal/fault", "internal/guest/diskformat"}), clients},
 	{"the operator touches no host", "controllers/...", join(thoughts, []string{"internal/kube"}), join(foreign, xml)},
-	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/link", "internal/guest/...", "internal/host/..."}), nil},
-	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/link"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
+	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"the operator's process is its loop", "cmd/berth-operator", join(thoughts, []string{"controllers/...", "internal/kube"}), join(foreign, xml)},
-	{"the agent's process is its loop", "cmd/berth-agent", join(thoughts, []string{"internal/agent/...", "internal/kube", "internal/berth/link", "internal/guest/...", "internal/host/..."}), nil},
-	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/link"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the agent's process is its loop", "cmd/berth-agent", join(thoughts, []string{"internal/agent/...", "internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
+	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"tests stand outside", "test/...", []string{"..."}, nil},
 }
 

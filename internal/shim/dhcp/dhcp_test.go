@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 var (
@@ -23,8 +23,8 @@ var (
 
 func testServer() server {
 	return server{
-		nic: link.NIC{
-			MAC: link.MAC{2, 0, 0, 0, 0, 7}, Address: netip.PrefixFrom(guest, 24), Router: router, MTU: 1450, Hostname: "web",
+		lease: shimproto.Lease{
+			MAC: shimproto.MAC{2, 0, 0, 0, 0, 7}, Address: netip.PrefixFrom(guest, 24), Router: router, MTU: 1450, Hostname: "web",
 		},
 		dns: parseResolv("search prod.svc.cluster.local svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"),
 	}
@@ -33,7 +33,7 @@ func testServer() server {
 // ask is a client's request.
 type ask struct {
 	kind      byte
-	mac       link.MAC // chaddr, and the frame's source; zero: the guest's
+	mac       shimproto.MAC // chaddr, and the frame's source; zero: the guest's
 	current   netip.Addr
 	requested netip.Addr
 	server    netip.Addr
@@ -44,8 +44,8 @@ type ask struct {
 }
 
 func (a ask) frame() []byte {
-	if a.mac == (link.MAC{}) {
-		a.mac = testServer().nic.MAC
+	if a.mac == (shimproto.MAC{}) {
+		a.mac = testServer().lease.MAC
 	}
 	r := &reply{data: make([]byte, fixedLen), limit: 4000}
 	r.data[0], r.data[1], r.data[2] = bootRequest, etherHardware, 6
@@ -81,7 +81,7 @@ func (a ask) frame() []byte {
 // answer is what a client makes of a reply.
 type answer struct {
 	kind     byte
-	toMAC    link.MAC
+	toMAC    shimproto.MAC
 	to       netip.Addr
 	yours    netip.Addr
 	lease    uint32
@@ -109,7 +109,7 @@ func read(t *testing.T, frame []byte) (answer, map[byte][]byte) {
 		options[rest[0]] = rest[2 : 2+rest[1]]
 	}
 	a := answer{
-		kind: options[optMessageType][0], toMAC: link.MAC(frame), to: netip.AddrFrom4([4]byte(ip[16:])),
+		kind: options[optMessageType][0], toMAC: shimproto.MAC(frame), to: netip.AddrFrom4([4]byte(ip[16:])),
 		yours: netip.AddrFrom4([4]byte(data[16:])), clientID: string(options[optClientID]),
 	}
 	if l := options[optLeaseTime]; l != nil {
@@ -119,7 +119,7 @@ func read(t *testing.T, frame []byte) (answer, map[byte][]byte) {
 }
 
 func TestAnswers(t *testing.T) {
-	mac := testServer().nic.MAC
+	mac := testServer().lease.MAC
 	for name, c := range map[string]struct {
 		ask  ask
 		want answer
@@ -139,7 +139,7 @@ func TestAnswers(t *testing.T) {
 		"a request for nothing":              {ask{kind: request}, answer{}},
 		"a release":                          {ask{kind: 7, current: guest, server: router}, answer{}},
 		"a server's message":                 {ask{kind: offer}, answer{}},
-		"a stranger":                         {ask{kind: discover, mac: link.MAC{2, 0, 0, 0, 0, 8}}, answer{}},
+		"a stranger":                         {ask{kind: discover, mac: shimproto.MAC{2, 0, 0, 0, 0, 8}}, answer{}},
 		"a relay":                            {ask{kind: discover, relay: true}, answer{}},
 	} {
 		got, _ := read(t, testServer().answer(c.ask.frame()))
@@ -207,7 +207,7 @@ func FuzzAnswer(f *testing.F) {
 	}
 	s := testServer()
 	f.Fuzz(func(t *testing.T, data []byte) {
-		wrapped := envelope{fromMAC: s.nic.MAC, from: nowhere, to: all}.frame(data)
+		wrapped := envelope{fromMAC: s.lease.MAC, from: nowhere, to: all}.frame(data)
 		binary.BigEndian.PutUint16(wrapped[etherLen+ipLen+2:], serverPort)
 		for _, frame := range [][]byte{data, wrapped} {
 			before := bytes.Clone(frame)

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 const (
@@ -19,12 +19,12 @@ const (
 	clientPort = 68
 )
 
-var broadcastMAC = link.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
+var broadcastMAC = shimproto.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
 // payload returns the UDP payload and the sender of an Ethernet frame with a
 // whole IPv4 datagram to the DHCP server's port. Checksums are not looked at: a
 // guest with checksum offload leaves them to a device that does not exist here.
-func payload(frame []byte) (data []byte, from link.MAC, ok bool) {
+func payload(frame []byte) (data []byte, from shimproto.MAC, ok bool) {
 	if len(frame) < headLen || binary.BigEndian.Uint16(frame[12:]) != etherIPv4 {
 		return nil, from, false
 	}
@@ -39,12 +39,12 @@ func payload(frame []byte) (data []byte, from link.MAC, ok bool) {
 	if binary.BigEndian.Uint16(udp[2:]) != serverPort || length < udpLen || length > len(udp) {
 		return nil, from, false
 	}
-	return udp[udpLen:length], link.MAC(frame[6:12]), true
+	return udp[udpLen:length], shimproto.MAC(frame[6:12]), true
 }
 
 // envelope is where a reply goes.
 type envelope struct {
-	fromMAC, toMAC link.MAC
+	fromMAC, toMAC shimproto.MAC
 	from, to       netip.Addr
 }
 

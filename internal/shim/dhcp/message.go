@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 // Message types, RFC 2132, 9.6.
@@ -62,7 +62,7 @@ type query struct {
 	clientID  []byte
 	maxSize   int // of the reply's datagram, in bytes
 	broadcast bool
-	client    link.MAC
+	client    shimproto.MAC
 }
 
 // parse reads a client's message. Messages through relays are not ours to answer.
@@ -74,7 +74,7 @@ func parse(data []byte) (q query, ok bool) {
 	q.header = [44]byte(data)
 	q.current = netip.AddrFrom4([4]byte(data[12:]))
 	q.broadcast = binary.BigEndian.Uint16(data[10:])&flagBroadcast != 0
-	q.client = link.MAC(data[28:34])
+	q.client = shimproto.MAC(data[28:34])
 	q.maxSize = everyones
 	for rest := data[fixedLen:]; len(rest) > 0 && rest[0] != optEnd; {
 		if rest[0] == optPad {

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/berth-dev/berth/internal/berth/link"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 // leaseTime bounds for how long a guest could keep settings of a berth that was replaced under it.
@@ -19,11 +19,11 @@ const leaseTime = time.Hour
 // maxFrame is longer than any frame of a DHCP client.
 const maxFrame = 4096
 
-// Serve answers the guest's requests with the lease nic and the name servers
+// Serve answers the guest's requests with the lease and the name servers
 // of the given resolv.conf. It returns when the socket fails or is closed. The
 // socket is a non-blocking packet socket (AF_PACKET, SOCK_RAW) bound to the tap.
-func Serve(socket *os.File, nic link.NIC, resolvConf string) error {
-	s := server{nic: nic, dns: parseResolv(resolvConf)}
+func Serve(socket *os.File, lease shimproto.Lease, resolvConf string) error {
+	s := server{lease: lease, dns: parseResolv(resolvConf)}
 	buf := make([]byte, maxFrame)
 	for {
 		n, err := socket.Read(buf)
@@ -41,8 +41,8 @@ func Serve(socket *os.File, nic link.NIC, resolvConf string) error {
 }
 
 type server struct {
-	nic link.NIC
-	dns resolver
+	lease shimproto.Lease
+	dns   resolver
 }
 
 // safely is answer, but a bug in it costs only the answer.
@@ -58,11 +58,11 @@ func (s server) safely(frame []byte) (reply []byte) {
 // answer returns the frame, but for its source address, that answers a client's; nil if nothing does.
 func (s server) answer(frame []byte) []byte {
 	data, from, ok := payload(frame)
-	if !ok || from != s.nic.MAC {
+	if !ok || from != s.lease.MAC {
 		return nil
 	}
 	q, ok := parse(data)
-	if !ok || q.client != s.nic.MAC {
+	if !ok || q.client != s.lease.MAC {
 		return nil
 	}
 	kind := s.decide(q)
@@ -75,7 +75,7 @@ func (s server) answer(frame []byte) []byte {
 // decide returns the type of the reply, 0 for none. RFC 2131, 4.3.
 func (s server) decide(q query) byte {
 	switch {
-	case q.server.IsValid() && q.server != s.nic.Router:
+	case q.server.IsValid() && q.server != s.lease.Router:
 		return 0 // meant for another server
 	case q.kind == discover:
 		return offer
@@ -100,7 +100,7 @@ func (s server) decide(q query) byte {
 
 // route tells where the reply to q goes. RFC 2131, 4.1.
 func (s server) route(q query, kind byte) envelope {
-	e := envelope{toMAC: s.nic.MAC, from: s.nic.Router, to: s.address()}
+	e := envelope{toMAC: s.lease.MAC, from: s.lease.Router, to: s.address()}
 	if kind == nak || q.broadcast && q.current.IsUnspecified() {
 		e.toMAC, e.to = broadcastMAC, netip.AddrFrom4([4]byte{255, 255, 255, 255})
 	}
@@ -110,7 +110,7 @@ func (s server) route(q query, kind byte) envelope {
 // write makes the reply. What a guest needs most comes first: an option that does not fit is left out.
 func (s server) write(q query, kind byte) []byte {
 	r := q.reply(kind)
-	r.addAddr(optServerID, s.nic.Router)
+	r.addAddr(optServerID, s.lease.Router)
 	r.add(optClientID, q.clientID...) // RFC 6842
 	if kind == nak {
 		return r.bytes()
@@ -125,18 +125,18 @@ func (s server) write(q query, kind byte) []byte {
 		r.addUint32(optRenewalTime, seconds/2)
 		r.addUint32(optRebindTime, seconds/8*7)
 	}
-	hostPart, own := ^uint32(0)>>s.nic.Address.Bits(), s.address().As4()
+	hostPart, own := ^uint32(0)>>s.lease.Address.Bits(), s.address().As4()
 	r.addUint32(optMask, ^hostPart)
-	r.addAddr(optRouter, s.nic.Router)
+	r.addAddr(optRouter, s.lease.Router)
 	r.addUint32(optBroadcast, binary.BigEndian.Uint32(own[:])|hostPart)
-	r.add(optMTU, binary.BigEndian.AppendUint16(nil, uint16(s.nic.MTU))...) //nolint:gosec // the link has checked it
+	r.add(optMTU, binary.BigEndian.AppendUint16(nil, uint16(s.lease.MTU))...) //nolint:gosec // the protocol has checked it
 	var servers []byte
 	for _, addr := range s.dns.servers {
 		servers = append(servers, addr.AsSlice()...)
 	}
 	r.add(optDNS, servers...)
-	if len(s.nic.Hostname) <= 63 {
-		r.add(optHostname, []byte(s.nic.Hostname)...)
+	if len(s.lease.Hostname) <= 63 {
+		r.add(optHostname, []byte(s.lease.Hostname)...)
 	}
 	if len(s.dns.search) > 0 {
 		r.add(optDomain, []byte(s.dns.search[0])...)
@@ -145,7 +145,7 @@ func (s server) write(q query, kind byte) []byte {
 	return r.bytes()
 }
 
-func (s server) address() netip.Addr { return s.nic.Address.Addr() }
+func (s server) address() netip.Addr { return s.lease.Address.Addr() }
 
 // ownMAC is the hardware address of the socket's interface, or nothing.
 func ownMAC(socket *os.File) (mac []byte) {

@@ -1,4 +1,4 @@
-package link
+package shimproto
 
 import (
 	"context"
@@ -18,10 +18,10 @@ const AgentFD = 100
 // with the agent's processor time. In a guest's whole life it sends a handful.
 const maxRate = 100
 
-// ErrAbsent means that the shim has no link: not yet, or no more.
-var ErrAbsent = errors.New("the shim has no link")
+// ErrAbsent means that the shim has no socket for an agent: not yet, or no more.
+var ErrAbsent = errors.New("the shim has no socket for an agent")
 
-// Agent is the agent's copy of its end of one shim's link.
+// Agent is the agent's copy of its end of one shim's socket pair.
 type Agent struct {
 	socket *socket
 	closed atomic.Bool
@@ -34,17 +34,17 @@ func Take(pidfd int) (*Agent, error) {
 	fd, err := unix.PidfdGetfd(pidfd, AgentFD, 0) // close-on-exec by itself
 	switch {
 	case errors.Is(err, unix.EBADF), errors.Is(err, unix.ESRCH):
-		return nil, fmt.Errorf("taking the link: %w (%w)", ErrAbsent, err)
+		return nil, fmt.Errorf("taking the shim's socket: %w (%w)", ErrAbsent, err)
 	case err != nil:
-		return nil, fmt.Errorf("taking the link: %w", err)
+		return nil, fmt.Errorf("taking the shim's socket: %w", err)
 	}
 	if err := check(fd); err != nil {
 		go unix.Close(fd) // of a file on a stuck file system it would block
-		return nil, fmt.Errorf("taking the link: %w", err)
+		return nil, fmt.Errorf("taking the shim's socket: %w", err)
 	}
 	s, err := newSocket(fd, "agent's end")
 	if err != nil {
-		return nil, fmt.Errorf("taking the link: %w", err)
+		return nil, fmt.Errorf("taking the shim's socket: %w", err)
 	}
 	return &Agent{socket: s}, nil
 }
@@ -84,7 +84,7 @@ func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 }
 
 // Receive calls handle with each State, in order, until Close (it then returns
-// nil), the end of the shim (io.EOF), or a breach of the protocol. It closes the link.
+// nil), the end of the shim (io.EOF), or a protocol error. It closes the socket.
 func (a *Agent) Receive(handle func(State)) error {
 	defer a.Close()
 	data := make([]byte, MaxMessage+1)

@@ -1,4 +1,4 @@
-package link
+package shimproto
 
 import (
 	"context"
@@ -10,28 +10,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Shim is the shim's end of its link.
+// Shim is the shim's end of the socket pair.
 type Shim struct {
 	socket  *socket
 	pending chan State // of size one: only the latest counts
 }
 
 // Listen makes the pair and puts the agent's end at AgentFD, where it stays: so
-// the link never breaks while the shim lives, whatever becomes of agents.
+// the connection never breaks while the shim lives, whatever becomes of agents.
 func Listen() (*Shim, error) {
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("making the link: %w", err)
+		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	s, err := newSocket(ends[0], "shim's end")
 	if err != nil {
-		return nil, fmt.Errorf("making the link: %w", err)
+		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	if err := unix.Dup3(ends[1], AgentFD, unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("placing the agent's end at %d: %w", AgentFD, err)
 	}
 	if err := unix.Close(ends[1]); err != nil {
-		return nil, fmt.Errorf("making the link: %w", err)
+		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	shim := &Shim{socket: s, pending: make(chan State, 1)}
 	go shim.send()
@@ -60,7 +60,7 @@ func (s *Shim) send() {
 
 // Receive calls handle with each message and the descriptors that came with it,
 // which are handle's to close, and complain with why a message was left out. It
-// never returns: without its link the shim would be lost, and its guest with it.
+// never returns: without its socket the shim would be lost, and its guest with it.
 func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
 	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*maxDescriptors))
 	for {

@@ -1,4 +1,4 @@
-package link
+package shimproto
 
 import (
 	"bytes"
@@ -19,11 +19,11 @@ const (
 	// stays below the 4096 bytes that kubelet keeps of a termination message.
 	MaxExitMessage = 4000
 
-	version     = 1
-	maxRun      = 128
-	maxReason   = 64
-	maxHostname = 253 // RFC 1035, 2.3.4
-	minMTU      = 576 // RFC 791: every host accepts such datagrams
+	version       = 1
+	maxInstanceID = 128
+	maxReason     = 64
+	maxHostname   = 253 // RFC 1035, 2.3.4
+	minMTU        = 576 // RFC 791: every host accepts such datagrams
 )
 
 // Message is one of Hello, Attach, Running and Exit, which the agent sends, or State, which the shim sends.
@@ -35,18 +35,18 @@ type Message interface{ validate() error }
 type Hello struct{}
 
 // Attach hands the guest's devices to the shim. Descriptors come with it, in
-// this order: QEMU's console, a connected stream socket; and if there is a NIC,
+// this order: QEMU's console, a connected stream socket; and if there is a lease,
 // a packet socket on the guest's tap, bound, filtered to DHCP requests and locked.
 type Attach struct {
-	// Run names this run of the guest, in 1 to 128 printable ASCII characters. A container serves one run: the same
-	// Attach again changes nothing, and one with another Run is refused.
-	Run string `json:"run"`
-	// NIC is what the guest's pod network interface is told by DHCP; nil without one.
-	NIC *NIC `json:"nic,omitempty"`
+	// InstanceID names this run of the guest, in 1 to 128 printable ASCII characters. A container serves one: the same
+	// Attach again changes nothing, and one with another ID is refused.
+	InstanceID string `json:"run"`
+	// Lease is what the guest's pod network interface is told by DHCP; nil without one.
+	Lease *Lease `json:"nic,omitempty"`
 }
 
-// NIC is one DHCP lease.
-type NIC struct {
+// Lease is one DHCP lease.
+type Lease struct {
 	// MAC is the guest's; other clients get no answer.
 	MAC MAC `json:"mac"`
 	// Address is the guest's IPv4 address with the length of its prefix, at most 30.
@@ -86,8 +86,8 @@ type Exit struct {
 // State is all that the shim knows. Its fields only ever go from zero to a
 // value, so that an outdated State that still waits in the socket misleads nobody.
 type State struct {
-	// Run is the attached run, empty before.
-	Run string `json:"run,omitempty"`
+	// InstanceID is that of the attached run, empty before.
+	InstanceID string `json:"run,omitempty"`
 	// ConsoleClosed says that QEMU has closed its end of the console: it has ended, or is about to.
 	ConsoleClosed bool `json:"consoleClosed,omitempty"`
 	// TerminatingSinceNS is the time of the first SIGTERM, in nanoseconds of CLOCK_BOOTTIME; 0: there was none.
@@ -131,10 +131,10 @@ func (m *MAC) UnmarshalText(text []byte) error {
 func (Hello) validate() error { return nil }
 
 func (a Attach) validate() error {
-	if err := validateRun(a.Run); err != nil || a.NIC == nil {
+	if err := validateInstanceID(a.InstanceID); err != nil || a.Lease == nil {
 		return err
 	}
-	n := a.NIC
+	n := a.Lease
 	switch {
 	case !n.Address.IsValid() || !n.Address.Addr().Is4() || n.Address.Bits() > 30:
 		return fmt.Errorf("address %q is no IPv4 address with a prefix of at most 30 bits", n.Address)
@@ -166,16 +166,16 @@ func (s State) validate() error {
 	if s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0 {
 		return fmt.Errorf("terminating since %d ns, running since %d ns", s.TerminatingSinceNS, s.RunningSinceNS)
 	}
-	if s.Run == "" {
+	if s.InstanceID == "" {
 		return nil
 	}
-	return validateRun(s.Run)
+	return validateInstanceID(s.InstanceID)
 }
 
-func validateRun(run string) error {
+func validateInstanceID(id string) error {
 	odd := func(r rune) bool { return r <= ' ' || r > '~' }
-	if run == "" || len(run) > maxRun || strings.IndexFunc(run, odd) >= 0 {
-		return fmt.Errorf("run %.140q is not 1 to 128 printable ASCII characters", run)
+	if id == "" || len(id) > maxInstanceID || strings.IndexFunc(id, odd) >= 0 {
+		return fmt.Errorf("instance ID %.140q is not 1 to 128 printable ASCII characters", id)
 	}
 	return nil
 }

@@ -1,4 +1,4 @@
-package link
+package shimproto
 
 import (
 	"errors"
@@ -11,8 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-func nic() *NIC {
-	return &NIC{
+func lease() *Lease {
+	return &Lease{
 		MAC: MAC{0x02, 0xab, 3, 4, 5, 6}, Address: netip.MustParsePrefix("10.0.2.2/24"),
 		Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: "web-0.prod",
 	}
@@ -21,12 +21,12 @@ func nic() *NIC {
 func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 	for _, m := range []Message{
 		Hello{},
-		Attach{Run: "containerd://0123abc"},
-		Attach{Run: "r", NIC: nic()},
+		Attach{InstanceID: "containerd://0123abc"},
+		Attach{InstanceID: "r", Lease: lease()},
 		Running{Phase: PhasePaused},
 		Exit{Code: 137, Reason: "OOMKilled", Message: "over <limit> & \"gone\"\n"},
 		State{},
-		State{Run: "r", ConsoleClosed: true, TerminatingSinceNS: 1},
+		State{InstanceID: "r", ConsoleClosed: true, TerminatingSinceNS: 1},
 	} {
 		data, err := encode(m)
 		if err != nil {
@@ -44,43 +44,43 @@ func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 }
 
 func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
-	with := func(change func(*NIC)) Attach {
-		n := nic()
+	with := func(change func(*Lease)) Attach {
+		n := lease()
 		change(n)
-		return Attach{Run: "r", NIC: n}
+		return Attach{InstanceID: "r", Lease: n}
 	}
 	for name, m := range map[string]Message{
-		"an attach without a run":           Attach{},
-		"a run with a line feed":            Attach{Run: "a\nb"},
-		"a run of 129 characters":           Attach{Run: strings.Repeat("r", 129)},
-		"an IPv6 address":                   with(func(n *NIC) { n.Address = netip.MustParsePrefix("fd00::2/64") }),
-		"an address without room":           with(func(n *NIC) { n.Address = netip.MustParsePrefix("10.0.2.2/31") }),
-		"a router elsewhere":                with(func(n *NIC) { n.Router = netip.MustParseAddr("10.0.3.1") }),
-		"a router at the guest's address":   with(func(n *NIC) { n.Router = netip.MustParseAddr("10.0.2.2") }),
-		"no router":                         with(func(n *NIC) { n.Router = netip.Addr{} }),
-		"an MTU below every host's":         with(func(n *NIC) { n.MTU = 575 }),
-		"an MTU beyond 16 bits":             with(func(n *NIC) { n.MTU = 65536 }),
-		"a host name with a space":          with(func(n *NIC) { n.Hostname = "a b" }),
-		"a host name with a letter of 2 B":  with(func(n *NIC) { n.Hostname = "ä" }),
-		"a phase that does not exist":       Running{Phase: "flying"},
-		"an exit code of 256":               Exit{Code: 256},
-		"an exit code below zero":           Exit{Code: -1},
-		"a termination before the boot":     State{TerminatingSinceNS: -1},
-		"a state with a run of odd letters": State{Run: "\x1b[2J"},
+		"an attach without an instance ID":           Attach{},
+		"an instance ID with a line feed":            Attach{InstanceID: "a\nb"},
+		"an instance ID of 129 characters":           Attach{InstanceID: strings.Repeat("r", 129)},
+		"an IPv6 address":                            with(func(n *Lease) { n.Address = netip.MustParsePrefix("fd00::2/64") }),
+		"an address without room":                    with(func(n *Lease) { n.Address = netip.MustParsePrefix("10.0.2.2/31") }),
+		"a router elsewhere":                         with(func(n *Lease) { n.Router = netip.MustParseAddr("10.0.3.1") }),
+		"a router at the guest's address":            with(func(n *Lease) { n.Router = netip.MustParseAddr("10.0.2.2") }),
+		"no router":                                  with(func(n *Lease) { n.Router = netip.Addr{} }),
+		"an MTU below every host's":                  with(func(n *Lease) { n.MTU = 575 }),
+		"an MTU beyond 16 bits":                      with(func(n *Lease) { n.MTU = 65536 }),
+		"a host name with a space":                   with(func(n *Lease) { n.Hostname = "a b" }),
+		"a host name with a letter of 2 B":           with(func(n *Lease) { n.Hostname = "ä" }),
+		"a phase that does not exist":                Running{Phase: "flying"},
+		"an exit code of 256":                        Exit{Code: 256},
+		"an exit code below zero":                    Exit{Code: -1},
+		"a termination before the boot":              State{TerminatingSinceNS: -1},
+		"a state with an instance ID of odd letters": State{InstanceID: "\x1b[2J"},
 	} {
 		if _, err := encode(m); err == nil {
 			t.Errorf("%s: was encoded", name)
 		}
 	}
 	for name, data := range map[string]string{
-		"no JSON":               "hello",
-		"no version":            `{"hello":{}}`,
-		"another version":       `{"v":2,"hello":{}}`,
-		"a MAC of five bytes":   `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:00"}}}`,
-		"a MAC of strange form": `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:0:00"}}}`,
-		"a negative time":       `{"v":1,"state":{"terminatingSinceNS":-5}}`,
-		"a run as a number":     `{"v":1,"state":{"run":5}}`,
-		"more than 16 KiB":      `{"v":1,"hello":{}}` + strings.Repeat(" ", MaxMessage),
+		"no JSON":                    "hello",
+		"no version":                 `{"hello":{}}`,
+		"another version":            `{"v":2,"hello":{}}`,
+		"a MAC of five bytes":        `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:00"}}}`,
+		"a MAC of strange form":      `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:0:00"}}}`,
+		"a negative time":            `{"v":1,"state":{"terminatingSinceNS":-5}}`,
+		"an instance ID as a number": `{"v":1,"state":{"run":5}}`,
+		"more than 16 KiB":           `{"v":1,"hello":{}}` + strings.Repeat(" ", MaxMessage),
 	} {
 		if m, err := decode([]byte(data)); err == nil {
 			t.Errorf("%s: was taken as %#v", name, m)
@@ -90,7 +90,7 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 
 func TestNewerPeersAreUnderstood(t *testing.T) {
 	m, err := decode([]byte(`{"v":1,"state":{"run":"r","colour":"blue"},"also":[1]}`))
-	if want := (State{Run: "r"}); err != nil || m != want {
+	if want := (State{InstanceID: "r"}); err != nil || m != want {
 		t.Errorf("a new field: got %#v, %v; want %#v", m, err, want)
 	}
 	if _, err := decode([]byte(`{"v":1,"dance":{}}`)); !errors.Is(err, errUnknown) {
@@ -118,7 +118,7 @@ func TestAnExitAlwaysFits(t *testing.T) {
 }
 
 func FuzzMessage(f *testing.F) {
-	for _, m := range []Message{Hello{}, Attach{Run: "r", NIC: nic()}, Running{Phase: PhaseRunning}, Exit{Code: 3, Message: "x"}, State{Run: "r", TerminatingSinceNS: 9}} {
+	for _, m := range []Message{Hello{}, Attach{InstanceID: "r", Lease: lease()}, Running{Phase: PhaseRunning}, Exit{Code: 3, Message: "x"}, State{InstanceID: "r", TerminatingSinceNS: 9}} {
 		data, err := encode(m)
 		if err != nil {
 			f.Fatal(err)

@@ -1,4 +1,4 @@
-package link
+package shimproto
 
 import (
 	"context"
@@ -70,7 +70,7 @@ func outcome(t *testing.T, agent *Agent) error {
 	}
 }
 
-func TestTakeRefusesWhatIsNoLink(t *testing.T) {
+func TestTakeRefusesOtherDescriptors(t *testing.T) {
 	socket := func(domain, kind int) int {
 		fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
@@ -104,7 +104,7 @@ func TestTakeRefusesWhatIsNoLink(t *testing.T) {
 	}
 }
 
-func TestTakeTellsThatThereIsNoLink(t *testing.T) {
+func TestTakeTellsThatThereIsNoSocket(t *testing.T) {
 	if _, err := Take(self(t)); !errors.Is(err, ErrAbsent) {
 		t.Errorf("nothing there: %v", err)
 	}
@@ -235,7 +235,7 @@ func TestAFullSocketKeepsTheLatestState(t *testing.T) {
 	t.Cleanup(func() { _ = shim.socket.file.Close(); _ = unix.Close(AgentFD) })
 	const last = 100_000
 	for i := range last {
-		shim.Publish(State{Run: "r", TerminatingSinceNS: int64(i + 1)})
+		shim.Publish(State{InstanceID: "r", TerminatingSinceNS: int64(i + 1)})
 	}
 	var previous int64
 	fd := AgentFD
@@ -285,7 +285,7 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	got := make(chan []*os.File)
 	complaint := make(chan error, 1)
 	go shim.Receive(func(_ Message, files []*os.File) { got <- files }, func(err error) { complaint <- err })
-	if err := agent.Send(t.Context(), Attach{Run: "r", NIC: nic()}, files...); err != nil {
+	if err := agent.Send(t.Context(), Attach{InstanceID: "r", Lease: lease()}, files...); err != nil {
 		t.Fatal(err)
 	}
 	for i, f := range <-got {
@@ -300,7 +300,7 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	}
 	passed := int(files[0].Fd())
 	before := copies(t, passed)
-	if err := agent.Send(t.Context(), Attach{Run: "r"}, files[0], files[0], files[0], files[0], files[0]); err != nil {
+	if err := agent.Send(t.Context(), Attach{InstanceID: "r"}, files[0], files[0], files[0], files[0], files[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-complaint; !errors.Is(err, errBroken) {
