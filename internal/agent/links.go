@@ -183,7 +183,7 @@ func (n *link) send(ctx context.Context, m shimproto.Message, files ...*os.File)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	switch m := m.(type) {
-	case shimproto.Attach:
+	case shimproto.HandOver:
 		n.attached = true
 	case shimproto.Running:
 		n.phase = m.Phase
@@ -194,8 +194,15 @@ func (n *link) send(ctx context.Context, m shimproto.Message, files ...*os.File)
 	return nil
 }
 
-// shimState is what the plan needs to know of the shim; nil until it has spoken.
-func (n *link) shimState() *plan.Shim {
+// spoken is what the shim has said last.
+func (n *link) spoken() shimproto.State {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state
+}
+
+// shimState is what the plan needs to know of the shim of a VM, which is nil if there is none any more; nil until it has spoken.
+func (n *link) shimState(vm *v1alpha1.VirtualMachine) *plan.Shim {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.known {
@@ -205,6 +212,9 @@ func (n *link) shimState() *plan.Shim {
 		Attached: n.attached || n.state.InstanceID != "",
 		Running:  n.phase != "",
 		Exiting:  n.exiting,
+	}
+	if vm != nil {
+		s.Lacks = lacks(vm, n.state)
 	}
 	now := bootTime()
 	if since := n.state.RunningSinceNS; since != 0 {

@@ -141,7 +141,7 @@ func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
 		g.Berth.Runtime = string(foreign)
 	}
 	if g.link != nil {
-		h.Shim = g.link.shimState()
+		h.Shim = g.link.shimState(g.VM)
 		h.ShimSilent = h.Shim == nil
 	}
 }

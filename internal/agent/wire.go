@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -51,28 +52,68 @@ func (a *Agent) plug(ctx context.Context, g *guest) error {
 	return err
 }
 
-// attach hands the guest's console, and the socket for its DHCP, to the shim.
+// devices are what the guest needs its shim to take.
+func devices(vm *v1alpha1.VirtualMachine) []shimproto.Device {
+	list := []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}}
+	for _, n := range vm.Spec.Networks {
+		list = append(list, shimproto.Device{Kind: shimproto.KindLease, Name: n.Name})
+	}
+	return list
+}
+
+// lacks are the kinds of those devices that a shim does not take, sorted.
+func lacks(vm *v1alpha1.VirtualMachine, s shimproto.State) (kinds []string) {
+	for _, d := range devices(vm) {
+		if !s.Takes(d.Kind) {
+			kinds = append(kinds, string(d.Kind))
+		}
+	}
+	slices.Sort(kinds)
+	return slices.Compact(kinds)
+}
+
+// attach hands the guest's devices to the shim, those that it takes. Of the others the report tells.
 func (a *Agent) attach(ctx context.Context, g *guest) error {
+	message, takes := shimproto.HandOver{InstanceID: g.link.container}, g.link.spoken()
+	var files []*os.File
+	defer func() {
+		for _, f := range files {
+			_ = f.Close()
+		}
+	}()
+	for _, d := range devices(g.VM) {
+		if !takes.Takes(d.Kind) {
+			continue
+		}
+		var file *os.File
+		var err error
+		switch d.Kind {
+		case shimproto.KindConsole:
+			file, err = a.console(ctx, g)
+		case shimproto.KindLease:
+			d.Lease, file, err = a.lease(ctx, g)
+		}
+		if err != nil {
+			return err
+		}
+		d.FD = len(files)
+		files, message.Devices = append(files, file), append(message.Devices, d)
+	}
+	return g.link.send(ctx, message, files...)
+}
+
+// console connects to the socket of QEMU's serial console.
+func (a *Agent) console(ctx context.Context, g *guest) (*os.File, error) {
 	console, err := (&net.Dialer{}).DialContext(ctx, "unix", a.consolePath(string(g.uid)))
 	if err != nil {
-		return fault.ByTime(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
+		return nil, fault.ByTime(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
 	}
 	defer console.Close()
 	socket, err := console.(*net.UnixConn).File()
 	if err != nil {
-		return fmt.Errorf("taking the console's socket: %w", err)
+		return nil, fmt.Errorf("taking the console's socket: %w", err)
 	}
-	defer socket.Close()
-	message, files := shimproto.Attach{InstanceID: g.link.container}, []*os.File{socket}
-	if len(g.VM.Spec.Networks) > 0 {
-		lease, dhcp, err := a.lease(ctx, g)
-		if err != nil {
-			return err
-		}
-		defer dhcp.Close()
-		message.Lease, files = lease, append(files, dhcp)
-	}
-	return g.link.send(ctx, message, files...)
+	return socket, nil
 }
 
 func (a *Agent) lease(ctx context.Context, g *guest) (*shimproto.Lease, *os.File, error) {

@@ -250,15 +250,21 @@ func (a *agent) await(what string, fits func(shimproto.State) bool) shimproto.St
 	}
 }
 
-// attach hands a console to the shim and returns QEMU's end of it.
-func (a *agent) attach() (qemu *os.File) {
+// handOver hands a console to the shim and returns QEMU's end of it.
+func (a *agent) handOver() (qemu *os.File) {
 	a.t.Helper()
 	qemu, console := sockets(a.t)
-	const run = "r1"
-	a.send(shimproto.Attach{InstanceID: run}, console)
+	a.send(shimproto.Hello{})
+	a.await("a state", func(shimproto.State) bool { return true }) // before it, an agent speaks protocol 1.0
+	a.send(consoleOf("r1"), console)
 	_ = console.Close()
-	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == run })
+	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 	return qemu
+}
+
+// consoleOf is a hand-over of a console, with the first descriptor.
+func consoleOf(instance string) shimproto.HandOver {
+	return shimproto.HandOver{InstanceID: instance, Devices: []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}}}
 }
 
 // sockets is a connected pair, as QEMU and its client have.

@@ -60,7 +60,7 @@ func TestRealClientsGetTheirLease(t *testing.T) {
 			_, stdout := pipe(t)
 			shim := start(t, null(t), stdout)
 			a := shim.take()
-			attachLease(t, a, tap)
+			handOverLease(t, a, tap)
 
 			leases, out := pipe(t)
 			path := filepath.Join(t.TempDir(), "script")
@@ -103,7 +103,7 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := attachLease(t, a, tap)
+	qemu := handOverLease(t, a, tap)
 	for _, command := range []string{"set vtap down", "set vtap up", "set vtap down", "del vtap"} {
 		ip(t, append([]string{"-n", tap, "link"}, strings.Fields(command)...)...)
 	}
@@ -120,15 +120,22 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	}
 }
 
-// attachLease plays the agent that starts a guest on the tap.
-func attachLease(t *testing.T, a *agent, netns string) (qemu *os.File) {
+// handOverLease plays the agent that starts a guest on the tap. Another NIC comes first.
+func handOverLease(t *testing.T, a *agent, netns string) (qemu *os.File) {
 	t.Helper()
 	qemu, console := sockets(t)
+	_, other := sockets(t)
 	socket := packetSocket(t, netns)
-	a.send(shimproto.Attach{InstanceID: "r1", Lease: &shimproto.Lease{
-		MAC: guestMAC, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: "web",
-	}}, console, socket)
-	_, _ = console.Close(), socket.Close()
+	lease := func(name string, fd int, mac shimproto.MAC) shimproto.Device {
+		return shimproto.Device{Kind: shimproto.KindLease, Name: name, FD: fd, Lease: &shimproto.Lease{
+			MAC: mac, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: "web",
+		}}
+	}
+	message := consoleOf("r1")
+	message.Devices = append([]shimproto.Device{lease("other", 2, shimproto.MAC{2}), lease("default", 1, guestMAC)}, message.Devices...)
+	a.await("a state", func(shimproto.State) bool { return true }) // before it, an agent speaks protocol 1.0
+	a.send(message, console, socket, other)
+	_, _, _ = console.Close(), socket.Close(), other.Close()
 	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 	return qemu
 }

@@ -46,7 +46,7 @@ func TestARealQEMUsConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = conn.Close()
-	a.send(shimproto.Attach{InstanceID: "r1"}, console)
+	a.send(consoleOf("r1"), console)
 	_ = console.Close()
 	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 

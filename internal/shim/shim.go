@@ -16,6 +16,9 @@ import (
 // flushTimeout bounds how long the end waits for somebody to read the console's rest.
 const flushTimeout = 2 * time.Second
 
+// kinds are the devices that handOver takes.
+var kinds = []shimproto.Kind{shimproto.KindConsole, shimproto.KindLease}
+
 // Options are the container's parts that a test replaces.
 type Options struct {
 	Stdin, Stdout, Stderr *os.File
@@ -51,7 +54,7 @@ func Run(o Options) (int, error) {
 	signal.Notify(terminate, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
 
-	s := &shim{Options: o}
+	s := &shim{Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: kinds}}
 	var err error
 	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
 		return 1, err
@@ -89,10 +92,9 @@ func Run(o Options) (int, error) {
 
 // receive acts on one message. Whatever it is, State answers it.
 func (s *shim) receive(r received, closed func()) {
-	attached := false
 	switch m := r.message.(type) {
-	case shimproto.Attach:
-		attached = s.attach(m, r.files, closed)
+	case shimproto.HandOver:
+		s.handOver(m, r.files, closed)
 	case shimproto.Running:
 		s.phase = m.Phase
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
@@ -102,35 +104,39 @@ func (s *shim) receive(r received, closed func()) {
 		s.exit = &m
 	case shimproto.Hello, shimproto.State: // one asks for no more than the answer, the other is never sent to us
 	}
-	if !attached {
-		for _, f := range r.files {
-			_ = f.Close()
-		}
+	for _, f := range r.files {
+		_ = f.Close() // nil if it was taken
 	}
 }
 
-// attach takes over the guest's descriptors, and returns whether it did.
-func (s *shim) attach(a shimproto.Attach, files []*os.File, closed func()) bool {
-	want := 1
-	if a.Lease != nil {
-		want = 2
-	}
+// handOver takes over the guest's devices, and out of files what they need.
+func (s *shim) handOver(h shimproto.HandOver, files []*os.File, closed func()) {
 	switch {
-	case s.state.InstanceID == a.InstanceID:
-		return false // again, by an agent that could not know
+	case s.state.InstanceID == h.InstanceID:
+		return // again, by an agent that could not know
 	case s.state.InstanceID != "":
-		s.say("refused instance %s: this container is instance %s", a.InstanceID, s.state.InstanceID)
-		return false
-	case len(files) != want:
-		s.say("refused instance %s: it came with %d descriptors instead of %d", a.InstanceID, len(files), want)
-		return false
+		s.say("refused instance %s: this container is instance %s", h.InstanceID, s.state.InstanceID)
+		return
 	}
-	s.state.InstanceID = a.InstanceID
-	s.console.Attach(files[0], closed)
-	if a.Lease != nil {
-		go s.serveLease(files[1], *a.Lease)
+	for _, d := range h.Devices {
+		if d.FD >= len(files) {
+			s.say("refused instance %s: %s %s is to have descriptor %d of %d", h.InstanceID, d.Kind, d.Name, d.FD, len(files))
+			return
+		}
 	}
-	return true
+	s.state.InstanceID = h.InstanceID
+	for _, d := range h.Devices {
+		switch d.Kind {
+		case shimproto.KindConsole:
+			s.console.Attach(files[d.FD], closed)
+		case shimproto.KindLease:
+			go s.serveLease(files[d.FD], *d.Lease)
+		default:
+			s.say("skipped %s %s, which this shim does not know", d.Kind, d.Name)
+			continue
+		}
+		files[d.FD] = nil
+	}
 }
 
 // serveLease serves DHCP. If it ends, the guest lives on with the lease that it has.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -22,7 +23,7 @@ func TestConsoleGoesToTheLogsAndTheGuestsCodeToKubelet(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_ = stdout.Close()
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	write(t, qemu, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
 	a.send(shimproto.Running{Phase: shimproto.PhaseRunning})
 	expect(t, logs, []byte("Linux version 6.1\r\n\x1b[32mok\x1b[0m\r\n"))
@@ -52,7 +53,7 @@ func TestTheLastByteIsOutBeforeTheEnd(t *testing.T) {
 				_ = stdout.Close() // of a terminal, containerd's shim reads what is left while any end is open
 			}
 			a := c.take()
-			qemu := a.attach()
+			qemu := a.handOver()
 			want := bytes.Repeat([]byte("0123456789abcde\n"), 2<<10) // 32 KiB
 			write(t, qemu, want)
 			_ = qemu.Close()
@@ -105,7 +106,7 @@ func TestAnAttachedTerminalIsASerialLine(t *testing.T) {
 	c := start(t, slave, slave)
 	_ = slave.Close()
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	every := make([]byte, 256) // among them ^C ^D ^Z ^S ^Q ^\, carriage return and line feed
 	for i := range every {
 		every[i] = byte(i)
@@ -126,7 +127,7 @@ func TestTypingIntoAPipeEndsWithThePipe(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, stdin, stdout)
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	write(t, typing, []byte("root\n"))
 	_ = typing.Close()
 	expect(t, qemu, []byte("root\n"))
@@ -139,7 +140,7 @@ func TestAStuckReaderOfLogsBlocksNobody(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_ = stdout.Close()
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	const size = 4 << 20
 	line := []byte(strings.Repeat("x", 1023) + "\n")
 	began := time.Now()
@@ -181,7 +182,7 @@ func TestAStuckReaderDelaysTheEndNotForEver(t *testing.T) {
 	_, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	write(t, qemu, make([]byte, 1<<20))
 	_ = qemu.Close()
 	a.await("console closed", func(s shimproto.State) bool { return s.ConsoleClosed })
@@ -199,7 +200,7 @@ func TestLogsThatNobodyHoldsOpenAreNoEnd(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_, _ = logs.Close(), stdout.Close()
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	write(t, qemu, make([]byte, 1<<20)) // each write of the shim's fails with EPIPE
 	a.send(shimproto.Hello{})
 	a.await("an answer", func(s shimproto.State) bool { return s.InstanceID == "r1" && !s.ConsoleClosed })
@@ -214,7 +215,7 @@ func TestAgentsComeAndGoWithoutALostByte(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	want, done := make(chan []byte, 1), make(chan struct{})
 	go func() { // the guest: never more under way than fits, so that nothing may be dropped
 		var all []byte
@@ -246,7 +247,7 @@ func TestAgentsComeAndGoWithoutALostByte(t *testing.T) {
 	}
 	// It attaches again, as one would whose predecessor swallowed the answer: nothing changes, nothing leaks.
 	spare, console := sockets(t)
-	a.send(shimproto.Attach{InstanceID: "r1"}, console)
+	a.send(consoleOf("r1"), console)
 	_ = console.Close()
 	expectEnd(t, spare)
 	close(done)
@@ -282,11 +283,11 @@ func TestOneContainerIsOneInstance(t *testing.T) {
 	c := start(t, null(t), stdout)
 	a := c.take()
 	_, spare := sockets(t)
-	a.send(shimproto.Attach{InstanceID: "r0"}) // without its descriptor
-	expect(t, logs, []byte("berth: refused instance r0: it came with 0 descriptors instead of 1\r\n"))
-	a.attach()
+	a.send(consoleOf("r0")) // without its descriptor
+	expect(t, logs, []byte("berth: refused instance r0: console console is to have descriptor 0 of 0\r\n"))
+	a.handOver()
 	other, console := sockets(t)
-	a.send(shimproto.Attach{InstanceID: "r2"}, console)
+	a.send(consoleOf("r2"), console)
 	_ = console.Close()
 	expectEnd(t, other)
 	expect(t, logs, []byte("berth: refused instance r2: this container is instance r1\r\n"))
@@ -296,10 +297,77 @@ func TestOneContainerIsOneInstance(t *testing.T) {
 	}
 }
 
+func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
+	logs, stdout := pipe(t)
+	c := start(t, null(t), stdout)
+	a := c.take()
+	want := []shimproto.Kind{shimproto.KindConsole, shimproto.KindLease}
+	if s := a.await("a state", func(shimproto.State) bool { return true }); s.Minor != shimproto.Minor || !reflect.DeepEqual(s.Kinds, want) {
+		t.Errorf("the shim speaks minor version %d and takes %q; want %d, %q", s.Minor, s.Kinds, shimproto.Minor, want)
+	}
+	qemu, console := sockets(t)
+	other, hologram := sockets(t)
+	message := consoleOf("r1")
+	message.Devices[0].FD = 1
+	message.Devices = append([]shimproto.Device{{Kind: "hologram", Name: "h1", FD: 0}}, message.Devices...)
+	a.send(message, hologram, console)
+	_, _ = hologram.Close(), console.Close()
+	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
+	expectEnd(t, other)
+	expect(t, logs, []byte("berth: skipped hologram h1, which this shim does not know\r\n"))
+	write(t, qemu, []byte("login: "))
+	expect(t, logs, []byte("login: "))
+}
+
+// TestAnAgentOfProtocol10IsServed plays one, with the bytes that it writes.
+func TestAnAgentOfProtocol10IsServed(t *testing.T) {
+	logs, stdout := pipe(t)
+	c := start(t, null(t), stdout)
+	_ = stdout.Close()
+	a := c.take()
+	fd, err := unix.PidfdGetfd(c.pidfd, shimproto.AgentFD, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	send := func(packet string, rights ...int) {
+		t.Helper()
+		data, err := os.ReadFile("../berth/shimproto/testdata/v1.0/" + packet + ".json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Sendmsg(fd, data, unix.UnixRights(rights...), nil, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	qemu, console := sockets(t)
+	tap, dhcp := sockets(t)
+	send("hello")
+	send("attach-nic", int(console.Fd()), int(dhcp.Fd()))
+	_, _ = console.Close(), dhcp.Close()
+	send("running")
+	s := a.await("attached and running", func(s shimproto.State) bool { return s.RunningSinceNS != 0 })
+	if want := "containerd://0123abc"; s.InstanceID != want {
+		t.Errorf("instance %q, want %q", s.InstanceID, want)
+	}
+	write(t, qemu, []byte("reboot: Power down\r\n"))
+	expect(t, logs, []byte("reboot: Power down\r\n"))
+	_ = tap.Close()
+	expect(t, logs, []byte("berth: DHCP ended: ")) // so it was served
+	_ = qemu.Close()
+	send("exit")
+	if code := c.code(); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	if got, want := c.terminationMessage(), "OOMKilled: over <limit> & \"gone\"\n"; got != want {
+		t.Errorf("termination message %q, want %q", got, want)
+	}
+}
+
 func TestATerminationIsToldAndNotObeyed(t *testing.T) {
 	c := start(t, null(t), null(t))
 	a := c.take()
-	a.attach()
+	a.handOver()
 	for _, ignored := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTSTP, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH} {
 		c.signal(ignored)
 	}
@@ -313,7 +381,7 @@ func TestATerminationIsToldAndNotObeyed(t *testing.T) {
 	_ = a.Close()
 	a = c.take()
 	again := a.await("a state", func(s shimproto.State) bool { return s.TerminatingSinceNS != 0 })
-	if again != s {
+	if !reflect.DeepEqual(again, s) {
 		t.Errorf("after a second signal and to a second agent: %+v, before %+v", again, s)
 	}
 	a.send(shimproto.Exit{Code: 137, Reason: "ForcedOff"})
@@ -365,7 +433,7 @@ func TestTheStartupProbeSeesTheGuest(t *testing.T) {
 		}
 	}
 	step("shim:waiting", true)
-	qemu := a.attach()
+	qemu := a.handOver()
 	step("shim:waiting", true)
 	waited := make(chan error, 1)
 	go func() {
@@ -408,7 +476,7 @@ func TestTheShimIsSmall(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := a.attach()
+	qemu := a.handOver()
 	idle := c.memory("VmRSS")
 	t.Logf("idle: VmRSS %d kB, RssAnon %d kB", idle, c.memory("RssAnon"))
 	go func() { _, _ = io.Copy(io.Discard, logs) }()

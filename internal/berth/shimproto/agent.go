@@ -25,6 +25,7 @@ var ErrAbsent = errors.New("the shim has no socket for an agent")
 type Agent struct {
 	socket *socket
 	closed atomic.Bool
+	minor  atomic.Int64 // which the shim speaks, as its last State says
 }
 
 // Take copies the agent's end out of the shim behind pidfd. The caller has
@@ -67,11 +68,15 @@ func check(fd int) error {
 	return nil
 }
 
-// Send sends one message, with copies of files in the order that its type tells.
+// Send sends one message, in the minor version that the shim has said it speaks,
+// with copies of files in the order that its type tells, at most MaxDescriptors.
 // It waits while the socket is full: until the context's deadline, at most 5 s.
 // It may be called from several goroutines.
 func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
-	data, err := encode(m)
+	if len(files) > MaxDescriptors {
+		return fmt.Errorf("sending %T: %d descriptors are more than %d", m, len(files), MaxDescriptors)
+	}
+	data, err := encode(m, int(a.minor.Load()))
 	if err != nil {
 		return fmt.Errorf("sending %T: %w", m, err)
 	}
@@ -114,6 +119,7 @@ func (a *Agent) Receive(handle func(State)) error {
 		if !ok {
 			return fmt.Errorf("receiving from a shim: a %T, which only an agent sends", m)
 		}
+		a.minor.Store(int64(state.Minor))
 		handle(state)
 	}
 }

@@ -2,11 +2,10 @@ package shimproto
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -19,45 +18,22 @@ const (
 	// stays below the 4096 bytes that kubelet keeps of a termination message.
 	MaxExitMessage = 4000
 
-	version       = 1
+	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver.
+	Minor = 1
+
+	major         = 1 // in each packet: one of another major version is an error
 	maxInstanceID = 128
+	maxKinds      = 32
 	maxReason     = 64
-	maxHostname   = 253 // RFC 1035, 2.3.4
-	minMTU        = 576 // RFC 791: every host accepts such datagrams
 )
 
-// Message is one of Hello, Attach, Running and Exit, which the agent sends, or State, which the shim sends.
+// Message is one of Hello, HandOver, Running and Exit, which the agent sends, or State, which the shim sends.
 //
 //sumtype:decl
 type Message interface{ validate() error }
 
 // Hello asks for the shim's State. It is the first thing that a new agent sends.
 type Hello struct{}
-
-// Attach hands the guest's devices to the shim. Descriptors come with it, in
-// this order: QEMU's console, a connected stream socket; and if there is a lease,
-// a packet socket on the guest's tap, bound, filtered to DHCP requests and locked.
-type Attach struct {
-	// InstanceID names this run of the guest, in 1 to 128 printable ASCII characters. A container serves one: the same
-	// Attach again changes nothing, and one with another ID is refused.
-	InstanceID string `json:"run"`
-	// Lease is what the guest's pod network interface is told by DHCP; nil without one.
-	Lease *Lease `json:"nic,omitempty"`
-}
-
-// Lease is one DHCP lease.
-type Lease struct {
-	// MAC is the guest's; other clients get no answer.
-	MAC MAC `json:"mac"`
-	// Address is the guest's IPv4 address with the length of its prefix, at most 30.
-	Address netip.Prefix `json:"address"`
-	// Router is the guest's gateway, in the same prefix. The server answers with this address.
-	Router netip.Addr `json:"router"`
-	// MTU is the interface's, in bytes, 576 to 65535.
-	MTU int `json:"mtu"`
-	// Hostname is at most 253 characters; empty: the guest keeps its own.
-	Hostname string `json:"hostname,omitempty"`
-}
 
 // Phase is what the guest's vCPUs do.
 type Phase string
@@ -85,7 +61,12 @@ type Exit struct {
 
 // State is all that the shim knows. Its fields only ever go from zero to a
 // value, so that an outdated State that still waits in the socket misleads nobody.
+// What the shim speaks and takes is the same in all of them.
 type State struct {
+	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds.
+	Minor int `json:"minor,omitempty"`
+	// Kinds are the kinds of devices that the shim takes, 1 to 32, each once, in any order; see Takes.
+	Kinds []Kind `json:"takes,omitempty"`
 	// InstanceID is that of the attached run, empty before.
 	InstanceID string `json:"run,omitempty"`
 	// ConsoleClosed says that QEMU has closed its end of the console: it has ended, or is about to.
@@ -96,57 +77,7 @@ type State struct {
 	RunningSinceNS int64 `json:"runningSinceNS,omitempty"`
 }
 
-// MAC is an Ethernet address. The six bytes of a net.HardwareAddr convert to it.
-type MAC [6]byte
-
-// MarshalText writes the address as six hexadecimal pairs with colons.
-func (m MAC) MarshalText() ([]byte, error) {
-	text := make([]byte, 0, 17)
-	for i, b := range m {
-		if i > 0 {
-			text = append(text, ':')
-		}
-		text = hex.AppendEncode(text, []byte{b})
-	}
-	return text, nil
-}
-
-// UnmarshalText reads what MarshalText writes.
-func (m *MAC) UnmarshalText(text []byte) error {
-	pairs := bytes.Split(text, []byte{':'})
-	if len(text) != 17 || len(pairs) != len(m) {
-		return fmt.Errorf("%.20q is no MAC address", text)
-	}
-	for i, pair := range pairs {
-		if len(pair) != 2 {
-			return fmt.Errorf("%q is no MAC address", text)
-		}
-		if _, err := hex.Decode(m[i:i+1], pair); err != nil {
-			return fmt.Errorf("%q is no MAC address: %w", text, err)
-		}
-	}
-	return nil
-}
-
 func (Hello) validate() error { return nil }
-
-func (a Attach) validate() error {
-	if err := validateInstanceID(a.InstanceID); err != nil || a.Lease == nil {
-		return err
-	}
-	n := a.Lease
-	switch {
-	case !n.Address.IsValid() || !n.Address.Addr().Is4() || n.Address.Bits() > 30:
-		return fmt.Errorf("address %q is no IPv4 address with a prefix of at most 30 bits", n.Address)
-	case !n.Address.Contains(n.Router) || n.Router == n.Address.Addr():
-		return fmt.Errorf("router %q is no neighbour of %q", n.Router, n.Address)
-	case n.MTU < minMTU || n.MTU > 65535:
-		return fmt.Errorf("MTU %d is not in 576 to 65535", n.MTU)
-	case len(n.Hostname) > maxHostname || strings.IndexFunc(n.Hostname, notInHostname) >= 0:
-		return fmt.Errorf("%.300q is no host name", n.Hostname)
-	}
-	return nil
-}
 
 func (r Running) validate() error {
 	if r.Phase != PhaseRunning && r.Phase != PhasePaused {
@@ -163,6 +94,14 @@ func (e Exit) validate() error {
 }
 
 func (s State) validate() error {
+	if s.Minor < 0 || len(s.Kinds) > maxKinds || (s.Minor == 0) != (len(s.Kinds) == 0) {
+		return fmt.Errorf("minor version %d does not go with %d kinds of devices; 0 goes with none, others with 1 to %d", s.Minor, len(s.Kinds), maxKinds)
+	}
+	for i, kind := range s.Kinds {
+		if !isName(string(kind), maxKind) || slices.Contains(s.Kinds[:i], kind) {
+			return fmt.Errorf("kind %.40q is there twice, or not 1 to %d lower-case letters, digits and hyphens", kind, maxKind)
+		}
+	}
 	if s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0 {
 		return fmt.Errorf("terminating since %d ns, running since %d ns", s.TerminatingSinceNS, s.RunningSinceNS)
 	}
@@ -170,6 +109,14 @@ func (s State) validate() error {
 		return nil
 	}
 	return validateInstanceID(s.InstanceID)
+}
+
+// Takes tells whether the shim takes devices of the kind. One of protocol 1.0 takes a console and one lease.
+func (s State) Takes(kind Kind) bool {
+	if s.Minor == 0 {
+		return kind == KindConsole || kind == KindLease
+	}
+	return slices.Contains(s.Kinds, kind)
 }
 
 func validateInstanceID(id string) error {
@@ -180,21 +127,19 @@ func validateInstanceID(id string) error {
 	return nil
 }
 
-func notInHostname(r rune) bool {
-	return r > unicode.MaxASCII || r != '-' && r != '.' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
-}
-
 // packet is a message on the wire. A reader ignores fields that it does not know.
 type packet struct {
-	Version int      `json:"v"`
-	Hello   *Hello   `json:"hello,omitempty"`
-	Attach  *Attach  `json:"attach,omitempty"`
-	Running *Running `json:"running,omitempty"`
-	Exit    *Exit    `json:"exit,omitempty"`
-	State   *State   `json:"state,omitempty"`
+	Version  int       `json:"v"`
+	Hello    *Hello    `json:"hello,omitempty"`
+	Attach   *attach   `json:"attach,omitempty"` // HandOver to and from a peer of protocol 1.0
+	HandOver *HandOver `json:"handOver,omitempty"`
+	Running  *Running  `json:"running,omitempty"`
+	Exit     *Exit     `json:"exit,omitempty"`
+	State    *State    `json:"state,omitempty"`
 }
 
-func encode(m Message) ([]byte, error) {
+// encode writes a message for a peer that speaks the minor version.
+func encode(m Message, minor int) (_ []byte, err error) {
 	if e, ok := m.(Exit); ok {
 		e.Reason, e.Message = printable(e.Reason, maxReason), printable(e.Message, MaxExitMessage)
 		m = e
@@ -202,12 +147,16 @@ func encode(m Message) ([]byte, error) {
 	if err := m.validate(); err != nil {
 		return nil, err
 	}
-	p := packet{Version: version}
+	p := packet{Version: major}
 	switch m := m.(type) {
 	case Hello:
 		p.Hello = &m
-	case Attach:
-		p.Attach = &m
+	case HandOver:
+		if minor > 0 {
+			p.HandOver = &m
+		} else if p.Attach, err = m.attach(); err != nil {
+			return nil, err
+		}
 	case Running:
 		p.Running = &m
 	case Exit:
@@ -218,7 +167,7 @@ func encode(m Message) ([]byte, error) {
 	var data bytes.Buffer
 	enc := json.NewEncoder(&data)
 	enc.SetEscapeHTML(false) // would make six bytes of one, and a message too long
-	err := enc.Encode(p)
+	err = enc.Encode(p)
 	return data.Bytes(), err
 }
 
@@ -248,18 +197,23 @@ func decode(data []byte) (Message, error) {
 		return nil, fmt.Errorf("message of %d bytes is too long", len(data))
 	}
 	var p packet
-	if err := json.Unmarshal(data, &p); err != nil {
+	err := json.Unmarshal(data, &p)
+	switch {
+	case p.Version != major && p.Version != 0: // whatever else is in it may mean something else there
+		return nil, fmt.Errorf("message is of protocol %d, this program speaks protocol %d", p.Version, major)
+	case err != nil:
 		return nil, fmt.Errorf("decoding a message: %w", err)
-	}
-	if p.Version != version {
-		return nil, fmt.Errorf("message is of version %d, not %d", p.Version, version)
+	case p.Version == 0:
+		return nil, errors.New("message names no version of the protocol")
 	}
 	var m Message
 	switch {
 	case p.Hello != nil:
 		m = *p.Hello
+	case p.HandOver != nil:
+		m = *p.HandOver
 	case p.Attach != nil:
-		m = *p.Attach
+		m = p.Attach.handOver()
 	case p.Running != nil:
 		m = *p.Running
 	case p.Exit != nil:

@@ -2,7 +2,11 @@ package shimproto
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -18,17 +22,40 @@ func lease() *Lease {
 	}
 }
 
+// handOver is what an agent hands over for a guest with one NIC; change changes its lease.
+func handOver(change func(*Lease)) HandOver {
+	l := lease()
+	change(l)
+	return HandOver{InstanceID: "r", Devices: []Device{
+		{Kind: KindLease, Name: "default", FD: 1, Lease: l}, {Kind: KindConsole, Name: "console", FD: 0},
+	}}
+}
+
+func same(*Lease) {}
+
+// devices are n devices of an unknown kind.
+func devices(n int) (list []Device) {
+	for i := range n {
+		list = append(list, Device{Kind: "hologram", Name: strconv.Itoa(i), FD: i})
+	}
+	return list
+}
+
+var equateAddresses = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
+
 func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 	for _, m := range []Message{
 		Hello{},
-		Attach{InstanceID: "containerd://0123abc"},
-		Attach{InstanceID: "r", Lease: lease()},
+		HandOver{InstanceID: "containerd://0123abc", Devices: []Device{}},
+		handOver(same),
+		HandOver{InstanceID: "r", Devices: devices(MaxDescriptors)},
 		Running{Phase: PhasePaused},
 		Exit{Code: 137, Reason: "OOMKilled", Message: "over <limit> & \"gone\"\n"},
 		State{},
 		State{InstanceID: "r", ConsoleClosed: true, TerminatingSinceNS: 1},
+		State{Minor: 7, Kinds: []Kind{"lease", "hologram-2", "console"}},
 	} {
-		data, err := encode(m)
+		data, err := encode(m, Minor)
 		if err != nil {
 			t.Errorf("encoding %#v: %v", m, err)
 			continue
@@ -37,22 +64,43 @@ func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 		if err != nil {
 			t.Errorf("decoding %s: %v", data, err)
 		}
-		if diff := cmp.Diff(m, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		if diff := cmp.Diff(m, got, equateAddresses); diff != "" {
 			t.Errorf("%s (-sent +received):\n%s", data, diff)
 		}
 	}
 }
 
 func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
-	with := func(change func(*Lease)) Attach {
-		n := lease()
-		change(n)
-		return Attach{InstanceID: "r", Lease: n}
-	}
+	with := handOver
+	of := func(devices ...Device) HandOver { return HandOver{InstanceID: "r", Devices: devices} }
+	takes := func(kinds ...Kind) State { return State{Minor: 1, Kinds: kinds} }
 	for name, m := range map[string]Message{
-		"an attach without an instance ID":           Attach{},
-		"an instance ID with a line feed":            Attach{InstanceID: "a\nb"},
-		"an instance ID of 129 characters":           Attach{InstanceID: strings.Repeat("r", 129)},
+		"a hand-over without an instance ID":         HandOver{},
+		"an instance ID with a line feed":            HandOver{InstanceID: "a\nb"},
+		"an instance ID of 129 characters":           HandOver{InstanceID: strings.Repeat("r", 129)},
+		"more devices than descriptors":              of(devices(MaxDescriptors + 1)...),
+		"a device without a kind":                    of(Device{Name: "a"}),
+		"a device without a name":                    of(Device{Kind: KindConsole}),
+		"a device of 33 letters' kind":               of(Device{Kind: Kind(strings.Repeat("k", 33)), Name: "a"}),
+		"a device with a name of 64 letters":         of(Device{Kind: KindConsole, Name: strings.Repeat("n", 64)}),
+		"a device with an escape in its name":        of(Device{Kind: KindConsole, Name: "\x1b[2J"}),
+		"a descriptor below zero":                    of(Device{Kind: KindConsole, Name: "a", FD: -1}),
+		"a descriptor beyond the last":               of(Device{Kind: KindConsole, Name: "a", FD: MaxDescriptors}),
+		"a lease that leases nothing":                of(Device{Kind: KindLease, Name: "a"}),
+		"two consoles":                               of(Device{Kind: KindConsole, Name: "a", FD: 0}, Device{Kind: KindConsole, Name: "b", FD: 1}),
+		"two devices of one name":                    of(Device{Kind: "hologram", Name: "a", FD: 0}, Device{Kind: "hologram", Name: "a", FD: 1}),
+		"two devices with one descriptor":            of(Device{Kind: "hologram", Name: "a"}, Device{Kind: "hologram", Name: "b"}),
+		"a kind that is taken twice":                 takes("console", "lease", "console"),
+		"an empty kind":                              takes("console", ""),
+		"a kind of 33 letters":                       takes(Kind(strings.Repeat("k", 33))),
+		"a kind in capitals":                         takes("Console"),
+		"a kind with an escape in it":                takes("\x1b[2J"),
+		"a kind in other letters":                    takes("kön"),
+		"a kind with a space":                        takes("a b"),
+		"more kinds than a shim can take":            takes(manyKinds(maxKinds + 1)...),
+		"a minor version without kinds":              State{Minor: 1},
+		"kinds without a minor version":              State{Kinds: []Kind{"console"}},
+		"a minor version below zero":                 State{Minor: -1, Kinds: []Kind{"console"}},
 		"an IPv6 address":                            with(func(n *Lease) { n.Address = netip.MustParsePrefix("fd00::2/64") }),
 		"an address without room":                    with(func(n *Lease) { n.Address = netip.MustParsePrefix("10.0.2.2/31") }),
 		"a router elsewhere":                         with(func(n *Lease) { n.Router = netip.MustParseAddr("10.0.3.1") }),
@@ -68,7 +116,7 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 		"a termination before the boot":              State{TerminatingSinceNS: -1},
 		"a state with an instance ID of odd letters": State{InstanceID: "\x1b[2J"},
 	} {
-		if _, err := encode(m); err == nil {
+		if _, err := encode(m, Minor); err == nil {
 			t.Errorf("%s: was encoded", name)
 		}
 	}
@@ -80,6 +128,7 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 		"a MAC of strange form":      `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:0:00"}}}`,
 		"a negative time":            `{"v":1,"state":{"terminatingSinceNS":-5}}`,
 		"an instance ID as a number": `{"v":1,"state":{"run":5}}`,
+		"a kind as a number":         `{"v":1,"state":{"minor":1,"takes":[1]}}`,
 		"more than 16 KiB":           `{"v":1,"hello":{}}` + strings.Repeat(" ", MaxMessage),
 	} {
 		if m, err := decode([]byte(data)); err == nil {
@@ -88,13 +137,67 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 	}
 }
 
+func manyKinds(n int) (list []Kind) {
+	for i := range n {
+		list = append(list, Kind("k"+strconv.Itoa(i)))
+	}
+	return list
+}
+
 func TestNewerPeersAreUnderstood(t *testing.T) {
-	m, err := decode([]byte(`{"v":1,"state":{"run":"r","colour":"blue"},"also":[1]}`))
-	if want := (State{InstanceID: "r"}); err != nil || m != want {
-		t.Errorf("a new field: got %#v, %v; want %#v", m, err, want)
+	for name, c := range map[string]struct {
+		data string
+		want Message
+	}{
+		"a new field":           {`{"v":1,"state":{"run":"r","colour":"blue"},"also":[1]}`, State{InstanceID: "r"}},
+		"a new kind it takes":   {`{"v":1,"state":{"minor":9,"takes":["hologram","console"]}}`, State{Minor: 9, Kinds: []Kind{"hologram", "console"}}},
+		"a new kind of device":  {`{"v":1,"handOver":{"run":"r","devices":[{"kind":"hologram","name":"h","fd":3,"hologram":{"depth":3}}]}}`, HandOver{InstanceID: "r", Devices: []Device{{Kind: "hologram", Name: "h", FD: 3}}}},
+		"a new field of a kind": {`{"v":1,"handOver":{"run":"r","devices":[{"kind":"console","name":"c","fd":0,"size":[80,25]}]}}`, HandOver{InstanceID: "r", Devices: []Device{{Kind: KindConsole, Name: "c"}}}},
+	} {
+		m, err := decode([]byte(c.data))
+		if diff := cmp.Diff(c.want, m); diff != "" || err != nil {
+			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
 	}
 	if _, err := decode([]byte(`{"v":1,"dance":{}}`)); !errors.Is(err, errUnknown) {
-		t.Errorf("a new kind: got %v, want %v", err, errUnknown)
+		t.Errorf("a new kind of message: got %v, want %v", err, errUnknown)
+	}
+	const want = "message is of protocol 2, this program speaks protocol 1"
+	for _, data := range []string{`{"v":2,"state":{}}`, `{"v":2,"state":"what a state is there"}`} {
+		if _, err := decode([]byte(data)); err == nil || err.Error() != want {
+			t.Errorf("%s: got %v, want %q", data, err, want)
+		}
+	}
+}
+
+func TestWhatAShimTakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		says           State
+		console, guest bool
+	}{
+		"of protocol 1.0":   {State{}, true, false},
+		"that lists it":     {State{Minor: 1, Kinds: []Kind{"guest", "console"}}, true, true},
+		"in another order":  {State{Minor: 1, Kinds: []Kind{"console", "guest"}}, true, true},
+		"that does not":     {State{Minor: 1, Kinds: []Kind{"lease"}}, false, false},
+		"of a newer number": {State{Minor: 9, Kinds: []Kind{"console"}}, true, false},
+	} {
+		if console, guest := c.says.Takes(KindConsole), c.says.Takes("guest"); console != c.console || guest != c.guest {
+			t.Errorf("a shim %s: takes a console: %v, want %v; another kind: %v, want %v", name, console, c.console, guest, c.guest)
+		}
+	}
+}
+
+func TestTheLargestHandOverFits(t *testing.T) {
+	h := HandOver{InstanceID: strings.Repeat("\"", maxInstanceID)}
+	for i := range MaxDescriptors {
+		l := lease()
+		l.Address, l.Router, l.MTU = netip.MustParsePrefix("200.200.200.201/30"), netip.MustParseAddr("200.200.200.202"), 65535
+		l.Hostname = strings.Repeat("h", maxHostname)
+		h.Devices = append(h.Devices, Device{Kind: KindLease, Name: fmt.Sprintf("%063d", i), FD: i, Lease: l})
+	}
+	data, err := encode(h, Minor)
+	if err != nil || len(data) > MaxMessage {
+		t.Errorf("%d bytes, %v; at most %d", len(data), err, MaxMessage)
 	}
 }
 
@@ -103,7 +206,7 @@ func TestAnExitAlwaysFits(t *testing.T) {
 		strings.Repeat("<", 100_000), strings.Repeat("\x00\"\n", 50_000), strings.Repeat("\xff", 100_000),
 		strings.Repeat("\u2028", 50_000), strings.Repeat("é", MaxExitMessage), "\x1b[31mred\u009b",
 	} {
-		data, err := encode(Exit{Message: message, Reason: message})
+		data, err := encode(Exit{Message: message, Reason: message}, Minor)
 		if err != nil || len(data) > MaxMessage {
 			t.Fatalf("%.10q: %d bytes, %v", message, len(data), err)
 		}
@@ -118,8 +221,12 @@ func TestAnExitAlwaysFits(t *testing.T) {
 }
 
 func FuzzMessage(f *testing.F) {
-	for _, m := range []Message{Hello{}, Attach{InstanceID: "r", Lease: lease()}, Running{Phase: PhaseRunning}, Exit{Code: 3, Message: "x"}, State{InstanceID: "r", TerminatingSinceNS: 9}} {
-		data, err := encode(m)
+	packets, err := filepath.Glob("testdata/v1.*/*.json")
+	if err != nil || len(packets) == 0 {
+		f.Fatal(packets, err)
+	}
+	for _, path := range packets {
+		data, err := os.ReadFile(path)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -130,12 +237,20 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := encode(m)
+		again, err := encode(m, Minor)
 		if err != nil {
 			t.Fatalf("%q was taken as %#v, which is not valid: %v", data, m, err)
 		}
 		if len(again) > MaxMessage {
 			t.Errorf("%q grew to %d bytes", data, len(again))
+		}
+		if old, err := encode(m, 0); err == nil {
+			if _, err := decode(old); err != nil {
+				t.Errorf("%q is %q in protocol 1.0, which is not valid: %v", data, old, err)
+			}
+		}
+		if s, ok := m.(State); ok && len(s.Kinds) > maxKinds {
+			t.Errorf("%q takes %d kinds", data, len(s.Kinds))
 		}
 	})
 }

@@ -50,7 +50,7 @@ func (s *Shim) Publish(state State) {
 
 func (s *Shim) send() {
 	for state := range s.pending {
-		data, err := encode(state)
+		data, err := encode(state, Minor)
 		if err != nil {
 			continue // cannot be: the shim made it of checked parts
 		}
@@ -62,7 +62,7 @@ func (s *Shim) send() {
 // which are handle's to close, and complain with why a message was left out. It
 // never returns: without its socket the shim would be lost, and its guest with it.
 func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
-	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*maxDescriptors))
+	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
 	for {
 		n, files, err := s.socket.receive(data, rights)
 		if err != nil {

@@ -16,9 +16,6 @@ import (
 // sendTimeout bounds Send where the caller's context does not.
 const sendTimeout = 5 * time.Second
 
-// maxDescriptors is the most that one message carries, and one more, to notice it.
-const maxDescriptors = 3
-
 // errBroken is a packet that is too long, or whose descriptors do not fit.
 var errBroken = errors.New("packet is truncated")
 

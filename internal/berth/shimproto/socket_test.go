@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -141,6 +142,8 @@ func TestAgentGivesUpOnAShimThat(t *testing.T) {
 		"sends too much at once":   send(string(make([]byte, MaxMessage+2)), 1),
 		"sends too often":          send(`{"v":1,"state":{}}`, maxRate+1),
 		"sends odd things often":   send(`{"v":1,"dance":{}}`, maxRate+1),
+		"takes a kind twice":       send(`{"v":1,"state":{"minor":1,"takes":["console","console"]}}`, 1),
+		"takes odd letters":        send(`{"v":1,"state":{"minor":1,"takes":["\u001b[2J"]}}`, 1),
 		"passes a descriptor": func(t *testing.T, shim int) {
 			if err := unix.Sendmsg(shim, []byte(`{"v":1,"state":{}}`), unix.UnixRights(shim), nil, 0); err != nil {
 				t.Fatal(err)
@@ -270,13 +273,14 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Close(AgentFD) })
 	agent := take(t)
+	agent.minor.Store(Minor)
 	var files []*os.File
-	for i := range 2 {
+	for i := range MaxDescriptors {
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.WriteString(strconv.Itoa(i)); err != nil {
+		if _, err := w.Write([]byte{byte(i)}); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = r.Close(); _ = w.Close() })
@@ -285,22 +289,34 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	got := make(chan []*os.File)
 	complaint := make(chan error, 1)
 	go shim.Receive(func(_ Message, files []*os.File) { got <- files }, func(err error) { complaint <- err })
-	if err := agent.Send(t.Context(), Attach{InstanceID: "r", Lease: lease()}, files...); err != nil {
+	message := HandOver{InstanceID: "r", Devices: devices(MaxDescriptors)}
+	if err := agent.Send(t.Context(), message, files...); err != nil {
 		t.Fatal(err)
 	}
-	for i, f := range <-got {
+	arrived := <-got
+	if len(arrived) != len(files) {
+		t.Fatalf("%d descriptors of %d arrived", len(arrived), len(files))
+	}
+	for i, f := range arrived {
 		buf := make([]byte, 1)
-		if _, err := f.Read(buf); err != nil || string(buf) != strconv.Itoa(i) {
-			t.Errorf("descriptor %d: %q, %v", i, buf, err)
+		if _, err := f.Read(buf); err != nil || buf[0] != byte(i) {
+			t.Errorf("descriptor %d: %d, %v", i, buf, err)
 		}
 		if err := f.SetReadDeadline(time.Now()); err != nil {
 			t.Errorf("descriptor %d is blocking: %v", i, err)
 		}
 		_ = f.Close()
 	}
+	if err := agent.Send(t.Context(), message, append(files, files[0])...); err == nil {
+		t.Errorf("%d descriptors were sent", len(files)+1)
+	}
 	passed := int(files[0].Fd())
 	before := copies(t, passed)
-	if err := agent.Send(t.Context(), Attach{InstanceID: "r"}, files[0], files[0], files[0], files[0], files[0]); err != nil {
+	tooMany := make([]int, MaxDescriptors+1)
+	for i := range tooMany {
+		tooMany[i] = passed
+	}
+	if err := unix.Sendmsg(AgentFD, read(t, "v1.0/hello"), unix.UnixRights(tooMany...), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-complaint; !errors.Is(err, errBroken) {
@@ -308,5 +324,46 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	}
 	if after := copies(t, passed); after != before {
 		t.Errorf("%d copies of a descriptor became %d", before, after)
+	}
+}
+
+// TestAnAgentSpeaksAsItsShimDoes plays shims with the bytes that they write and read.
+func TestAnAgentSpeaksAsItsShimDoes(t *testing.T) {
+	h := HandOver{InstanceID: golden, Devices: []Device{
+		{Kind: KindLease, Name: "default", FD: 1, Lease: lease()}, {Kind: KindConsole, Name: "serial", FD: 0},
+	}}
+	today, err := encode(h, Minor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ state, want []byte }{
+		"a shim of 1.0": {read(t, "v1.0/state-new"), read(t, "v1.0/attach-nic")},
+		"one of 1.1":    {read(t, "v1.1/state-new"), today},
+	} {
+		t.Run(name, func(t *testing.T) {
+			shim := pair(t)
+			agent := take(t)
+			if err := unix.Sendmsg(shim, c.state, nil, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+			heard := make(chan State, 1)
+			go func() { _ = agent.Receive(func(s State) { heard <- s }) }()
+			<-heard
+			if err := agent.Send(t.Context(), h, os.Stdin, os.Stdout); err != nil {
+				t.Fatal(err)
+			}
+			data, rights := make([]byte, MaxMessage), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
+			n, used, _, _, err := unix.Recvmsg(shim, data, rights, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(c.want), string(data[:n])); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			files, err := passed(rights[:used])
+			if closeAll(files); err != nil || len(files) != 2 {
+				t.Errorf("%d descriptors, %v", len(files), err)
+			}
+		})
 	}
 }

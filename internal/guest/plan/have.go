@@ -102,6 +102,8 @@ type Shim struct {
 	TerminatingFor time.Duration
 	// Exiting: it was told how the guest ended.
 	Exiting bool
+	// Lacks are the kinds of devices that the guest needs and that it does not take, sorted.
+	Lacks []string
 }
 
 // Image is the state of an image on this node.

@@ -1,0 +1,100 @@
+package shimproto
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const golden = "containerd://0123abc"
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	data, err := os.ReadFile("testdata/" + path + ".json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// TestPackets reads and writes the packets in testdata. Those in v1.0 were written by the agents and shims that spoke
+// nothing else; like those of every version after it, they never change.
+func TestPackets(t *testing.T) {
+	l := lease()
+	one := HandOver{InstanceID: golden, Devices: []Device{{Kind: KindConsole, Name: "console", FD: 0}}}
+	two := HandOver{InstanceID: golden, Devices: append(one.Devices[:1:1], Device{Kind: KindLease, Name: "lease", FD: 1, Lease: l})}
+	more := HandOver{InstanceID: golden, Devices: append(two.Devices[:2:2], Device{Kind: KindLease, Name: "second", FD: 2, Lease: &Lease{
+		MAC: MAC{0x02, 0xab, 3, 4, 5, 7}, Address: netip.MustParsePrefix("10.0.3.2/24"), Router: netip.MustParseAddr("10.0.3.1"), MTU: 9000,
+	}})}
+	for path, c := range map[string]struct {
+		minor int
+		want  Message
+	}{
+		"v1.0/hello":          {0, Hello{}},
+		"v1.0/attach":         {0, one},
+		"v1.0/attach-nic":     {0, two},
+		"v1.0/running":        {0, Running{Phase: PhaseRunning}},
+		"v1.0/paused":         {0, Running{Phase: PhasePaused}},
+		"v1.0/exit":           {0, Exit{Code: 137, Reason: "OOMKilled", Message: "over <limit> & \"gone\"\n"}},
+		"v1.0/exit-zero":      {0, Exit{}},
+		"v1.0/state-new":      {0, State{}},
+		"v1.0/state-attached": {0, State{InstanceID: golden}},
+		"v1.0/state-full":     {0, State{InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321}},
+		"v1.1/hand-over":      {1, more},
+		"v1.1/state-new":      {1, State{Minor: 1, Kinds: []Kind{KindConsole, KindLease}}},
+		"v1.1/state-full": {1, State{
+			Minor: 1, Kinds: []Kind{KindConsole, KindLease},
+			InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321,
+		}},
+	} {
+		t.Run(path, func(t *testing.T) {
+			data := read(t, path)
+			got, err := decode(data)
+			if diff := cmp.Diff(c.want, got, equateAddresses); diff != "" || err != nil {
+				t.Errorf("reading it: %v (-want +got):\n%s", err, diff)
+			}
+			again, err := encode(c.want, c.minor)
+			if diff := cmp.Diff(string(data), string(again)); diff != "" || err != nil {
+				t.Errorf("writing it: %v (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// TestAnAgentOf10ReadsTheStateOfToday: such an agent skips fields that it does not know, and finds all others as they were.
+func TestAnAgentOf10ReadsTheStateOfToday(t *testing.T) {
+	fields := func(path string) map[string]any {
+		var p map[string]map[string]any
+		data := read(t, path)
+		if err := json.Unmarshal(append([]byte(`{"v":{},`), data[len(`{"v":1,`):]...), &p); err != nil {
+			t.Fatal(err)
+		}
+		return p["state"]
+	}
+	for _, name := range []string{"state-new", "state-full"} {
+		today := fields("v1.1/" + name)
+		delete(today, "minor")
+		delete(today, "takes")
+		if diff := cmp.Diff(fields("v1.0/"+name), today); diff != "" {
+			t.Errorf("%s (-1.0 +today):\n%s", name, diff)
+		}
+	}
+}
+
+func TestWhatProtocol10CannotSayIsNotSent(t *testing.T) {
+	l := lease()
+	for name, devices := range map[string][]Device{
+		"nothing":                   {},
+		"a lease without a console": {{Kind: KindLease, Name: "a", FD: 1, Lease: l}},
+		"two leases":                {{Kind: KindConsole, Name: "c"}, {Kind: KindLease, Name: "a", FD: 1, Lease: l}, {Kind: KindLease, Name: "b", FD: 2, Lease: l}},
+		"a console that is second":  {{Kind: KindLease, Name: "a", FD: 0, Lease: l}, {Kind: KindConsole, Name: "c", FD: 1}},
+		"another kind":              {{Kind: KindConsole, Name: "c"}, {Kind: "hologram", Name: "h", FD: 1}},
+	} {
+		if data, err := encode(HandOver{InstanceID: "r", Devices: devices}, 0); err == nil {
+			t.Errorf("%s became %s", name, data)
+		}
+	}
+}
