@@ -79,6 +79,7 @@ const (
 	ReasonProbesFailing          Reason = "ProbesFailing"          // a probe does not pass
 	ReasonUpToDate               Reason = "UpToDate"               // the guest has the spec as it is
 	ReasonChangesPending         Reason = "ChangesPending"         // pendingChanges wait for a restart
+	ReasonShimOutdated           Reason = "ShimOutdated"           // the shim cannot do what the guest needs
 )
 
 // Reasons of a VirtualMachineHost's conditions.

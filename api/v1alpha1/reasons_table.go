@@ -102,6 +102,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonProbesFailing:          {in(ConditionReady), "", "The guest runs, and a probe does not pass, or not yet.", "Look at what the guest answers, with `kubectl port-forward` or on its console."},
 	ReasonUpToDate:               {in(ConditionUpToDate), "", "The guest was started from the spec as it is.", ""},
 	ReasonChangesPending:         {in(ConditionUpToDate), "", "The spec changed; pendingChanges take effect at the next restart.", "Change restartedAt to restart the guest now."},
+	ReasonShimOutdated:           {in(ConditionUpToDate), "", "The guest needs what its berth's shim, which is older than the node's agent, cannot do; it runs without.", "Change restartedAt to restart the guest in a new berth, with a new shim."},
 	ReasonHostReady:              {in(InHost), "", "Guests can start on this host.", ""},
 	ReasonLibvirtTooOld:          {in(InHost), warning, "libvirt or QEMU is missing, or older than Berth needs.", "Install or upgrade it."},
 	ReasonKernelTooOld:           {in(InHost), warning, "The kernel is older than 5.6.", "Upgrade it."},
