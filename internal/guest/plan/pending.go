@@ -27,11 +27,16 @@ func pending(w Want, h Have) ([]v1alpha1.PendingChange, *metav1.Condition) {
 		return had.PendingChanges, meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionUpToDate)
 	case !h.guest():
 		return nil, nil
-	case len(h.Pending) == 0:
+	}
+	reason, message := ShimOutdated(h.Shim)
+	switch {
+	case len(h.Pending) > 0:
+		changes := "changes wait for the guest's next restart (change spec.restartedAt to restart it now): " + describe(h.Pending)
+		reason, message = v1alpha1.ReasonChangesPending, strings.TrimPrefix(message+"; "+changes, "; ")
+	case reason == "":
 		return nil, new(condition.New(v1alpha1.ConditionUpToDate, true, v1alpha1.ReasonUpToDate, ""))
 	}
-	message := "changes wait for the guest's next restart (change spec.restartedAt to restart it now): " + describe(h.Pending)
-	return bounded(h.Pending), new(condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending, message))
+	return bounded(h.Pending), new(condition.New(v1alpha1.ConditionUpToDate, false, reason, message))
 }
 
 // bounded cuts changes to what a status may hold.

@@ -26,6 +26,8 @@ func TestPending(t *testing.T) {
 		h.Pending = changes
 		return h
 	}
+	old := runs
+	old.Shim = &Shim{Attached: true, Lacks: []string{"lease"}}
 	tests := []struct {
 		name    string
 		vm      *v1alpha1.VirtualMachine
@@ -37,6 +39,10 @@ func TestPending(t *testing.T) {
 		{
 			"one that has not", vm(), with(cores, keys, data), []v1alpha1.PendingChange{cores, keys, data},
 			"False ChangesPending changes wait for the guest's next restart (change spec.restartedAt to restart it now): cpu.cores (1 to 2), sshAuthorizedKeys[0] (unset to ssh-ed25519 A), cloudInit.userData",
+		},
+		{
+			"one whose shim is too old for it", vm(), old, nil,
+			"False ShimOutdated the berth's shim is older than the node's agent and cannot serve: lease; change spec.restartedAt to restart the guest in a new berth",
 		},
 		{"one whose change was taken back", vm(waits), runs, nil, "True UpToDate "},
 		{"no guest: it will start with the spec as it is", vm(waits), Have{Domain: DomainAbsent, Process: ProcessNone}, nil, ""},
