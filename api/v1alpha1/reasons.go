@@ -65,6 +65,7 @@ const (
 	ReasonStateDirClosed     Reason = "StateDirClosed"     // QEMU's user cannot reach its directory
 	ReasonBerthAltered       Reason = "BerthAltered"       // admission changed the berth
 	ReasonBerthOutdated      Reason = "BerthOutdated"      // the berth is to be replaced
+	ReasonHardwareUnknown    Reason = "HardwareUnknown"    // the node lacks the machine type or layout
 	ReasonPlacementFailed    Reason = "PlacementFailed"    // QEMU is not in the berth's cgroup
 	ReasonNetworkFailed      Reason = "NetworkFailed"      // the tap is not connected
 	ReasonRuntimeUnreachable Reason = "RuntimeUnreachable" // the container runtime does not answer

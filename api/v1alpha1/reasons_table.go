@@ -92,6 +92,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonStateDirClosed:         {in(InHost), warning, "QEMU's own user cannot reach its domain's directory.", "Let others pass through /var/lib/libvirt/qemu (`chmod o+x`)."},
 	ReasonBerthAltered:           {in(ConditionRunning), warning, "Admission changed the berth in a way that breaks its promises, or another runtime runs it.", "Exempt pods with the label vm.berth.dev/name from that webhook or policy."},
 	ReasonBerthOutdated:          {in(ConditionRunning), "", "The spec changed since the berth was made; it is replaced before the guest starts again.", ""},
+	ReasonHardwareUnknown:        {in(ConditionRunning), warning, "The VM was first started with a machine type or a layout of devices that its node does not know, or its record there cannot be read.", "Upgrade QEMU or Berth on that node, or restore the record, as the message says."},
 	ReasonPlacementFailed:        {in(ConditionRunning), warning, "QEMU could not be moved into the berth's cgroup; it is tried again.", "Read the message and the agent's log if this lasts."},
 	ReasonNetworkFailed:          {in(ConditionRunning), warning, "The guest's tap could not be connected to the berth's network; it is tried again.", "Read the message and the agent's log if this lasts."},
 	ReasonRuntimeUnreachable:     {in(ConditionRunning), warning, "The container runtime does not answer; it is asked again.", "Look at the container runtime on the node, and start it if it is down."},

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +56,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		check(t, dir, seen)
 	}
 	t.Logf("found whole: %v", seen)
-	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 {
+	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 || seen["hardware"] == 0 {
 		t.Error("the child never got far enough for this to prove anything")
 	}
 }
@@ -77,6 +78,7 @@ func work(t *testing.T, dir string) {
 			return err
 		})
 		user, claimed := s.Claim(Identity{Namespace: "default", Name: "web", UID: uid})
+		_, decided := s.Hardware(uid, Hardware{Layout: i, Machine: "pc-q35-7.2"})
 		_, made := s.Overlay(uid, Overlay{Name: "root", Base: disk(n), Size: 1 << 40, User: user})
 		_, remade := s.RecreateOverlay(uid, Overlay{Name: "scratch", Base: disk(n), User: user})
 		kept := errors.Join(s.Allow(disk(n), "proof"), s.Remember("quay.io/a", disk(n).Digest))
@@ -87,7 +89,7 @@ func work(t *testing.T, dir string) {
 		if err := s.RemoveImage(disk(byte((i + 1) % 5))); err != nil && !errors.Is(err, ErrInUse) {
 			removed = errors.Join(removed, err)
 		}
-		if err := errors.Join(err, claimed, made, remade, kept, removed); err != nil {
+		if err := errors.Join(err, claimed, decided, made, remade, kept, removed); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,6 +125,13 @@ func check(t *testing.T, dir string, seen map[string]int) {
 			t.Errorf("nobody knows whose %s is", g.UID)
 		}
 		seen["guest"]++
+		var r record
+		if err := json.Unmarshal([]byte(read(t, filepath.Join(s.vms, g.UID, recordFile))), &r); err != nil || r.Version != recordVersion {
+			t.Errorf("the record of %s is %+v, %v", g.UID, r, err)
+		}
+		if r.Hardware != nil {
+			seen["hardware"]++
+		}
 		disks, err := s.Disks(g.UID)
 		if err != nil {
 			t.Error(err)

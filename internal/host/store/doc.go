@@ -3,7 +3,7 @@
 //
 //	<root>/images/<key>/   disk.qcow2 or disk.raw, or kernel.img and initrd.img; meta.json, access.json
 //	<root>/images/         refs.json: what tags meant here; salt
-//	<root>/vms/<uid>/      vm.json: whose it is; <disk>.qcow2; <disk>.base, a link to the image below it
+//	<root>/vms/<uid>/      vm.json: the VM's record; <disk>.qcow2; <disk>.base, a link to the image below it
 //	<run>/seeds/<uid>.iso  on tmpfs
 //
 // Everything in it is complete or absent, whenever the machine stops. Directories

@@ -20,8 +20,6 @@ const (
 	Users     = 65536
 )
 
-const identityFile = "vm.json"
-
 // Identity says whose a directory is.
 type Identity struct {
 	Namespace string `json:"namespace"`
@@ -59,7 +57,7 @@ func (s *Store) Claim(id Identity) (user int, err error) {
 		err := errors.Join(
 			os.Lchown(temporary, 0, user),
 			os.Chmod(temporary, dirMode),
-			writeJSON(filepath.Join(temporary, identityFile), 0o600, id))
+			writeJSON(filepath.Join(temporary, recordFile), 0o600, record{Version: recordVersion, Identity: id}))
 		if err == nil {
 			err = os.Rename(temporary, dir)
 		}
@@ -124,7 +122,7 @@ func (s *Store) List() ([]Guest, error) {
 			return nil, err
 		}
 		g := Guest{User: user}
-		_ = readJSON(filepath.Join(dir, identityFile), &g.Identity)
+		_ = readJSON(filepath.Join(dir, recordFile), &g.Identity)
 		g.UID = e.Name()
 		guests = append(guests, g)
 	}
