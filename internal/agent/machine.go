@@ -31,9 +31,14 @@ func (a *Agent) machine(g *guest, user int) (domain.Guest, error) {
 	if err != nil {
 		return domain.Guest{}, err
 	}
+	hardware, err := a.hardware(string(g.uid))
+	if err != nil {
+		return domain.Guest{}, err
+	}
 	m := domain.Guest{
 		UUID: string(g.uid), Name: a.domainName(g),
 		Identity:     domain.Identity{Namespace: vm.Namespace, Name: vm.Name, VM: string(g.uid), Berth: string(g.Berth.UID), Record: record},
+		Hardware:     hardware,
 		Acceleration: a.Acceleration,
 		Partition:    a.partition(g),
 		CPU:          domain.CPU{Sockets: int(vm.Spec.CPU.Sockets), Cores: int(vm.Spec.CPU.Cores), Threads: int(vm.Spec.CPU.Threads), Model: vm.Spec.CPU.Model},

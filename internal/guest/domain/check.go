@@ -23,6 +23,9 @@ func (g Guest) check() error {
 	if err != nil || id.String() != g.UUID {
 		return fmt.Errorf("%q is not a UUID", g.UUID)
 	}
+	if l := g.Hardware.Layout; l < 0 || l > NewestLayout || g.Hardware.Machine == "" {
+		return fmt.Errorf("layout %d on machine type %q, at most %d on any", l, g.Hardware.Machine, NewestLayout)
+	}
 	if g.CPU.Sockets < 1 || g.CPU.Cores < 1 || g.CPU.Threads < 1 {
 		return errors.New("a guest has at least one CPU")
 	}
@@ -83,7 +86,7 @@ func (g Guest) paths() []string {
 }
 
 func (g Guest) texts() []string {
-	texts := append(g.paths(), g.Name, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth, g.Identity.Record)
+	texts := append(g.paths(), g.Name, g.Hardware.Machine, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth, g.Identity.Record)
 	if g.Kernel != nil {
 		texts = append(texts, g.Kernel.CommandLine)
 	}

@@ -10,11 +10,9 @@ import (
 const agentChannel = "org.qemu.guest_agent.0"
 
 func (g Guest) devices() *libvirtxml.DomainDeviceList {
+	l := g.layout()
 	devices := &libvirtxml.DomainDeviceList{
-		Controllers: []libvirtxml.DomainController{
-			{Type: "usb", Model: "none"},
-			{Type: "virtio-serial", Index: new(uint(0)), Address: slot(slotSerial)},
-		},
+		Controllers: l.controllers(),
 		Serials: []libvirtxml.DomainSerial{{
 			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: g.Console}},
 			Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: new(uint(0))},
@@ -27,25 +25,25 @@ func (g Guest) devices() *libvirtxml.DomainDeviceList {
 		RNGs: []libvirtxml.DomainRNG{{
 			Model:   "virtio",
 			Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
-			Address: slot(slotRNG),
+			Address: l.rng.address(),
 		}},
 		// The guest hands back memory that it has freed.
-		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio", FreePageReporting: "on", Address: slot(slotBalloon)},
+		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio", FreePageReporting: "on", Address: l.balloon.address()},
 		Panics:     []libvirtxml.DomainPanic{{Model: "isa"}},
 	}
 	for i, disk := range g.Disks {
-		devices.Disks = append(devices.Disks, disk.device(i))
+		devices.Disks = append(devices.Disks, disk.device(i, l.disk.after(i)))
 	}
 	if g.Seed != "" {
-		devices.Disks = append(devices.Disks, seed(g.Seed, len(g.Disks)))
+		devices.Disks = append(devices.Disks, seed(g.Seed, len(g.Disks), l.seed))
 	}
 	if g.NIC != nil {
-		devices.Interfaces = []libvirtxml.DomainInterface{g.NIC.device()}
+		devices.Interfaces = []libvirtxml.DomainInterface{g.NIC.device(l.nic)}
 	}
 	return devices
 }
 
-func (d Disk) device(i int) libvirtxml.DomainDisk {
+func (d Disk) device(i int, at place) libvirtxml.DomainDisk {
 	return libvirtxml.DomainDisk{
 		Device: "disk",
 		// A disk that is full or fails halts the guest, which loses nothing and is resumed: told of errors, it would give up.
@@ -57,7 +55,7 @@ func (d Disk) device(i int) libvirtxml.DomainDisk {
 		Target:       target(i),
 		Serial:       d.Name,
 		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1},
-		Address:      slot(slotDisks + i),
+		Address:      at.address(),
 	}
 }
 
@@ -75,7 +73,7 @@ func chain(backing []Backing) *libvirtxml.DomainDiskBackingStore {
 }
 
 // seed is a disk, not a CD drive: both firmware and guest would wait for that one.
-func seed(path string, i int) libvirtxml.DomainDisk {
+func seed(path string, i int, at place) libvirtxml.DomainDisk {
 	return libvirtxml.DomainDisk{
 		Device:       "disk",
 		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(Raw)},
@@ -83,18 +81,18 @@ func seed(path string, i int) libvirtxml.DomainDisk {
 		BackingStore: chain(nil),
 		Target:       target(i),
 		ReadOnly:     &libvirtxml.DomainDiskReadOnly{},
-		Address:      slot(slotSeed),
+		Address:      at.address(),
 	}
 }
 
-func (n NIC) device() libvirtxml.DomainInterface {
+func (n NIC) device(at place) libvirtxml.DomainInterface {
 	nic := libvirtxml.DomainInterface{
 		MAC:     &libvirtxml.DomainInterfaceMAC{Address: n.MAC.String()},
 		Source:  &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}},
 		Target:  &libvirtxml.DomainInterfaceTarget{Dev: n.Tap},
 		Model:   &libvirtxml.DomainInterfaceModel{Type: "virtio"},
 		ROM:     &libvirtxml.DomainROM{Enabled: "no"}, // nobody boots from the network
-		Address: slot(slotNIC),
+		Address: at.address(),
 	}
 	if n.MTU > 0 {
 		nic.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)}
@@ -108,10 +106,4 @@ func file(path string) *libvirtxml.DomainDiskSource {
 
 func target(i int) *libvirtxml.DomainDiskTarget {
 	return &libvirtxml.DomainDiskTarget{Dev: "vd" + string(rune('a'+i)), Bus: "virtio"} //nolint:gosec // a letter
-}
-
-func slot(n int) *libvirtxml.DomainAddress {
-	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{
-		Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(uint(n)), Function: new(uint(0)),
-	}}
 }

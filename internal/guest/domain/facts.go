@@ -1,15 +1,17 @@
 package domain
 
 import (
+	"cmp"
 	"encoding/xml"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
 // namespace is the XML namespace of our metadata.
 const namespace = "https://berth.dev/domain/v1"
 
-// metadataElement is how an Identity is written; libvirt keeps it as it is.
+// metadataElement is how a guest's Identity and Hardware are written; libvirt keeps it as it is.
 type metadataElement struct {
 	XMLName   xml.Name `xml:"berth:guest"`
 	Prefix    string   `xml:"xmlns:berth,attr"`
@@ -18,12 +20,19 @@ type metadataElement struct {
 	VM        string   `xml:"vm,attr"`
 	Berth     string   `xml:"berth,attr"`
 	Record    string   `xml:",chardata"`
+	Layout    int      `xml:"layout,attr,omitempty"`
+	Machine   string   `xml:"machine,attr,omitempty"`
 }
 
-func (i Identity) metadata() (string, error) {
-	out, err := xml.Marshal(metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth, Record: i.Record})
+func (g Guest) metadata() (string, error) {
+	i := g.Identity
+	m := metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth, Record: i.Record}
+	if g.Hardware != unrecorded {
+		m.Layout, m.Machine = g.Hardware.Layout, g.Hardware.Machine
+	}
+	out, err := xml.Marshal(m)
 	if err != nil {
-		return "", fmt.Errorf("writing identity: %w", err)
+		return "", fmt.Errorf("writing metadata: %w", err)
 	}
 	return string(out), nil
 }
@@ -33,6 +42,8 @@ type Facts struct {
 	UUID, Name string
 	// Identity is nil when the domain is not Berth's.
 	Identity *Identity
+	// Hardware is that of the domain's VM. Its layout is -1 if it cannot be read.
+	Hardware Hardware
 	// Emulated is true when the domain runs without KVM.
 	Emulated bool
 	// Taps are the names of the domain's network devices, as libvirt made them.
@@ -59,6 +70,8 @@ type live struct {
 			VM        string `xml:"vm,attr"`
 			Berth     string `xml:"berth,attr"`
 			Record    string `xml:",chardata"`
+			Layout    string `xml:"layout,attr"`
+			Machine   string `xml:"machine,attr"`
 		} `xml:"https://berth.dev/domain/v1 guest"`
 	} `xml:"metadata"`
 	Kernel     string      `xml:"os>kernel"`
@@ -100,6 +113,7 @@ func ParseFacts(doc string) (Facts, error) {
 	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
 		m := ours[0]
 		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth, Record: strings.TrimSpace(m.Record)}
+		f.Hardware = hardware(m.Layout, m.Machine)
 	}
 	for _, nic := range l.Interfaces {
 		if nic.Target.Dev != "" {
@@ -127,4 +141,13 @@ func ParseFacts(doc string) (Facts, error) {
 		}
 	}
 	return f, nil
+}
+
+// hardware reads what metadata says of it. What it does not say is as it was before it said anything.
+func hardware(layout, machine string) Hardware {
+	n, err := strconv.Atoi(cmp.Or(layout, "0"))
+	if err != nil {
+		n = -1
+	}
+	return Hardware{Layout: n, Machine: cmp.Or(machine, unrecorded.Machine)}
 }

@@ -13,6 +13,7 @@ func TestParseFacts(t *testing.T) {
 		"live-ours": {
 			UUID: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Name: "ns_a", Emulated: true,
 			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b", Record: `{"recordVersion":1,"spec":{"cpu":{"cores":2}}}`},
+			Hardware: unrecorded,
 			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true,
 			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
 		},
@@ -37,6 +38,21 @@ func TestParseFacts(t *testing.T) {
 	}
 }
 
+func TestParseFactsReadsHardware(t *testing.T) {
+	for attributes, want := range map[string]Hardware{
+		``:                                 unrecorded,
+		`machine="pc-q35-7.2"`:             {Layout: 0, Machine: "pc-q35-7.2"},
+		`layout="1" machine="pc-q35-7.2"`:  {Layout: 1, Machine: "pc-q35-7.2"},
+		`layout="12" machine="q36" x="y"`:  {Layout: 12, Machine: "q36"}, // a newer Berth's
+		`layout="flat" machine="pc-q35-8"`: {Layout: -1, Machine: "pc-q35-8"},
+	} {
+		facts, err := ParseFacts(`<domain><metadata><b:guest xmlns:b="https://berth.dev/domain/v1" vm="a" ` + attributes + `/></metadata></domain>`)
+		if err != nil || facts.Hardware != want {
+			t.Errorf("%s: %+v, %v, want %+v", attributes, facts.Hardware, err, want)
+		}
+	}
+}
+
 func TestParseFactsSaysWhatIsNoDomain(t *testing.T) {
 	for _, doc := range []string{"", "x", "<network/>", "<domain>", "<domain><name>a</uuid></domain>"} {
 		if _, err := ParseFacts(doc); err == nil {
@@ -53,7 +69,7 @@ func TestParseFactsTrustsNoDoubledIdentity(t *testing.T) {
 }
 
 func FuzzFacts(f *testing.F) {
-	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel"} {
+	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel", "layout1"} {
 		doc, err := os.ReadFile(filepath.Join("testdata", name+".xml"))
 		if err != nil {
 			f.Fatal(err)

@@ -6,7 +6,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// MaxDisks is how many disks a guest can have: the slots of its PCI bus that are kept for them.
+// MaxDisks is how many disks a guest can have: the slots that every layout keeps for them.
 const MaxDisks = 16
 
 // Guest is all that a domain is made of. Paths are the host's, absolute, and
@@ -18,6 +18,8 @@ type Guest struct {
 	Name string
 	// Identity is kept in the domain's metadata.
 	Identity Identity
+	// Hardware is kept in the domain's metadata, too.
+	Hardware Hardware
 	// Acceleration is how the host runs guests.
 	Acceleration v1alpha1.Acceleration
 	// Partition is the cgroup, as libvirt writes it, that QEMU is born in; libvirt's own if empty.

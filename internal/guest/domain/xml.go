@@ -9,30 +9,17 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 )
 
-// Slots of the guest's PCI bus. They are fixed, so that a guest finds its
-// network interface under the same name whatever disks it has. Slot 0 is the
-// host bridge, slot 31 the chipset's.
-const (
-	slotNIC = iota + 2
-	slotSerial
-	slotRNG
-	slotBalloon
-	slotDisks
-	slotSeed = 30 // behind the disks: the first of them is the guest's vda
-)
-
 const kibi = 1 << 10
 
 // XML returns the domain of guest g. An error means that g is no guest, which the API's checks should have told already.
 //
-// The machine is the leanest q35 that boots any Linux: devices sit on the root
-// bus, since every PCIe port costs QEMU and the guest's firmware time, and there
-// is no graphics, USB, sound or anything else that nobody asked for.
+// The machine is the leanest q35 that boots any Linux: there is no graphics, USB,
+// sound or anything else that nobody asked for. Where its devices are, its layout says.
 func XML(g Guest) (string, error) {
 	if err := g.check(); err != nil {
 		return "", fmt.Errorf("describing guest %s: %w", g.UUID, err)
 	}
-	metadata, err := g.Identity.metadata()
+	metadata, err := g.metadata()
 	if err != nil {
 		return "", err
 	}
@@ -42,7 +29,7 @@ func XML(g Guest) (string, error) {
 		UUID:       g.UUID,
 		Metadata:   &libvirtxml.DomainMetadata{XML: metadata},
 		Memory:     &libvirtxml.DomainMemory{Value: uint(g.Memory / kibi), Unit: "KiB"}, //nolint:gosec // check allows no negative size
-		VCPU:       &libvirtxml.DomainVCPU{Placement: "static", Value: uint(g.CPU.count())},
+		VCPU:       g.vcpu(),
 		OS:         g.os(),
 		Features:   g.features(),
 		CPU:        g.cpu(),
@@ -68,10 +55,20 @@ func XML(g Guest) (string, error) {
 
 func (g Guest) emulated() bool { return g.Acceleration == v1alpha1.AccelerationEmulation }
 
+// vcpu names the vCPUs that are there only if there is room for more.
+func (g Guest) vcpu() *libvirtxml.DomainVCPU {
+	count, most := g.CPU.count(), g.maxSockets()*g.CPU.Cores*g.CPU.Threads
+	v := &libvirtxml.DomainVCPU{Placement: "static", Value: uint(most)}
+	if most > count {
+		v.Current = uint(count)
+	}
+	return v
+}
+
 func (c CPU) count() int { return c.Sockets * c.Cores * c.Threads }
 
 func (g Guest) os() *libvirtxml.DomainOS {
-	os := &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: "q35", Type: "hvm"}}
+	os := &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: g.Hardware.Machine, Type: "hvm"}}
 	if k := g.Kernel; k != nil {
 		os.Kernel, os.Initrd, os.Cmdline = k.Path, k.Initrd, k.CommandLine
 	}
@@ -96,7 +93,7 @@ func (g Guest) features() *libvirtxml.DomainFeatureList {
 
 func (g Guest) cpu() *libvirtxml.DomainCPU {
 	cpu := &libvirtxml.DomainCPU{Topology: &libvirtxml.DomainCPUTopology{
-		Sockets: g.CPU.Sockets, Cores: g.CPU.Cores, Threads: g.CPU.Threads,
+		Sockets: g.maxSockets(), Cores: g.CPU.Cores, Threads: g.CPU.Threads,
 	}}
 	hosts := g.CPU.Model == berth.CPUHostModel || g.CPU.Model == berth.CPUHostPassthrough
 	switch {

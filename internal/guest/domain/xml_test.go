@@ -22,6 +22,7 @@ func web() Guest {
 		UUID:         "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
 		Name:         "shop_web",
 		Identity:     Identity{Namespace: "shop", Name: "web", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c8", Berth: "0f0e0d0c-0b0a-4908-8706-050403020100"},
+		Hardware:     unrecorded,
 		Acceleration: v1alpha1.AccelerationKVM,
 		CPU:          CPU{Sockets: 1, Cores: 2, Threads: 1, Model: berth.CPUHostModel},
 		Memory:       2 << 30,
@@ -45,7 +46,8 @@ func edited(edit func(*Guest)) Guest {
 
 func TestXML(t *testing.T) {
 	for name, g := range map[string]Guest{
-		"disks": web(),
+		"disks":   web(),
+		"layout1": edited(func(g *Guest) { g.Hardware = Hardware{Layout: 1, Machine: "pc-q35-7.2"} }),
 		"kernel": edited(func(g *Guest) {
 			g.Acceleration, g.TranslationCache = v1alpha1.AccelerationEmulation, 64<<20
 			g.Kernel = &Kernel{Path: "/k/vmlinuz", Initrd: "/k/initrd", CommandLine: `console=ttyS0 a="<b>&'c'"`}
@@ -80,6 +82,9 @@ func TestXMLRefuses(t *testing.T) {
 	for what, edit := range map[string]func(*Guest){
 		"a name for a UUID":             func(g *Guest) { g.UUID = "web" },
 		"a UUID in another form":        func(g *Guest) { g.UUID = strings.ToUpper(g.UUID) },
+		"a layout of a newer Berth":     func(g *Guest) { g.Hardware.Layout = NewestLayout + 1 },
+		"no layout":                     func(g *Guest) { g.Hardware.Layout = -1 },
+		"no machine type":               func(g *Guest) { g.Hardware.Machine = "" },
 		"no CPU":                        func(g *Guest) { g.CPU.Cores = 0 },
 		"no memory":                     func(g *Guest) { g.Memory = 0 },
 		"root":                          func(g *Guest) { g.UID = 0 },
@@ -135,7 +140,7 @@ func FuzzXML(f *testing.F) {
 			t.Fatal(err)
 		}
 		want := Facts{
-			UUID: g.UUID, Name: name, Identity: &g.Identity, Taps: []string{tap}, Console: g.Console,
+			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
 			Paths: []string{path, path, path},
 		}
 		if diff := cmp.Diff(want, facts); diff != "" {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -88,6 +89,7 @@ func guest(t *testing.T, l *env.Libvirt, name string, act env.Act) domain.Guest 
 	return domain.Guest{
 		UUID: id, Name: "test_" + name,
 		Identity:         domain.Identity{Namespace: "test", Name: name, VM: id, Berth: uuid.NewString()},
+		Hardware:         domain.Hardware{Layout: domain.NewestLayout, Machine: "q35"},
 		Acceleration:     v1alpha1.AccelerationEmulation,
 		CPU:              domain.CPU{Sockets: 1, Cores: 1, Threads: 1, Model: berth.CPUHostModel},
 		Memory:           32 << 20,
@@ -164,7 +166,7 @@ func TestLifeOfADomain(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := domain.Facts{
-		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Emulated: true, Console: g.Console,
+		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware, Emulated: true, Console: g.Console,
 		Paths: []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
 	}
 	if diff := cmp.Diff(want, facts); diff != "" {
@@ -341,12 +343,13 @@ func TestHostFacts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%s %s %d CPUs %d bytes, KVM %v (%v), emulation %v, %d machines", f.LibvirtVersion, f.QEMUVersion, f.CPUs, f.Memory, f.KVM, f.WhyNoKVM, f.Emulation, len(f.MachineTypes))
-	if f.LibvirtVersion == "" || f.QEMUVersion == "" || f.CPUs < 1 || f.Memory < 1<<28 || f.Emulation == nil || !slices.Contains(f.MachineTypes, "q35") {
+	if f.LibvirtVersion == "" || f.QEMUVersion == "" || f.CPUs < 1 || f.Memory < 1<<28 || f.Emulation == nil || !slices.Contains(f.MachineTypes, "q35") ||
+		!strings.HasPrefix(f.Q35, "pc-q35-") || !slices.Contains(f.MachineTypes, f.Q35) {
 		t.Errorf("%+v", f)
 	}
 }
 
-// TestWholeGuest starts a guest with all that a domain can have.
+// TestWholeGuest starts a guest with all that a domain can have, in every layout.
 func TestWholeGuest(t *testing.T) {
 	l := env.Libvirtd(t)
 	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
@@ -354,16 +357,24 @@ func TestWholeGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, acceleration := range []v1alpha1.Acceleration{v1alpha1.AccelerationEmulation, v1alpha1.AccelerationKVM} {
-		t.Run(string(acceleration), func(t *testing.T) {
+	for name, tc := range map[string]struct {
+		acceleration v1alpha1.Acceleration
+		hardware     domain.Hardware
+	}{
+		"emulated":              {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}},
+		"emulated, in layout 0": {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: 0, Machine: "q35"}},
+		"by KVM":                {v1alpha1.AccelerationKVM, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			acceleration := tc.acceleration
 			if acceleration == v1alpha1.AccelerationKVM {
 				env.KVM(t)
 				if facts.KVM == nil {
 					t.Fatalf("QEMU runs under KVM here, and libvirt says no: %v", facts.WhyNoKVM)
 				}
 			}
-			g := guest(t, l, "whole"+string(acceleration), env.PowerOff)
-			g.Acceleration = acceleration
+			g := guest(t, l, fmt.Sprintf("whole%s%d", acceleration, tc.hardware.Layout), env.PowerOff)
+			g.Acceleration, g.Hardware = acceleration, tc.hardware
 			g.CPU = domain.CPU{Sockets: 2, Cores: 2, Threads: 1, Model: berth.CPUHostModel}
 			g.Seed = g.Disks[0].Backing[0].Path
 			for i := len(g.Disks); i < domain.MaxDisks; i++ {
@@ -383,7 +394,8 @@ func TestWholeGuest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(live.Taps, []string{g.NIC.Tap}) || live.AgentConnected || live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) {
+			if !slices.Equal(live.Taps, []string{g.NIC.Tap}) || live.AgentConnected || live.Hardware != tc.hardware ||
+				live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) {
 				t.Errorf("facts %+v", live)
 			}
 			output(t, c, g, env.BootText)

@@ -22,6 +22,8 @@ type HostFacts struct {
 	Memory int64
 	// MachineTypes are those of QEMU for 64-bit PCs.
 	MachineTypes []string
+	// Q35 is the one of them that QEMU means by "q35", such as pc-q35-7.2.
+	Q35 string
 	// KVM and Emulation are nil when guests cannot run that way.
 	KVM, Emulation *Virt
 	// WhyNoKVM is set when KVM is nil.
@@ -63,7 +65,7 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 	if err != nil {
 		return HostFacts{}, fmt.Errorf("asking for the host's facts: %w", classify(err))
 	}
-	if f.MachineTypes, err = machines(caps); err != nil {
+	if f.MachineTypes, f.Q35, err = machines(caps); err != nil {
 		return HostFacts{}, err
 	}
 	if f.KVM, f.WhyNoKVM, err = c.try(ctx, "kvm"); err != nil {
@@ -131,27 +133,35 @@ func (c *Client) virt(ctx context.Context, kind string) (*Virt, error) {
 	return v, nil
 }
 
-func machines(doc string) ([]string, error) {
+func machines(doc string) (types []string, q35 string, err error) {
 	var caps struct {
 		Guests []struct {
 			OS   string `xml:"os_type"`
 			Arch struct {
-				Name     string   `xml:"name,attr"`
-				Machines []string `xml:"machine"`
+				Name     string `xml:"name,attr"`
+				Machines []struct {
+					Canonical string `xml:"canonical,attr"` // of an alias
+					Name      string `xml:",chardata"`
+				} `xml:"machine"`
 			} `xml:"arch"`
 		} `xml:"guest"`
 	}
 	if err := xml.Unmarshal([]byte(doc), &caps); err != nil {
-		return nil, fmt.Errorf("reading capabilities: %w", err)
+		return nil, "", fmt.Errorf("reading capabilities: %w", err)
 	}
-	var types []string
 	for _, g := range caps.Guests {
-		if g.OS == "hvm" && g.Arch.Name == "x86_64" {
-			types = append(types, g.Arch.Machines...)
+		if g.OS != "hvm" || g.Arch.Name != "x86_64" {
+			continue
+		}
+		for _, m := range g.Arch.Machines {
+			types = append(types, m.Name)
+			if m.Name == "q35" {
+				q35 = m.Canonical
+			}
 		}
 	}
 	slices.Sort(types)
-	return slices.Compact(types), nil
+	return slices.Compact(types), q35, nil
 }
 
 // version reads libvirt's way to write 9.0.0 as 9000000.
