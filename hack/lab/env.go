@@ -89,6 +89,10 @@ func (t *tool) parts() error {
 			return err
 		}
 	}
-	_, err := fmt.Printf("export KUBEBUILDER_ASSETS='%s'\nexport PATH='%s':$PATH\n", dir, dir)
+	tiny, err := t.cache.Tiny()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Printf("export KUBEBUILDER_ASSETS='%s'\nexport BERTH_TINY_GUEST='%s'\nexport PATH='%s':$PATH\n", dir, tiny, dir)
 	return err
 }

@@ -6,18 +6,24 @@ import (
 	"path/filepath"
 )
 
-// tiny builds the tiny guest and returns its images' directories: one that
-// boots from its disk, one of its kernel alone.
-func (c *Cache) tiny() (map[string]string, error) {
+// Tiny builds the tiny guest and returns its directory: vmlinuz and initrd, and
+// what tiny finds there.
+func (c *Cache) Tiny() (string, error) {
 	kernel, err := c.kernelPackage()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	files, err := embedded("tiny")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	dir, err := c.part("guest-tiny", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeTiny(dir, kernel, files) })
+	return c.part("guest-tiny", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeTiny(dir, kernel, files) })
+}
+
+// tiny returns its images' directories: one that boots from its disk, one of
+// its kernel alone.
+func (c *Cache) tiny() (map[string]string, error) {
+	dir, err := c.Tiny()
 	if err != nil {
 		return nil, err
 	}
@@ -64,6 +70,8 @@ func makeTiny(dir, kernel string, files map[string][]byte) error {
 		{"mcopy", "-i", "disk.raw", "initrd", "syslinux.cfg", "::"},
 		{"syslinux", "--install", "disk.raw"},
 		{"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "disk.raw", "disk.qcow2"},
+		{"cp", vmlinuz, filepath.Join(dir, "vmlinuz")},
+		{"cp", "initrd", filepath.Join(dir, "initrd")},
 	} {
 		if err := run(work, nil, args...); err != nil {
 			return err
