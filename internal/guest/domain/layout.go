@@ -88,6 +88,6 @@ func (p place) after(i int) place { return place{p.bus, p.slot + i} }
 
 func (p place) address() *libvirtxml.DomainAddress {
 	return &libvirtxml.DomainAddress{PCI: &libvirtxml.DomainAddressPCI{
-		Domain: new(uint(0)), Bus: new(uint(p.bus)), Slot: new(uint(p.slot)), Function: new(uint(0)), //nolint:gosec // small numbers
+		Domain: new(uint(0)), Bus: new(uint(p.bus)), Slot: new(uint(p.slot)), Function: new(uint(0)),
 	}}
 }
