@@ -12,11 +12,11 @@ import (
 
 // hints are what is worth remembering of guests and can be lost.
 type hints struct {
-	mu     sync.Mutex
-	states map[lasting]time.Time
-	agents map[types.UID]*guestInfo
-	ends   map[types.UID]plan.End
-	sights map[types.UID]sight
+	mu       sync.Mutex
+	memories map[types.UID]plan.Memory
+	agents   map[types.UID]*guestInfo
+	ends     map[types.UID]plan.End
+	sights   map[types.UID]sight
 }
 
 // sight is what could be seen of a guest from afar when it was last looked at.
@@ -28,39 +28,21 @@ type sight struct {
 // fullLook is how often a guest is looked at that is the same from afar.
 const fullLook = 5 * time.Minute
 
-// lasting is a state of a guest that becomes another thing when it lasts.
-type lasting struct {
-	uid   types.UID
-	state string
-}
-
-// The states that last.
-const (
-	blocked = "blocked" // its disk is full or fails
-	lost    = "lost"    // libvirt has its domain, and its QEMU is gone
-	doubted = "doubted" // libvirt says what ends it, and its QEMU lives
-	untold  = "untold"  // it is gone, and nobody has said how
-)
-
 func newHints() *hints {
-	return &hints{states: map[lasting]time.Time{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}, sights: map[types.UID]sight{}}
+	return &hints{memories: map[types.UID]plan.Memory{}, agents: map[types.UID]*guestInfo{}, ends: map[types.UID]plan.End{}, sights: map[types.UID]sight{}}
 }
 
-// lasts notes whether a guest is in a state, and returns for how long it has been.
-func (h *hints) lasts(uid types.UID, state string, is bool, now time.Time) time.Duration {
+// memory is what the last look at a guest left.
+func (h *hints) memory(uid types.UID) plan.Memory {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	key := lasting{uid, state}
-	first, was := h.states[key]
-	switch {
-	case !is:
-		delete(h.states, key)
-		return 0
-	case !was:
-		h.states[key] = now
-		return 0
-	}
-	return now.Sub(first)
+	return h.memories[uid]
+}
+
+func (h *hints) remember(uid types.UID, m plan.Memory) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.memories[uid] = m
 }
 
 // agent is what the guest's agent has told since it connected, and, if it is time to ask it, where the answer goes.
@@ -148,9 +130,7 @@ func (h *hints) isNew(uid types.UID, what string, now time.Time) bool {
 func (h *hints) forget(uid types.UID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, state := range []string{blocked, lost, doubted, untold} {
-		delete(h.states, lasting{uid, state})
-	}
+	delete(h.memories, uid)
 	delete(h.agents, uid)
 	delete(h.ends, uid)
 	delete(h.sights, uid)

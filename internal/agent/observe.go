@@ -25,7 +25,6 @@ import (
 func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	var h plan.Have
 	unknown := func(err error) plan.Have {
-		a.hints.lasts(g.uid, doubted, false, a.now()) // what ends a guest on libvirt's word is seen at each look, or not at all
 		if h.Unknown == nil {
 			h.Unknown = err
 		}
@@ -52,7 +51,6 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	if h.Pending, err = g.pending(facts); err != nil {
 		return unknown(err)
 	}
-	h.BlockedFor = a.hints.lasts(g.uid, blocked, h.Domain == plan.DomainBlocked, a.now())
 	a.observeAgent(g, &h, facts.AgentConnected) //nolint:contextcheck // what it begins outlives the sync, and ends with the agent
 
 	a.observeContainer(ctx, g, &h)
@@ -61,8 +59,6 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 	}
 	a.watchQEMU(g)
 	g.fromAfar = fromAfar(found, pidsOf(g.qemu))
-	h.LostFor = a.hints.lasts(g.uid, lost, h.Domain != plan.DomainAbsent && h.Process == plan.ProcessNone, a.now())
-	h.DoubtFor = a.hints.lasts(g.uid, doubted, h.Doubted(), a.now())
 	if h.Kept, err = a.store.Has(string(g.uid)); err != nil {
 		return unknown(err)
 	}
@@ -79,7 +75,6 @@ func (a *Agent) observe(ctx context.Context, g *guest) plan.Have {
 		if h.Domain == plan.DomainAbsent && h.Process == plan.ProcessNone {
 			h.End = a.end(g, &h)
 		}
-		h.UntoldFor = a.hints.lasts(g.uid, untold, plan.Untold(g.Want, h), a.now())
 	}
 	return h
 }

@@ -15,14 +15,14 @@ import (
 
 // report writes what the host has of the guest, if it differs from what stands
 // there. It returns when to look again for want of something worth writing.
-func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, failure error) (time.Duration, error) {
+func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, m plan.Memory, failure error) (time.Duration, error) {
 	if g.VM == nil || !g.writable {
 		return 0, nil
 	}
 	if errors.Is(h.Unknown, libvirtd.ErrNotYet) { // this agent is new. What comes of it wakes us
 		return 0, nil
 	}
-	want, wait := plan.Report(g.Want, h, failure, a.now())
+	want, wait := plan.Report(g.Want, h, m, failure, a.now())
 	if wait > 0 {
 		return wait, nil
 	}

@@ -19,7 +19,7 @@ import (
 func TestANewAgentIsSilent(t *testing.T) {
 	a := &Agent{now: time.Now}
 	g := &guest{Want: plan.Want{VM: &v1alpha1.VirtualMachine{}}, writable: true}
-	wait, err := a.report(t.Context(), g, plan.Have{Unknown: fmt.Errorf("looking up: %w", libvirtd.ErrNotYet)}, nil)
+	wait, err := a.report(t.Context(), g, plan.Have{Unknown: fmt.Errorf("looking up: %w", libvirtd.ErrNotYet)}, plan.Memory{}, nil)
 	if wait != 0 || err != nil {
 		t.Errorf("%s, %v", wait, err)
 	}

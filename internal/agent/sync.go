@@ -26,8 +26,9 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 	have := a.observe(ctx, g)
 	var next plan.Next
 	var failure error
+	memory := a.hints.memory(uid)
 	for range rounds {
-		next = plan.Decide(g.Want, have, a.now())
+		next, memory = plan.Decide(g.Want, have, memory, a.now())
 		if len(next.Steps) == 0 {
 			break
 		}
@@ -39,6 +40,7 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 			break
 		}
 	}
+	a.hints.remember(uid, memory)
 	a.meters.states.saw(uid, g.state(&have))
 	if err == nil && failure == nil && have.Unknown == nil && have.Domain == plan.DomainRunning && have.Shim != nil && have.Shim.Attached {
 		a.hints.saw(uid, g.fromAfar, a.now())
@@ -54,7 +56,7 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 	}
 	// gofail: var beforeReport struct{}
 	// crash()
-	wake, reportErr := a.report(ctx, g, have, failure)
+	wake, reportErr := a.report(ctx, g, have, memory, failure)
 	return kube.Sooner(wake, next.Wake), errors.Join(failure, reportErr, err)
 }
 

@@ -18,11 +18,12 @@ const (
 	unblockAfter = 10 * time.Second
 	// killAgain looks whether a killed QEMU is gone.
 	killAgain = 200 * time.Millisecond
-	// lostLimit is how long libvirt may take to notice that QEMU ended; meanwhile it is asked again after lostLook.
-	lostLimit = 10 * time.Second
-	lostLook  = 100 * time.Millisecond
-	// doubtLimit is how long libvirt must say so before a guest is ended on its word: one answer can be a wrong one.
-	doubtLimit = 500 * time.Millisecond
+	// processGoneLimit is how long libvirt may take to notice that QEMU ended; meanwhile it is asked again after processGoneLook.
+	processGoneLimit = 10 * time.Second
+	processGoneLook  = 100 * time.Millisecond
+	// contradictionLimit is how long libvirt must say so before a guest whose QEMU lives is ended on its word: one answer
+	// can be a wrong one.
+	contradictionLimit = 500 * time.Millisecond
 	// pullProgress reports how far a pull is.
 	pullProgress = 10 * time.Second
 )
@@ -38,13 +39,19 @@ type Next struct {
 func steps(s ...Step) Next { return Next{Steps: s} }
 
 // Decide is the whole policy of a node: the first rule that applies wins. Whether
-// a guest that ended is started again is kubelet's decision, not ours.
-func Decide(w Want, h Have, now time.Time) Next {
+// a guest that ended is started again is kubelet's decision, not ours. m is the
+// memory of the look before; what is returned is that of this one.
+func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
+	m = m.after(w, h, now)
+	return decide(w, h, m, now), m
+}
+
+func decide(w Want, h Have, m Memory, now time.Time) Next {
 	switch {
 	case h.Unknown != nil || h.Domain == DomainUnknown || h.Process == ProcessUnknown:
 		return Next{} // what cannot be known wakes us when it can
 	case h.guest():
-		return decideGuest(w, h, now)
+		return decideGuest(w, h, m, now)
 	case h.Container == ContainerUnknown:
 		return Next{}
 	default:
@@ -53,16 +60,17 @@ func Decide(w Want, h Have, now time.Time) Next {
 }
 
 // decideGuest: there is a QEMU.
-func decideGuest(w Want, h Have, now time.Time) Next {
+func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
+	contradicted, gone := age(m.contradictory, now), age(m.processGone, now)
 	switch {
 	case h.Process == ProcessSeveral, h.Process == ProcessElsewhere: // the berth moved on
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
-	case h.Doubted() && h.DoubtFor < doubtLimit:
-		return Next{Wake: doubtLimit - h.DoubtFor}
+	case h.contradictory() && contradicted < contradictionLimit:
+		return Next{Wake: contradictionLimit - contradicted}
 	case h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
-	case h.Process == ProcessNone && h.LostFor < lostLimit: // it ended, and libvirt is about to say how
-		return Next{Wake: lostLook}
+	case h.Process == ProcessNone && gone < processGoneLimit: // it ended, and libvirt is about to say how
+		return Next{Wake: processGoneLook}
 	case h.Process == ProcessNone:
 		return steps(Destroy{})
 	case h.Domain == DomainCrashed:
@@ -86,7 +94,7 @@ func decideGuest(w Want, h Have, now time.Time) Next {
 	case h.Shim.Terminating:
 		return stop(w, h)
 	default:
-		return keep(w, h)
+		return keep(w, h, age(m.diskError, now))
 	}
 }
 
@@ -117,8 +125,8 @@ func stop(w Want, h Have) Next {
 	}
 }
 
-// keep holds a guest in the state that the spec asks for.
-func keep(w Want, h Have) Next {
+// keep holds a guest in the state that the spec asks for; diskError is for how long its disk has been full or failing.
+func keep(w Want, h Have, diskError time.Duration) Next {
 	switch {
 	case w.paused() && h.Domain == DomainRunning:
 		return steps(Suspend{}, Tell{Paused: true})
@@ -126,8 +134,8 @@ func keep(w Want, h Have) Next {
 		return steps(Resume{}, Tell{})
 	case !h.Shim.Running:
 		return steps(Tell{Paused: h.Domain == DomainPaused})
-	case h.Domain == DomainBlocked && h.BlockedFor < unblockAfter:
-		return Next{Wake: unblockAfter - h.BlockedFor}
+	case h.Domain == DomainBlocked && diskError < unblockAfter:
+		return Next{Wake: unblockAfter - diskError}
 	case h.Domain == DomainBlocked:
 		return Next{Steps: []Step{Resume{}}, Wake: unblockAfter}
 	case h.Domain != DomainRunning || !startingUp(w, h):

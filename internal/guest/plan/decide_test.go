@@ -70,6 +70,17 @@ func images(state ImageState) map[string]Image {
 	return map[string]Image{"root": {State: state, Err: errors.New("no such image"), Retry: now.Add(7 * time.Second)}}
 }
 
+// lasting are the memories of cases in which a state has lasted, by their names.
+var lasting = map[string]Memory{
+	"a QEMU that ended is libvirt's to tell of":   {processGone: now.Add(-time.Second)},
+	"but not for ever":                            {processGone: now.Add(-processGoneLimit)},
+	"a guest halted by a full disk is given time": {diskError: now.Add(-4 * time.Second)},
+	"and resumed":                                {diskError: now.Add(-unblockAfter)},
+	"a panic is seen and cleared away":           {contradictory: now.Add(-contradictionLimit)},
+	"one that libvirt forgot is killed":          {contradictory: now.Add(-contradictionLimit)},
+	"once libvirt has had no domain of it twice": {contradictory: now.Add(-100 * time.Millisecond)},
+}
+
 func TestDecide(t *testing.T) {
 	attached := &Shim{Attached: true, Running: true, RunningFor: 20 * time.Second}
 	terminating := func(ago time.Duration) *Shim {
@@ -204,13 +215,13 @@ func TestDecide(t *testing.T) {
 		{
 			"a QEMU that ended is libvirt's to tell of",
 			Want{VM: vm(), Berth: fresh(used)},
-			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached, LostFor: time.Second},
-			Next{Wake: lostLook},
+			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached},
+			Next{Wake: processGoneLook},
 		},
 		{
 			"but not for ever",
 			Want{VM: vm(), Berth: fresh(used)},
-			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached, LostFor: lostLimit},
+			Have{Domain: DomainRunning, Process: ProcessNone, Container: ContainerAlive, Shim: attached},
 			Next{Steps: []Step{Destroy{}}},
 		},
 		{
@@ -290,13 +301,13 @@ func TestDecide(t *testing.T) {
 		{
 			"a guest halted by a full disk is given time",
 			Want{VM: vm(), Berth: fresh()},
-			Have{Domain: DomainBlocked, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, BlockedFor: 4 * time.Second},
+			Have{Domain: DomainBlocked, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
 			Next{Wake: unblockAfter - 4*time.Second},
 		},
 		{
 			"and resumed",
 			Want{VM: vm(), Berth: fresh()},
-			Have{Domain: DomainBlocked, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, BlockedFor: unblockAfter},
+			Have{Domain: DomainBlocked, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
 			Next{Steps: []Step{Resume{}}, Wake: unblockAfter},
 		},
 		{
@@ -372,14 +383,14 @@ func TestDecide(t *testing.T) {
 		{
 			"a panic is seen and cleared away",
 			Want{VM: vm(), Berth: fresh()},
-			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: doubtLimit},
+			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
 			Next{Steps: []Step{Destroy{}}},
 		},
 		{
 			"once libvirt has said so twice",
 			Want{VM: vm(), Berth: fresh()},
 			Have{Domain: DomainCrashed, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
-			Next{Wake: doubtLimit},
+			Next{Wake: contradictionLimit},
 		},
 		{
 			"a shim that ends before its guest came needs no guest",
@@ -402,14 +413,14 @@ func TestDecide(t *testing.T) {
 		{
 			"one that libvirt forgot is killed",
 			Want{VM: vm(), Berth: fresh(used)},
-			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: doubtLimit},
+			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
 			Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain},
 		},
 		{
 			"once libvirt has had no domain of it twice",
 			Want{VM: vm(), Berth: fresh(used)},
-			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached, DoubtFor: 100 * time.Millisecond},
-			Next{Wake: doubtLimit - 100*time.Millisecond},
+			Have{Domain: DomainAbsent, Process: ProcessPlaced, Container: ContainerAlive, Shim: attached},
+			Next{Wake: contradictionLimit - 100*time.Millisecond},
 		},
 		{
 			"of several none is right",
@@ -470,7 +481,7 @@ func TestDecide(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := Decide(tt.want, tt.have, now)
+			got, _ := Decide(tt.want, tt.have, lasting[tt.name], now)
 			if diff := cmp.Diff(tt.next, got, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(End{}, "Message")); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}

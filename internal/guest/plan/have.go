@@ -25,14 +25,6 @@ type Have struct {
 	Disks []v1alpha1.DiskStatus
 	// Kept: the guest has a directory on this node.
 	Kept bool
-	// BlockedFor is for how long QEMU has halted the guest because of its disk.
-	BlockedFor time.Duration
-	// LostFor is for how long libvirt has had a domain of which there is no QEMU.
-	LostFor time.Duration
-	// DoubtFor is for how long libvirt has said at each look what ends a guest, as Doubted tells, though its QEMU lives.
-	DoubtFor time.Duration
-	// UntoldFor is for how long the guest has been gone, as Untold tells, and nobody has said how it ended.
-	UntoldFor time.Duration
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
 	// Pending are the changes of the spec since the guest was started; read only while there is one.
@@ -150,8 +142,8 @@ func (h *Have) guest() bool {
 	return h.Domain != DomainAbsent || h.Process != ProcessNone
 }
 
-// Doubted: libvirt has no domain for a QEMU that lives, or says that its guest panicked.
-func (h *Have) Doubted() bool {
+// contradictory: libvirt has no domain for a QEMU that lives, or says that its guest panicked.
+func (h *Have) contradictory() bool {
 	return (h.Domain == DomainAbsent || h.Domain == DomainCrashed) && (h.Process == ProcessLoose || h.Process == ProcessPlaced)
 }
 

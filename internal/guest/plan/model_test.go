@@ -23,9 +23,8 @@ type world struct {
 	shim      *Shim
 	silent    bool // the agent is new, and the shim has not spoken to it yet
 	domain    Domain
-	qemus     []int // the container that each is in, 0 outside of all
-	lost      time.Duration
-	doubt     time.Duration
+	qemus     []int  // the container that each is in, 0 outside of all
+	memory    Memory // the agent's
 	left      bool
 	kept      bool
 	end       *End
@@ -49,7 +48,7 @@ func (w *world) want() Want {
 }
 
 func (w *world) have() Have {
-	h := Have{Domain: w.domain, Process: ProcessNone, Container: ContainerAbsent, Base: images(ImageReady), Kept: w.kept, Left: w.left, LostFor: w.lost, DoubtFor: w.doubt}
+	h := Have{Domain: w.domain, Process: ProcessNone, Container: ContainerAbsent, Base: images(ImageReady), Kept: w.kept, Left: w.left}
 	switch {
 	case len(w.qemus) > 1:
 		h.Process = ProcessSeveral
@@ -79,13 +78,14 @@ func (w *world) have() Have {
 // sync is one look of an agent that is killed after cut steps.
 func (w *world) sync(t *rapid.T, cut int) {
 	for range 4 {
-		next := Decide(w.want(), w.have(), w.now)
+		var next Next
+		next, w.memory = Decide(w.want(), w.have(), w.memory, w.now)
 		if len(next.Steps) == 0 {
 			return
 		}
 		for _, step := range next.Steps {
 			if cut--; cut < 0 {
-				w.silent = true
+				w.silent, w.memory = true, Memory{}
 				return
 			}
 			if err := w.do(t, step); err != nil {
@@ -214,23 +214,17 @@ func (w *world) pass(d time.Duration) {
 	if w.alive && w.shim.Terminating {
 		w.shim.TerminatingFor += d
 	}
-	w.lost, w.doubt = 0, 0
-	switch h := w.have(); {
-	case w.domain != DomainAbsent && len(w.qemus) == 0:
-		w.lost = d
-	case h.Doubted():
-		w.doubt = d
-	}
 }
 
 // answerWrong has libvirt say once of a guest that runs what ends others.
 func (w *world) answerWrong(t *rapid.T) {
+	_, memory := Decide(w.want(), w.have(), w.memory, w.now) // the look before told the truth
 	ends := func(h Have) bool {
-		return slices.ContainsFunc(Decide(w.want(), h, w.now).Steps, func(s Step) bool { return s == Destroy{} || s == Kill{} })
+		next, _ := Decide(w.want(), h, memory, w.now)
+		return slices.ContainsFunc(next.Steps, func(s Step) bool { return s == Destroy{} || s == Kill{} })
 	}
 	right := w.have()
 	wrong := right
-	wrong.DoubtFor = 0
 	wrong.Domain = rapid.SampledFrom([]Domain{DomainAbsent, DomainCrashed}).Draw(t, "wrong answer")
 	if ends(wrong) && !ends(right) {
 		t.Fatal("a guest was ended because of one wrong answer")

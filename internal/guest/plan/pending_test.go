@@ -50,7 +50,7 @@ func TestPending(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			status, _ := Report(Want{VM: tt.vm, Berth: fresh()}, tt.have, nil, now)
+			status, _ := Report(Want{VM: tt.vm, Berth: fresh()}, tt.have, Memory{}, nil, now)
 			if diff := cmp.Diff(tt.changes, status.PendingChanges); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}

@@ -18,8 +18,8 @@ import (
 // quiet is how long a start that goes well stays unreported: most are over by then.
 const quiet = 2 * time.Second
 
-// untoldLimit is how long kubelet may take to say how a container ended.
-const untoldLimit = 10 * time.Second
+// exitUnknownLimit is how long kubelet may take to say how a container ended.
+const exitUnknownLimit = 10 * time.Second
 
 // ownConditions are those that the agent writes.
 var ownConditions = []string{
@@ -42,13 +42,14 @@ func Owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
 
 func byType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
 
-// Report builds the agent's part of the status, whole, from what is seen; failure
-// is what the last step came back with. A positive wait says that there is
-// nothing worth writing before that.
-func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.VirtualMachineStatus, wait time.Duration) {
+// Report builds the agent's part of the status, whole, from what is seen and the
+// memory of the looks before; failure is what the last step came back with. A
+// positive wait says that there is nothing worth writing before that.
+func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1alpha1.VirtualMachineStatus, wait time.Duration) {
 	had := &w.VM.Status
+	unknownFor := age(m.after(w, h, now).exitUnknown, now)
 	s := &v1alpha1.VirtualMachineStatus{
-		Disks: h.Disks, Guest: h.Guest, LastExit: lastExit(w, h, now), ReleasedBerth: released(w, h),
+		Disks: h.Disks, Guest: h.Guest, LastExit: lastExit(w, h, unknownFor, now), ReleasedBerth: released(w, h),
 	}
 	run := running(w, h, s.LastExit, failure)
 	conditions := []metav1.Condition{run, disksReady(w, h, failure)}
@@ -65,11 +66,11 @@ func Report(w Want, h Have, failure error, now time.Time) (status *v1alpha1.Virt
 	}
 	s.Conditions = condition.Carry(conditions, had.Conditions, generation, now)
 
-	if h.Shim != nil && h.Shim.Attached && h.Doubted() {
+	if h.Shim != nil && h.Shim.Attached && h.contradictory() {
 		return s, killAgain // its QEMU is about to end; how, shows then
 	}
-	if Untold(w, h) && h.UntoldFor < untoldLimit {
-		return s, lostLook
+	if exitUnknown(w, h) && unknownFor < exitUnknownLimit {
+		return s, processGoneLook
 	}
 	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
 		if age := now.Sub(w.Berth.Created); age >= 0 && age < quiet { // our clock and the API server's may differ
@@ -153,21 +154,32 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	}
 }
 
-// lastExit is how the guest ended just now, or what stands there.
-func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
+// lastExit is how the guest ended just now, or what stands there. unknownFor is for how long that was unknown.
+func lastExit(w Want, h Have, unknownFor time.Duration, now time.Time) *v1alpha1.LastExit {
+	end, isNew := newEnd(w, h, unknownFor)
+	if !isNew {
+		return w.VM.Status.LastExit
+	}
+	if !end.Told.IsZero() {
+		now = end.Told
+	}
+	return exitOf(end, now)
+}
+
+// newEnd is an end of the guest that the status does not tell yet.
+func newEnd(w Want, h Have, unknownFor time.Duration) (end End, isNew bool) {
 	had := w.VM.Status.LastExit
 	was := w.ran()
-	var end End
 	switch {
 	case h.Unknown != nil:
-		return had
+		return End{}, false
 	case h.guest():
 		return missed(w)
 	case h.End != nil && !h.End.Told.IsZero():
 		end = *h.End
 	case h.Shim != nil && h.Shim.Attached:
 		end = ended(w, h)
-	case was && h.Container != ContainerAlive && h.End != nil && !kubeletKnowsMore(w, h):
+	case was && h.Container != ContainerAlive && h.End != nil && !kubeletKnowsMore(w, h, unknownFor):
 		end = *h.End
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = ShimLost
@@ -175,29 +187,26 @@ func lastExit(w Want, h Have, now time.Time) *v1alpha1.LastExit {
 	default:
 		return missed(w)
 	}
-	if !end.Told.IsZero() {
-		now = end.Told
-	}
-	exit := exitOf(end, now)
-	if !was && had != nil && had.Reason == exit.Reason && had.ExitCode == exit.ExitCode && had.Message == exit.Message {
-		return had // told already
-	}
-	return exit
+	told := !was && had != nil && had.Reason == end.Reason && had.ExitCode == end.Code && had.Message == condition.Shorten(end.Message)
+	return end, !told
 }
 
 // kubeletKnowsMore: the guest may have ended with its container, for want of memory say, and kubelet is to say so yet.
-func kubeletKnowsMore(w Want, h Have) bool {
+func kubeletKnowsMore(w Want, h Have, unknownFor time.Duration) bool {
 	withContainer := h.End.Reason == v1alpha1.ReasonQEMUFailed || h.End.Reason == v1alpha1.ReasonDestroyed
-	return w.Berth != nil && withContainer && h.UntoldFor < untoldLimit
+	return w.Berth != nil && withContainer && unknownFor < exitUnknownLimit
 }
 
-// Untold: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there. Kubelet is
-// about to say how, in the pod, which must not be released before that.
-func Untold(w Want, h Have) bool {
-	had := &w.VM.Status
-	mayHaveRun := w.ran() || condition.Is(had.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)
+// exitUnknown: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there.
+// Kubelet is about to say how, in the pod, which must not be released before that.
+func exitUnknown(w Want, h Have) bool {
+	mayHaveRun := w.ran() || condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown)
 	gone := h.Unknown == nil && !h.guest() && h.Container != ContainerAlive
-	return w.Berth != nil && mayHaveRun && gone && lastExit(w, h, time.Time{}) == had.LastExit
+	if w.Berth == nil || !mayHaveRun || !gone {
+		return false
+	}
+	_, isNew := newEnd(w, h, 0)
+	return !isNew
 }
 
 func exitOf(end End, at time.Time) *v1alpha1.LastExit {
@@ -207,21 +216,19 @@ func exitOf(end End, at time.Time) *v1alpha1.LastExit {
 // sameEnd is how much later than the status kubelet may tell of one and the same end.
 const sameEnd = 10 * time.Second
 
-// missed is what stands there, or the later end that kubelet tells of: the API server was away when it came, and the
-// guest lives again.
-func missed(w Want) *v1alpha1.LastExit {
-	had := w.VM.Status.LastExit
+// missed is a later end that kubelet tells of: the API server was away when it came, and the guest lives again.
+func missed(w Want) (End, bool) {
 	if w.Berth == nil || w.Berth.Ended == nil {
-		return had
+		return End{}, false
 	}
 	end := *w.Berth.Ended
-	if had != nil {
+	if had := w.VM.Status.LastExit; had != nil {
 		later, same := end.Told.Sub(had.Time.Time), had.Reason == end.Reason && had.ExitCode == end.Code
 		if later <= 0 || same && later < sameEnd {
-			return had
+			return End{}, false
 		}
 	}
-	return exitOf(end, end.Told)
+	return end, true
 }
 
 // released names the berth of which nothing is left, for as long as no other is named.

@@ -34,6 +34,13 @@ func endedAt(at time.Time) func(*Berth) {
 	return func(b *Berth) { b.Ended = &End{Reason: v1alpha1.ReasonGuestPanicked, Code: 134, Told: at} }
 }
 
+// lastingEnds are the memories of cases in which a state has lasted, by their names.
+var lastingEnds = map[string]Memory{
+	"a shim that was killed, of which kubelet says nothing":       {exitUnknown: now.Add(-exitUnknownLimit)},
+	"nor before kubelet says how it ended, if no agent was there": {exitUnknown: now.Add(-(exitUnknownLimit - time.Second))},
+	"or does not": {exitUnknown: now.Add(-exitUnknownLimit)},
+}
+
 func TestReport(t *testing.T) {
 	notFound := fault.ByUser(v1alpha1.ReasonImageNotFound, errors.New("no such image"))
 	gone := Have{Domain: DomainAbsent, Process: ProcessNone}
@@ -117,7 +124,7 @@ func TestReport(t *testing.T) {
 		},
 		{
 			name: "a shim that was killed, of which kubelet says nothing", want: Want{VM: vm(ran), Berth: fresh(used)},
-			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}, UntoldFor: untoldLimit},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonDestroyed, Code: 137}},
 			running: "False ShimLost", disks: "True DisksReady", exit: v1alpha1.ReasonShimLost,
 		},
 		{
@@ -167,7 +174,7 @@ func TestReport(t *testing.T) {
 		},
 		{
 			name: "nor before kubelet says how it ended, if no agent was there", want: Want{VM: vm(ran), Berth: fresh(ending)},
-			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, UntoldFor: untoldLimit - time.Second},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead},
 			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1", wait: true,
 		},
 		{
@@ -182,7 +189,7 @@ func TestReport(t *testing.T) {
 		},
 		{
 			name: "or does not", want: Want{VM: vm(ran), Berth: fresh(ending)},
-			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, UntoldFor: untoldLimit},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead},
 			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1",
 		},
 		{
@@ -213,7 +220,7 @@ func TestReport(t *testing.T) {
 			if tt.have.Disks == nil && tt.disks == "True DisksReady" {
 				tt.have.Disks = []v1alpha1.DiskStatus{{Name: "root"}}
 			}
-			s, wait := Report(tt.want, tt.have, tt.failure, now)
+			s, wait := Report(tt.want, tt.have, lastingEnds[tt.name], tt.failure, now)
 			for _, c := range s.Conditions {
 				if !v1alpha1.Reason(c.Reason).StandsIn(c.Type) {
 					t.Errorf("the table of reasons does not have %s in %s", c.Reason, c.Type)
@@ -248,9 +255,9 @@ func TestReport(t *testing.T) {
 func TestReportKeepsTheTimeOfAnExitThatWasTold(t *testing.T) {
 	have := Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{Attached: true, Exiting: true}, End: &End{Reason: v1alpha1.ReasonPoweredOff}}
 	web := vm(ran)
-	first, _ := Report(Want{VM: web, Berth: fresh()}, have, nil, now)
+	first, _ := Report(Want{VM: web, Berth: fresh()}, have, Memory{}, nil, now)
 	web.Status = *first
-	second, _ := Report(Want{VM: web, Berth: fresh()}, have, nil, now.Add(time.Minute))
+	second, _ := Report(Want{VM: web, Berth: fresh()}, have, Memory{}, nil, now.Add(time.Minute))
 	if !second.LastExit.Time.Equal(&first.LastExit.Time) {
 		t.Errorf("the exit moved from %s to %s", first.LastExit.Time, second.LastExit.Time)
 	}
