@@ -25,14 +25,14 @@ var unrecorded = Hardware{Layout: 0, Machine: "q35"}
 type layout struct {
 	// bridges are the PCI buses beside the root bus, 1 and up.
 	bridges []bridge
-	// nic and disk are the first ones'; the others are in the slots after it. So the names that udev makes of addresses
-	// depend on nothing else that the guest has.
+	// nic and disk are where the first one is; the others are in the slots after it. So the names that udev makes of
+	// addresses depend on nothing else that the guest has.
 	nic, disk place
 	// seed is behind the disks: the first of them is the guest's vda.
 	seed place
 	// These are never plugged.
 	serial, rng, balloon place
-	// growth is how many times its CPU sockets a guest can have, once it has maxGrown vCPUs at most.
+	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most.
 	growth int
 }
 

@@ -35,7 +35,7 @@ func linux(t *testing.T, l *env.Libvirt, name string, disks int) domain.Guest {
 			t.Fatal(err)
 		}
 		*path = filepath.Join(dir, file)
-		if err := os.WriteFile(*path, raw, 0o644); err != nil { //nolint:gosec // QEMU's user reads it
+		if err := os.WriteFile(*path, raw, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
