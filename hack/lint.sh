@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 crd_limit=80000 # bytes of a kind's CRD
-go_limit=24000  # lines of the product's Go, without tests and generated code
+go_limit=32000  # non-blank lines of the product's Go, without tests and generated code
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -61,15 +61,15 @@ crds() {
 	return $status
 }
 
-# lines FILES… counts, of those that exist, all lines.
-lines() { xargs -r cat | wc -l; }
+# lines counts the lines of the files on its input that are not blank.
+lines() { xargs -r cat | grep -c '[^[:space:]]'; }
 
 size() {
 	local product tests
 	product=$(sources '*.go' | grep -vE '_test\.go$|/zz_generated|^(hack|test)/' | lines)
 	tests=$(sources '*.go' | grep -E '_test\.go$|^test/' | grep -v ^hack/ | lines)
 	echo "note: product $product (at most $go_limit), tests $tests, hack $(sources 'hack/*.go' | lines)"
-	[ "$product" -le "$go_limit" ] || { echo "the product has grown to $product lines of Go: make it smaller" && false; }
+	[ "$product" -le "$go_limit" ] || { echo "the product has grown to $product non-blank lines of Go: make it smaller" && false; }
 }
 
 # vulnerabilities needs Go's database on the internet, or a copy named in GOVULNDB.

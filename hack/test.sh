@@ -35,6 +35,15 @@ unit() {
 	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
 }
 
+# race runs what shares memory between goroutines under the race detector, which needs cgo.
+race() {
+	if ! command -v "${CC:-gcc}" >/dev/null; then
+		echo "skipped: the race detector needs a C compiler"
+		return
+	fi
+	CGO_ENABLED=1 go test -race -count=1 -p 1 ./internal/agent/... ./internal/host/libvirtd ./internal/berth/...
+}
+
 # fuzz looks for hostile input for a few seconds each; what it once found is
 # among the seeds, which unit runs. It counts runs and not seconds: on a busy
 # machine the end of a time can be taken for a failure (go.dev/issue/75804).
@@ -90,13 +99,15 @@ mkdir -p _out
 beside unit 10 unit
 beside lint 19 hack/lint.sh
 beside fuzz 19 fuzz
+beside race 19 race
 step "journeys in the lab" journeys
 step "tests on real parts, beside them" ended unit
 step "lint, beside them" ended lint
 step "fuzzing, beside them" ended fuzz
+step "race detector, beside them" ended race
 
 if [ ${#failed[@]} -gt 0 ]; then
-	for name in unit fuzz journeys; do
+	for name in unit fuzz race journeys; do
 		failures "_out/$name.log"
 	done
 	printf '\nFAILED: %s\n' "${failed[@]}"

@@ -70,14 +70,14 @@ func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.P
 		return nil, err
 	}
 	var then record
-	err = json.Unmarshal([]byte(recordText), &then)
+	isRecord := json.Unmarshal([]byte(recordText), &then) == nil
 	switch {
 	case then.Version > recordVersion:
 		return nil, nil
-	case err == nil && then.Version == 0:
+	case !isRecord:
+		return unreadable(), nil
+	case then.Version == 0:
 		return changesOfHashes(recordText, spec)
-	case err != nil:
-		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
 	}
 	was, err := leavesOf(&then.Spec)
 	if err != nil {
@@ -103,11 +103,15 @@ func NewBerth(changes []v1alpha1.PendingChange) []v1alpha1.PendingChange {
 	return slices.DeleteFunc(slices.Clone(changes), func(c v1alpha1.PendingChange) bool { return c.Effect != v1alpha1.EffectNewBerth })
 }
 
+func unreadable() []v1alpha1.PendingChange {
+	return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}
+}
+
 // changesOfHashes reads a record from before there were versions, which has a hash of each field of the spec.
 func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
 	then := map[string]string{}
 	if json.Unmarshal([]byte(recordText), &then) != nil || len(then) == 0 {
-		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
+		return unreadable(), nil
 	}
 	fields := func(s *v1alpha1.VirtualMachineSpec) (map[string]json.RawMessage, error) {
 		s = s.DeepCopy()

@@ -17,8 +17,6 @@ import (
 
 type change = v1alpha1.PendingChange
 
-var unreadable = []change{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}
-
 func leaf(path, from, to string, effect v1alpha1.ChangeEffect) change {
 	return change{Path: path, From: from, To: to, Effect: effect}
 }
@@ -161,10 +159,10 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 			"hashes, a removed field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks = nil }).Spec,
 			[]change{{Path: "disks", Effect: v1alpha1.EffectNewBerth}},
 		},
-		{"one that cannot be read", "{", spec, unreadable},
-		{"one of another form", `{"cpu":1}`, spec, unreadable},
-		{"one that holds nothing", `{}`, spec, unreadable},
-		{"one that is missing", "", spec, unreadable},
+		{"one that cannot be read", "{", spec, unreadable()},
+		{"one of another form", `{"cpu":1}`, spec, unreadable()},
+		{"one that holds nothing", `{}`, spec, unreadable()},
+		{"one that is missing", "", spec, unreadable()},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -109,7 +109,7 @@ func (h HandOver) validate() error {
 	var described [MaxDescriptors]bool
 	names := make(map[Device]bool, len(h.Devices))
 	for _, d := range h.Devices {
-		if err := d.validate(); err != nil {
+		if err := d.check(); err != nil {
 			return err
 		}
 		if d.Kind == KindConsole {
@@ -124,7 +124,7 @@ func (h HandOver) validate() error {
 	return nil
 }
 
-func (d Device) validate() error {
+func (d Device) check() error {
 	switch {
 	case !isName(string(d.Kind), maxKind) || !isName(d.Name, maxDeviceName):
 		return fmt.Errorf("device %.70q of kind %.40q: a name has 1 to %d lower-case letters, digits and hyphens, a kind 1 to %d", d.Name, d.Kind, maxDeviceName, maxKind)
@@ -135,10 +135,10 @@ func (d Device) validate() error {
 	case d.Lease == nil:
 		return fmt.Errorf("%s %s comes without what it leases", d.Kind, d.Name)
 	}
-	return d.Lease.validate()
+	return d.Lease.check()
 }
 
-func (l *Lease) validate() error {
+func (l *Lease) check() error {
 	switch {
 	case !l.Address.IsValid() || !l.Address.Addr().Is4() || l.Address.Bits() > 30:
 		return fmt.Errorf("address %q is no IPv4 address with a prefix of at most 30 bits", l.Address)

@@ -37,7 +37,8 @@ func TestPending(t *testing.T) {
 	}{
 		{"a guest that has what the spec asks for", vm(), runs, nil, "True UpToDate "},
 		{
-			"one that has not", vm(), with(cores, keys, data), []v1alpha1.PendingChange{cores, keys, data},
+			"one that has not", vm(), with(cores, keys, data),
+			[]v1alpha1.PendingChange{cores, keys, data},
 			"False ChangesPending changes wait for the guest's next restart (change spec.restartedAt to restart it now): cpu.cores (1 to 2), sshAuthorizedKeys[0] (unset to ssh-ed25519 A), cloudInit.userData",
 		},
 		{
