@@ -110,7 +110,7 @@ func unreadable() []v1alpha1.PendingChange {
 // changesOfHashes reads a record from before there were versions, which has a hash of each field of the spec.
 func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
 	then := map[string]string{}
-	if json.Unmarshal([]byte(recordText), &then) != nil || len(then) == 0 {
+	if isRecord := json.Unmarshal([]byte(recordText), &then) == nil; !isRecord || len(then) == 0 {
 		return unreadable(), nil
 	}
 	fields := func(s *v1alpha1.VirtualMachineSpec) (map[string]json.RawMessage, error) {

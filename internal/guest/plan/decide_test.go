@@ -75,6 +75,7 @@ var lasting = map[string]Memory{
 	"a QEMU that ended is libvirt's to tell of":   {processGone: now.Add(-time.Second)},
 	"but not for ever":                            {processGone: now.Add(-processGoneLimit)},
 	"a guest halted by a full disk is given time": {diskError: now.Add(-4 * time.Second)},
+
 	"and resumed":                                {diskError: now.Add(-unblockAfter)},
 	"a panic is seen and cleared away":           {contradictory: now.Add(-contradictionLimit)},
 	"one that libvirt forgot is killed":          {contradictory: now.Add(-contradictionLimit)},
