@@ -28,16 +28,16 @@ func run() error {
 	var pullPolicy, pullSecrets, cpuRequest, annotations string
 	var verbosity int
 	flag.StringVar(&o.Berth.ShimImage, "shim-image", "", "image of berth-shim (required)")
-	flag.StringVar(&pullPolicy, "shim-pull-policy", string(corev1.PullIfNotPresent), "how kubelet pulls it")
+	flag.StringVar(&pullPolicy, "shim-pull-policy", string(corev1.PullIfNotPresent), "imagePullPolicy of berth-shim")
 	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "Secrets for pulling it, in the guest's namespace, comma-separated")
 	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "what a berth requests for each vCPU")
-	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "hosts emulate: add the memory that takes")
+	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "add to berths the memory that emulation takes")
 	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may put on their berths, comma-separated, trailing * allowed")
 	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader's lease")
 	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "elect a leader among replicas")
-	flag.StringVar(&o.Identity, "identity", "", "this replica's name among those that may lead, the same after a restart: its pod's")
-	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8443", "address of /metrics, by HTTPS to whom the API server lets; 0 serves none")
-	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0 serves none")
+	flag.StringVar(&o.Identity, "identity", "", "leader election identity of this replica, the same after a restart, such as its pod's name")
+	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8443", "address of /metrics: HTTPS, guarded by TokenReview and SubjectAccessReview; 0 disables it")
+	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0 disables them")
 	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")
 	flag.Parse()
 

@@ -79,7 +79,7 @@ func (r *Reconciler) whoseBerth(ctx context.Context, vm *v1alpha1.VirtualMachine
 		return nil // the cache was behind
 	}
 	if ours {
-		return fault.ByTime(v1alpha1.ReasonPodNameTaken, fmt.Errorf("the berth of a former VirtualMachine of this name is still ending"))
+		return fault.ByTime(v1alpha1.ReasonPodNameTaken, fmt.Errorf("pod %s of a deleted VirtualMachine (uid %s) is still terminating", pod.Name, owner))
 	}
 	return fault.ByUser(v1alpha1.ReasonPodNameTaken, fmt.Errorf(
 		"a pod that is not Berth's has the name %s: delete that pod, or give the VirtualMachine another name", vm.Name))

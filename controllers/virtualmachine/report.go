@@ -166,7 +166,7 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 		return no(v1alpha1.ReasonNotWanted, "")
 	case seen.berth == nil && !seen.formerGone():
 		return no(v1alpha1.ReasonBerthVanished, fmt.Sprintf(
-			"the berth was removed before its guest was proven gone, so no other may start: the agent on node %s is about to tell; if there is none any more, delete the Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
+			"the berth was removed before its guest was proven gone, so no other may start until the agent on node %[1]s reports that it is. If node %[1]s is gone for good, delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
 	case seen.berth == nil && seen.boundTo() != "" && seen.node == nil:
 		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which is gone: bring it back, or make the VirtualMachine anew", seen.boundTo()))
 	case seen.berth == nil:

@@ -30,13 +30,13 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 		"no guest is wanted":             {snapshot{vm: vm(stopped)}, ""},
 		"there is no berth yet":          {snapshot{vm: vm()}, "False Unschedulable no memory"},
 		"the berth has no node":          {snapshot{vm: vm(neverPlaced), berth: pod(unbound)}, "False Unschedulable no memory"},
-		"its agent has not spoken":       {snapshot{vm: vm(), berth: pod()}, "False Pending "},
-		"it starts":                      {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting "},
-		"its image is pulled":            {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting "},
-		"its image cannot be had":        {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable "},
-		"it runs, and a disk is to come": {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready "},
+		"its agent has not spoken":       {snapshot{vm: vm(), berth: pod()}, "False Pending " + v1alpha1.ReasonPending.When()},
+		"it starts":                      {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
+		"its image is pulled":            {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
+		"its image cannot be had":        {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable " + registry.When()},
+		"it runs, and a disk is to come": {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready " + v1alpha1.ReasonReady.When()},
 		"its probes fail":                {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod()}, "False ProbesFailing the guest runs, but its probes do not pass yet"},
-		"it is stopped":                  {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping "},
+		"it is stopped":                  {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping " + v1alpha1.ReasonStopping.When()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.seen.node = node()

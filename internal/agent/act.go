@@ -109,7 +109,7 @@ func (a *Agent) resume(ctx context.Context, g *guest) error {
 	}
 	if g.VM != nil && meta.IsStatusConditionTrue(g.VM.Status.Conditions, v1alpha1.ConditionRunning) {
 		a.events.Eventf(g.VM, nil, corev1.EventTypeWarning, string(v1alpha1.ReasonSuspended), "Resume",
-			"Somebody suspended the domain, with virsh perhaps, and it was resumed: set state to Paused to pause the guest")
+			"The domain was paused outside of Berth and has been resumed: to pause the guest, set spec.state to Paused")
 	}
 	return nil
 }
@@ -172,8 +172,12 @@ func (a *Agent) prove(g *guest) error {
 	if err := observeProcess(g, &h); err != nil {
 		return err
 	}
-	if h.Process != plan.ProcessPlaced || !g.link.shim.Alive() {
-		return fault.ByTime(v1alpha1.ReasonPlacementFailed, errors.New("QEMU is not where it must be before it may run"))
+	switch {
+	case !g.link.shim.Alive():
+		return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf("refusing to resume the guest: container %s has ended", g.link.container))
+	case h.Process != plan.ProcessPlaced:
+		return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf(
+			"refusing to resume the guest: want one QEMU in container %s of pod %s, found processes %v elsewhere", g.link.container, g.berthUID, pidsOf(g.qemu)))
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func (a *Agent) machine(g *guest, user int) (domain.Guest, error) {
 		}
 	}
 	if len(m.Disks) != len(vm.Spec.Disks) {
-		return m, fmt.Errorf("%d of %d disks are there", len(m.Disks), len(vm.Spec.Disks))
+		return m, fmt.Errorf("the spec has %d disks, and %d of them are in the VM's directory on the node", len(vm.Spec.Disks), len(m.Disks))
 	}
 	for _, b := range basesOf(vm) {
 		if b.name != plan.Kernel {

@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -37,7 +39,7 @@ func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, m plan.Memory
 // tell raises Events for what changed: a start, an end, and what is in the way.
 func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
 	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) && !asked(vm, e) {
-		a.events.Eventf(vm, nil, e.Reason.Event(), string(e.Reason), "Stop", "Guest ended with code %d. %s", e.ExitCode, e.Message)
+		a.events.Eventf(vm, nil, e.Reason.Event(), string(e.Reason), "Stop", "%s (exit code %d)", cmp.Or(e.Message, strings.TrimSuffix(e.Reason.When(), ".")), e.ExitCode)
 	}
 	for _, c := range has.Conditions {
 		old, reason := meta.FindStatusCondition(had.Conditions, c.Type), v1alpha1.Reason(c.Reason)
@@ -52,7 +54,7 @@ func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMach
 			a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Start", "Guest runs on node %s", a.Node)
 		case reason == v1alpha1.ReasonPullingImage:
 			if old == nil || old.Reason != c.Reason {
-				a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Pull", "Fetching images to node %s", a.Node)
+				a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Pull", "Pulling images to node %s", a.Node)
 			}
 		case reason.IsWarning() && c.Message != "" && (has.LastExit == nil || reason != has.LastExit.Reason):
 			a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Prepare", "%s", c.Message)

@@ -48,8 +48,8 @@ func TestTell(t *testing.T) {
 		"nothing known":              {running(started), running(unknown), "Warning LibvirtUnreachable libvirtd does not"},
 		"a start that takes long":    {running(starting), running(late), ""},
 		"an image that is not there": {running(starting), running(noImage), "Warning ImageNotFound no such image"},
-		"a power-off":                {running(started), exit(v1alpha1.ReasonPoweredOff, 0), "Normal PoweredOff Guest ended"},
-		"a panic":                    {running(started), exit(v1alpha1.ReasonGuestPanicked, 134), "Warning GuestPanicked Guest ended"},
+		"a power-off":                {running(started), exit(v1alpha1.ReasonPoweredOff, 0), "Normal PoweredOff The guest powered itself off (exit code 0)"},
+		"a panic":                    {running(started), exit(v1alpha1.ReasonGuestPanicked, 134), "Warning GuestPanicked The guest's kernel reported a panic (exit code 134)"},
 		"a guest that was there on":  {running(unknown), running(started), ""},
 	} {
 		t.Run(name, func(t *testing.T) {

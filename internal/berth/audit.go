@@ -2,6 +2,7 @@ package berth
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -33,25 +34,33 @@ func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
 		}
 	}
 	if len(spec.Containers) != 1 {
-		return "its container guest is missing"
+		return "container guest was removed"
 	}
 	guest := spec.Containers[0]
 	sc := guest.SecurityContext
 	switch {
 	case spec.HostNetwork, spec.HostPID, spec.HostIPC:
-		return "it shares a namespace of the host"
+		return fmt.Sprintf("hostNetwork, hostPID or hostIPC is true (%t, %t, %t)", spec.HostNetwork, spec.HostPID, spec.HostIPC)
 	case spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace:
-		return "its containers share their processes"
+		return "shareProcessNamespace is true"
 	case spec.RuntimeClassName != nil: // only runc's and crun's containers can hold a guest, and nothing tells whose class it is
-		return fmt.Sprintf("it has the runtime class %s", *spec.RuntimeClassName)
-	case sc == nil || sc.Privileged != nil && *sc.Privileged || sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation:
-		return "its container is privileged"
-	case sc.Capabilities == nil || len(sc.Capabilities.Add) > 0:
-		return "its container has capabilities"
-	case !guest.Stdin || !guest.TTY || len(guest.Command) > 0 || len(guest.Args) > 0:
-		return "its container runs something else than the shim"
+		return fmt.Sprintf("runtimeClassName is %s", *spec.RuntimeClassName)
+	case sc == nil:
+		return "securityContext of container guest was removed"
+	case sc.Privileged != nil && *sc.Privileged:
+		return "securityContext.privileged of container guest is true"
+	case sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation:
+		return "securityContext.allowPrivilegeEscalation of container guest is not false"
+	case sc.Capabilities == nil:
+		return "securityContext.capabilities of container guest was removed"
+	case len(sc.Capabilities.Add) > 0:
+		return fmt.Sprintf("securityContext.capabilities.add of container guest is %v", sc.Capabilities.Add)
+	case !guest.Stdin || !guest.TTY:
+		return fmt.Sprintf("stdin or tty of container guest is false (%t, %t)", guest.Stdin, guest.TTY)
+	case len(guest.Command) > 0 || len(guest.Args) > 0:
+		return fmt.Sprintf("container guest has the command %.100q, not the image's", append(slices.Clone(guest.Command), guest.Args...))
 	case guest.Resources.Limits.Memory().Value() < vm.Spec.Memory.Size.Value()+shimMemory+qemuMemory:
-		return fmt.Sprintf("its memory limit is %s, less than the guest needs", guest.Resources.Limits.Memory())
+		return fmt.Sprintf("the memory limit of container guest is %s, less than the guest needs", guest.Resources.Limits.Memory())
 	}
 	return ""
 }

@@ -13,11 +13,14 @@ import (
 // maxMessage bounds a message, in bytes: it may carry words of a registry or a guest.
 const maxMessage = 1024
 
-// New makes a condition that is true or false.
+// New makes a condition that is true or false. Without a message it has the reason's own words.
 func New(kind string, holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
 	status := metav1.ConditionFalse
 	if holds {
 		status = metav1.ConditionTrue
+	}
+	if message == "" {
+		message = reason.When()
 	}
 	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Shorten(message)}
 }

@@ -55,7 +55,7 @@ func TestBadImages(t *testing.T) {
 	}{
 		{repository: "/stall", bad: bad{ // first: it takes long
 			name: "from a registry that stalls", before: good("/stall"),
-			reason: v1alpha1.ReasonRegistryUnreachable, says: "sent nothing for too long", mend: behaves("/stall"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "no data for", mend: behaves("/stall"),
 		}},
 		{repository: "/missing", bad: bad{
 			name:   "missing",

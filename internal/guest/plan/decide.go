@@ -200,7 +200,7 @@ func ended(w Want, h Have) End {
 	case startingUp(w, h) && h.Shim.RunningFor >= w.startupLimit():
 		return End{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
 	case h.End == nil:
-		return End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU ended, nobody saw why"}
+		return End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU exited; neither libvirt's events nor its log tell a cause"}
 	}
 	return *h.End
 }

@@ -35,7 +35,7 @@ func TestPending(t *testing.T) {
 		changes []v1alpha1.PendingChange
 		says    string // status, reason and message of the condition, "" if there is none
 	}{
-		{"a guest that has what the spec asks for", vm(), runs, nil, "True UpToDate "},
+		{"a guest that has what the spec asks for", vm(), runs, nil, "True UpToDate The guest was started from the spec as it is."},
 		{
 			"one that has not", vm(), with(cores, keys, data),
 			[]v1alpha1.PendingChange{cores, keys, data},
@@ -45,7 +45,7 @@ func TestPending(t *testing.T) {
 			"one whose shim is too old for it", vm(), old, nil,
 			"False ShimOutdated the berth's shim is older than the node's agent and cannot serve: lease; change spec.restartedAt to restart the guest in a new berth",
 		},
-		{"one whose change was taken back", vm(waits), runs, nil, "True UpToDate "},
+		{"one whose change was taken back", vm(waits), runs, nil, "True UpToDate The guest was started from the spec as it is."},
 		{"no guest: it will start with the spec as it is", vm(waits), Have{Domain: DomainAbsent, Process: ProcessNone}, nil, ""},
 		{"what cannot be seen stays as it was", vm(waits), Have{Unknown: fmt.Errorf("no answer")}, []v1alpha1.PendingChange{cores}, "False ChangesPending cpu.cores"},
 	}

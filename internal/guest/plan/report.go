@@ -99,7 +99,7 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 	case attached && h.Domain == DomainRunning:
 		return is(true, v1alpha1.ReasonStarted, "")
 	case attached && h.Domain == DomainBlocked:
-		return is(false, v1alpha1.ReasonDiskBlocked, "its disk is full or fails: free space on the node, or read its kernel's log; the guest is resumed by itself")
+		return is(false, v1alpha1.ReasonDiskBlocked, "QEMU paused the guest on an I/O error of a disk: free space on the node, or read the node's kernel log; Berth resumes the guest every 10 s")
 	case attached && h.Domain == DomainPaused && w.paused():
 		return is(false, v1alpha1.ReasonPaused, "")
 	case failure != nil && !fault.ReasonOf(failure).StandsIn(v1alpha1.ConditionDisksReady):

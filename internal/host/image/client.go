@@ -119,7 +119,7 @@ func (s *session) get(ctx context.Context, what string, accept ...string) (io.Re
 	ctx = auth.WithScopesForHost(ctx, s.ref.host(), auth.ScopeRepository(s.ref.Repository, auth.ActionPull))
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := s.client.options.Stall
-	watch := &watched{cancel: cancel, limit: limit, timer: time.AfterFunc(limit, func() { cancel(errStalled) })}
+	watch := &watched{cancel: cancel, limit: limit, timer: time.AfterFunc(limit, func() { cancel(fmt.Errorf("no data for %s", limit)) })}
 
 	url := fmt.Sprintf("%s://%s/v2/%s/%s", scheme, s.ref.host(), s.ref.Repository, what)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)

@@ -15,8 +15,6 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-var errStalled = errors.New("it sent nothing for too long")
-
 func invalid(ref Reference, err error) error {
 	return fault.ByUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %s: %w", ref, err))
 }
@@ -36,7 +34,7 @@ func mismatch(ref Reference, what string) error {
 
 func unreachable(ref Reference, err error) error {
 	return fault.ByTime(v1alpha1.ReasonRegistryUnreachable,
-		fmt.Errorf("image %s: registry %s does not serve it, and is asked again: %w", ref, ref.Registry, err))
+		fmt.Errorf("pulling image %s from %s failed, it is tried again: %w", ref, ref.Registry, err))
 }
 
 // refusal classifies an answer that is no success.

@@ -184,5 +184,5 @@ func (m *manifest) choose(arch string) (digest.Digest, error) {
 	if len(m.Manifests) == 1 && m.Manifests[0].Platform == nil {
 		return m.Manifests[0].Digest, nil
 	}
-	return "", fmt.Errorf("it has no variant for linux/%s: push one", arch)
+	return "", fmt.Errorf("the image index has no manifest for linux/%s: push one", arch)
 }

@@ -51,7 +51,7 @@ func (l *line) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) erro
 	select {
 	case l.slots <- struct{}{}:
 	case <-ctx.Done():
-		return unreachable(fmt.Errorf("waiting for a turn on the %s line: %w", l.name, ctx.Err()))
+		return fault.ByTime(v1alpha1.ReasonLibvirtBusy, fmt.Errorf("all %d calls that the agent makes of libvirtd at once for %s are under way: %w", cap(l.slots), l.name, ctx.Err()))
 	}
 	defer func() { <-l.slots }()
 
@@ -62,7 +62,7 @@ func (l *line) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) erro
 	err = c.guarded(ctx, fn)
 	if _, ok := errors.AsType[golibvirt.Error](err); err != nil && !ok {
 		l.drop(c)
-		return unreachable(fmt.Errorf("calling libvirtd on the %s line: %w", l.name, err))
+		return unreachable(fmt.Errorf("calling libvirtd (%s): %w", l.name, err))
 	}
 	return err
 }

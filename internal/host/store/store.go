@@ -250,7 +250,7 @@ func unnamed(dir string, mode uint32) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
 		return nil, fault.ByTime(v1alpha1.ReasonStoreFailed, fmt.Errorf(
-			"the file system of %s has no files without a name: put it on ext4, xfs or btrfs: %w", dir, err))
+			"the file system of %s does not support O_TMPFILE: put it on ext4, xfs or btrfs: %w", dir, err))
 	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
