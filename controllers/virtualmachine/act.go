@@ -57,7 +57,7 @@ func (r *Reconciler) createBerth(ctx context.Context, vm *v1alpha1.VirtualMachin
 	err = r.Client.Create(ctx, pod)
 	switch {
 	case err == nil:
-		ctrl.LoggerFrom(ctx).V(1).Info("Created berth", "berth", pod.UID)
+		ctrl.LoggerFrom(ctx).Info("Created berth", "berth", pod.UID)
 		return nil
 	case apierrors.IsAlreadyExists(err):
 		return r.whoseBerth(ctx, vm)
@@ -96,7 +96,7 @@ func (r *Reconciler) deleteBerth(ctx context.Context, seen snapshot, a deleteBer
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("deleting berth: %w", err)
 	}
-	ctrl.LoggerFrom(ctx).V(1).Info("Deleted berth", "berth", a.uid)
+	ctrl.LoggerFrom(ctx).Info("Deleted berth", "berth", a.uid)
 	return nil
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/guest/plan"
@@ -31,13 +33,17 @@ func (a *Agent) report(ctx context.Context, g *guest, h plan.Have, m plan.Memory
 	have := plan.Owned(&g.VM.Status)
 	wrote, err := a.status.Write(ctx, g.VM, want, have)
 	if wrote {
-		a.tell(g.VM, have, want)
+		a.tell(ctx, g.VM, have, want)
 	}
 	return 0, err
 }
 
-// tell raises Events for what changed: a start, an end, and what is in the way.
-func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
+// tell raises Events for what changed: a start, an end, and what is in the way. The log has starts and ends, too.
+func (a *Agent) tell(ctx context.Context, vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
+	log := ctrl.LoggerFrom(ctx).WithValues("vm", client.ObjectKeyFromObject(vm).String())
+	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) {
+		log.Info("Guest ended", "reason", e.Reason, "exitCode", e.ExitCode, "message", e.Message)
+	}
 	if e := has.LastExit; e != nil && (had.LastExit == nil || *had.LastExit != *e) && !asked(vm, e) {
 		a.events.Eventf(vm, nil, e.Reason.Event(), string(e.Reason), "Stop", "%s (exit code %d)", cmp.Or(e.Message, strings.TrimSuffix(e.Reason.When(), ".")), e.ExitCode)
 	}
@@ -51,6 +57,7 @@ func (a *Agent) tell(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMach
 			if old != nil && old.Status == metav1.ConditionUnknown {
 				continue // it ran on, or how it ended is told
 			}
+			log.Info("Guest started", "node", a.Node)
 			a.events.Eventf(vm, nil, reason.Event(), c.Reason, "Start", "Guest runs on node %s", a.Node)
 		case reason == v1alpha1.ReasonPullingImage:
 			if old == nil || old.Reason != c.Reason {

@@ -55,7 +55,7 @@ func TestTell(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			recorder := events.NewFakeRecorder(2)
 			a := &Agent{events: recorder}
-			a.tell(&v1alpha1.VirtualMachine{}, tt.had, tt.has)
+			a.tell(t.Context(), &v1alpha1.VirtualMachine{}, tt.had, tt.has)
 			close(recorder.Events)
 			var told []string
 			for e := range recorder.Events {
