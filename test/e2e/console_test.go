@@ -18,7 +18,7 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// console follows a guest's serial console, as kubectl logs -f shows it.
+// console follows what a command shows, mostly kubectl logs -f of a guest.
 type console struct {
 	l    *lab
 	mu   sync.Mutex
@@ -39,6 +39,11 @@ func (l *lab) logs(vm string) *console {
 	if err := cmd.Start(); err != nil {
 		l.Fatalf("kubectl logs: %v", err)
 	}
+	return l.follow(out, func() { _ = cmd.Wait() })
+}
+
+// follow reads what a command shows, and calls ended at its end.
+func (l *lab) follow(out io.Reader, ended func()) *console {
 	c := &console{l: l, more: make(chan struct{}, 1)}
 	go func() {
 		r := bufio.NewReader(out)
@@ -53,7 +58,7 @@ func (l *lab) logs(vm string) *console {
 			default:
 			}
 			if err != nil {
-				_ = cmd.Wait()
+				ended()
 				return
 			}
 		}

@@ -59,6 +59,12 @@ func readExample(t *testing.T, file string) []*unstructured.Unstructured {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return decodeExample(t, file, raw)
+}
+
+// decodeExample reads the objects of a manifest that has been read from a file, with the lab's images in them.
+func decodeExample(t *testing.T, file string, raw []byte) []*unstructured.Unstructured {
+	t.Helper()
 	var objects []*unstructured.Unstructured
 	documents := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(raw), 4096)
 	for {
