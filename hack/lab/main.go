@@ -25,6 +25,7 @@ const usage = `usage: lab [-root DIR] VERB
   env                               print exports for eval
   parts                             build what tests run against, print exports for eval
   failpoints                        build and push Berth with failpoints, print exports for eval
+  release COMMIT                    build and push Berth as it was at a commit, print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
   service VERB MACHINE SERVICE      start, stop or restart one service
   off MACHINE                       power failure
@@ -72,6 +73,8 @@ func run() error {
 		return t.parts()
 	case verb == "failpoints" && len(args) == 1:
 		return t.failpoints()
+	case verb == "release" && len(args) == 2:
+		return t.release(args[1])
 	case verb == "exec" && len(args) > 2:
 		dir, err := t.lab.Machine(args[1])
 		if err != nil {

@@ -30,28 +30,14 @@ const (
 
 // install builds Berth as the tree is now, and installs it or upgrades to it.
 func (t *tool) install(kvm bool) error {
-	images := map[string]v1.Image{}
-	for name, user := range programs {
-		path, err := t.cache.Program(t.root, "./cmd/"+name)
-		if err != nil {
-			return err
-		}
-		if images[name], err = build.Binary(path, user); err != nil {
+	paths := map[string]string{}
+	for name := range programs {
+		var err error
+		if paths[name], err = t.cache.Program(t.root, "./cmd/"+name); err != nil {
 			return err
 		}
 	}
-	tag, err := build.ContentTag(images)
-	if err != nil {
-		return err
-	}
-	err = t.cache.Step("push Berth's images", func() error {
-		for name, img := range images {
-			if err := build.Push(img, productRegistry+"/"+name+":"+tag); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	tag, err := t.pushProduct(paths)
 	if err != nil {
 		return err
 	}
@@ -70,6 +56,48 @@ func (t *tool) install(kvm bool) error {
 		)
 		if err != nil {
 			return fmt.Errorf("%w\n%s", err, t.lab.Troubles(namespace))
+		}
+		return nil
+	})
+}
+
+// release builds Berth of a commit, pushes its images, and prints exports that name its tree, which has its chart, and
+// the images' tag.
+func (t *tool) release(commit string) error {
+	tree, err := t.cache.Release(t.root, commit)
+	if err != nil {
+		return err
+	}
+	paths := map[string]string{}
+	for name := range programs {
+		paths[name] = filepath.Join(tree, "bin", name)
+	}
+	tag, err := t.pushProduct(paths)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Printf("export LAB_RELEASE='%s'\nexport LAB_RELEASE_TAG='%s'\n", tree, tag)
+	return err
+}
+
+// pushProduct makes images of Berth's programs, by their paths, and pushes them. It returns their tag.
+func (t *tool) pushProduct(paths map[string]string) (string, error) {
+	images := map[string]v1.Image{}
+	for name, user := range programs {
+		var err error
+		if images[name], err = build.Binary(paths[name], user); err != nil {
+			return "", err
+		}
+	}
+	tag, err := build.ContentTag(images)
+	if err != nil {
+		return "", err
+	}
+	return tag, t.cache.Step("push Berth's images", func() error {
+		for name, img := range images {
+			if err := build.Push(img, productRegistry+"/"+name+":"+tag); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -127,5 +129,45 @@ func TestAnImageCarriesItsFiles(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"./disk/", "./disk/f.img"}, got); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestReleaseIsOfItsCommit(t *testing.T) {
+	root := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	output := func(command ...string) string {
+		t.Helper()
+		out, err := exec.Command(command[0], command[1:]...).Output()
+		if err != nil {
+			t.Fatalf("%v: %v", command, err)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	const program = "package main\n\nvar version string\n\nfunc main() { print(version, \" says \", `then`) }\n"
+	write("go.mod", "module example.com/then\n")
+	write("cmd/says/main.go", program)
+	output("git", "-C", root, "init", "--quiet")
+	output("git", "-C", root, "add", ".")
+	output("git", "-C", root, "-c", "user.name=t", "-c", "user.email=t", "commit", "--quiet", "--message=then")
+	commit := output("git", "-C", root, "rev-parse", "HEAD")
+	write("cmd/says/main.go", strings.Replace(program, "then", "now", 1))
+
+	cache := &Cache{Dir: t.TempDir(), Progress: &Progress{Out: io.Discard}}
+	dir, err := cache.Release(root, "HEAD")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := exec.Command(filepath.Join(dir, "bin", "says")).CombinedOutput()
+	if want := commit + " says then"; string(said) != want || err != nil {
+		t.Errorf("it says %q, %v; want %q", said, err, want)
+	}
+	if _, err := cache.Release(root, strings.Repeat("0", 40)); err == nil || !strings.Contains(err.Error(), "git fetch") {
+		t.Errorf("a commit that is missing is not told of: %v", err)
 	}
 }
