@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"net/http"
@@ -18,51 +17,41 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// console follows what a command shows, mostly kubectl logs -f of a guest.
+// console is what a guest's serial console shows, and where one types into it.
 type console struct {
 	l    *lab
+	in   io.Writer // of one that was attached to
 	mu   sync.Mutex
 	text strings.Builder
 	more chan struct{}
 }
 
-// logs follows the console of the guest's present container.
+func (l *lab) newConsole() *console { return &console{l: l, more: make(chan struct{}, 1)} }
+
+// Write takes what the console shows.
+func (c *console) Write(shown []byte) (int, error) {
+	c.mu.Lock()
+	c.text.Write(shown)
+	c.mu.Unlock()
+	select {
+	case c.more <- struct{}{}:
+	default:
+	}
+	return len(shown), nil
+}
+
+// logs follows the console of the guest's present container, as kubectl logs -f does.
 func (l *lab) logs(vm string) *console {
 	l.Helper()
 	ctx, cancel := context.WithCancel(l.Context())
 	l.Cleanup(cancel)
+	c := l.newConsole()
 	cmd := exec.CommandContext(ctx, "kubectl", "-n", l.ns, "logs", "-f", vm)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		l.Fatal(err)
-	}
+	cmd.Stdout = c
 	if err := cmd.Start(); err != nil {
 		l.Fatalf("kubectl logs: %v", err)
 	}
-	return l.follow(out, func() { _ = cmd.Wait() })
-}
-
-// follow reads what a command shows, and calls ended at its end.
-func (l *lab) follow(out io.Reader, ended func()) *console {
-	c := &console{l: l, more: make(chan struct{}, 1)}
-	go func() {
-		r := bufio.NewReader(out)
-		buffer := make([]byte, 4096)
-		for {
-			n, err := r.Read(buffer)
-			c.mu.Lock()
-			c.text.Write(buffer[:n])
-			c.mu.Unlock()
-			select {
-			case c.more <- struct{}{}:
-			default:
-			}
-			if err != nil {
-				ended()
-				return
-			}
-		}
-	}()
+	go func() { _ = cmd.Wait() }()
 	return c
 }
 
@@ -93,8 +82,21 @@ func (c *console) awaitTimes(text string, times int) {
 	}
 }
 
-// say types a line into a tiny guest's console, as in kubectl attach -it.
+// say types a line into a tiny guest's console.
 func (l *lab) say(vm, line string) {
+	l.Helper()
+	l.attach(vm).say(line)
+}
+
+func (c *console) say(line string) {
+	c.l.Helper()
+	if _, err := io.WriteString(c.in, line+"\n"); err != nil {
+		c.l.Fatalf("typing %q: %v", line, err)
+	}
+}
+
+// attach is at a guest's console from now on, as kubectl attach -it is.
+func (l *lab) attach(vm string) *console {
 	l.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv("KUBECONFIG"))
 	if err != nil {
@@ -112,15 +114,15 @@ func (l *lab) say(vm, line string) {
 	}
 	ctx, cancel := context.WithCancel(l.Context())
 	in, typed := io.Pipe()
+	c := l.newConsole()
+	c.in = typed
 	done := make(chan error, 1)
 	go func() {
-		done <- attach.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard, Tty: true})
+		done <- attach.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: c, Tty: true})
 	}()
-	if _, err := io.WriteString(typed, line+"\n"); err != nil {
-		l.Fatalf("typing %q: %v", line, err)
-	}
 	l.Cleanup(func() { // an end of input would close the console for who comes next
 		cancel()
 		<-done
 	})
+	return c
 }

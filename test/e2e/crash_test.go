@@ -152,20 +152,27 @@ type victim struct {
 	node string // of its pod, "" for any
 }
 
-// failpoints has a workload of Berth be such as can be crashed, for the time of the test.
-func (l *lab) failpoints(workload, variable string) {
+// build has the lab build more of Berth, and returns the variables that name it.
+func (l *lab) build(verb ...string) map[string]string {
 	l.Helper()
-	build := exec.CommandContext(l.Context(), "lab", "-root", env.Root(), "failpoints")
+	build := exec.CommandContext(l.Context(), "lab", append([]string{"-root", env.Root()}, verb...)...)
 	build.Env = append(os.Environ(), "BERTH_CACHE="+filepath.Dir(os.Getenv("LAB_DIR")))
 	build.Stderr = os.Stderr
 	out, err := build.Output()
 	if err != nil {
-		l.Fatalf("building with failpoints: %v", err)
+		l.Fatalf("lab %s: %v", strings.Join(verb, " "), err)
 	}
-	reference := regexp.MustCompile(variable + `='([^']*)'`).FindSubmatch(out)
-	if reference == nil {
-		l.Fatalf("no image with failpoints in %q", out)
+	variables := map[string]string{}
+	for _, export := range regexp.MustCompile(`export (\w+)='([^']*)'`).FindAllSubmatch(out, -1) {
+		variables[string(export[1])] = string(export[2])
 	}
+	return variables
+}
+
+// failpoints has a workload of Berth be such as can be crashed, for the time of the test.
+func (l *lab) failpoints(workload, variable string) {
+	l.Helper()
+	image := l.build("failpoints")[variable]
 	is := l.kubectl("", "-n", "berth-system", "get", workload, "-o", "jsonpath={.spec.template.spec.containers[0].image}")
 	use := func(image, env string) {
 		l.system("set", "env", workload, "GOFAIL_HTTP"+env)
@@ -173,7 +180,7 @@ func (l *lab) failpoints(workload, variable string) {
 		l.system("rollout", "status", workload, "--timeout=2m")
 	}
 	l.Cleanup(func() { use(is, "-") })
-	use(string(reference[1]), "=:"+failpointsPort)
+	use(image, "=:"+failpointsPort)
 }
 
 // during does something in the course of which the victim crashes, at a step where the point knows several, and brings

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -129,7 +130,8 @@ func (s shell) open(line, text string) (leave func()) {
 		s.Fatalf("%s: %v", line, err)
 	}
 	_ = screen.Close()
-	shown := s.follow(terminal, func() {})
+	shown := s.newConsole()
+	go func() { _, _ = io.Copy(shown, terminal) }() // until it is closed
 	if _, err := terminal.WriteString("\r"); err != nil {
 		s.Fatalf("%s: pressing Enter: %v", line, err)
 	}

@@ -18,10 +18,7 @@ func TestUninstall(t *testing.T) {
 	l := startAlone(t)
 	other := &lab{t, l.WithWatch, l.ns + "-other"}
 	l.kubectl("", "create", "namespace", other.ns)
-	install := func() {
-		l.undo("env", "BERTH_CACHE="+filepath.Dir(os.Getenv("LAB_DIR")), "lab", "-root", env.Root(), "up")
-	}
-	t.Cleanup(install)
+	t.Cleanup(l.reinstall)
 	l.apply(tiny)
 	other.apply(tiny)
 	vm, lost := l.vm("tiny", "to be Ready", isReady), other.vm("tiny", "to be Ready", isReady)
@@ -38,7 +35,7 @@ func TestUninstall(t *testing.T) {
 	l.kubectl("", "delete", "namespace", other.ns, "--wait=false")
 
 	t.Log("Berth is back: nobody noticed, and what waited goes")
-	install()
+	l.reinstall()
 	await(t.Context(), l, &corev1.NamespaceList{}, "", other.ns, "the namespace to go", isGone[corev1.Namespace])
 	nothingLeft(l, string(lost.UID))
 	l.vm("tiny", "to be Ready", isReady)
@@ -53,7 +50,13 @@ func TestUninstall(t *testing.T) {
 	nothingLeft(l, string(vm.UID))
 
 	t.Log("Berth is back")
-	install()
+	l.reinstall()
 	l.apply(tiny)
 	l.vm("tiny", "to be Ready", isReady)
+}
+
+// reinstall installs Berth as the tree is now, whatever a test has made of it.
+func (l *lab) reinstall() {
+	l.Helper()
+	l.undo("env", "BERTH_CACHE="+filepath.Dir(os.Getenv("LAB_DIR")), "lab", "-root", env.Root(), "up")
 }
