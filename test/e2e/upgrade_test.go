@@ -214,7 +214,7 @@ func (u *upgrade) rephrase() {
 type standing struct {
 	Phase      v1alpha1.Phase
 	Conditions map[string]string // status, reason and since when
-	Pending    []string
+	Pending    []v1alpha1.PendingChange
 	Berth      *v1alpha1.BerthReference
 	Container  string
 	Restarts   int32
