@@ -50,7 +50,7 @@ func TestNetwork(t *testing.T) {
 	l.kubectl("", "wait", "pod/client", "--for=condition=Ready", "--timeout=1m")
 
 	t.Log("in by its Service's name, out by the pod's")
-	l.endpoint("tiny", "true")
+	l.endpoint("true")
 	if page := l.kubectl("", "exec", "client", "--", "/tools", "get", "http://tiny"); !strings.HasPrefix(page, "tiny ") {
 		t.Errorf("the guest answers %q", page)
 	}
@@ -62,10 +62,10 @@ func TestNetwork(t *testing.T) {
 	l.vm("tiny", "not to be Ready", func(vm *v1alpha1.VirtualMachine) bool {
 		return has(vm, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonProbesFailing) && runs(vm)
 	})
-	l.endpoint("tiny", "false")
+	l.endpoint("false")
 	l.say("tiny", "serve")
 	l.vm("tiny", "to be Ready again", isReady)
-	l.endpoint("tiny", "true")
+	l.endpoint("true")
 
 	t.Log("counted by kubelet as what it is")
 	env.Eventually(t, "the statistics of its container to hold QEMU", func() bool {
@@ -74,10 +74,10 @@ func TestNetwork(t *testing.T) {
 	})
 }
 
-// endpoint waits until the one endpoint of a Service is ready, or is not.
-func (l *lab) endpoint(service, ready string) {
+// endpoint waits until the one endpoint of the Service tiny is ready, or is not.
+func (l *lab) endpoint(ready string) {
 	l.Helper()
-	l.kubectl("", "wait", "endpointslice", "-l", "kubernetes.io/service-name="+service,
+	l.kubectl("", "wait", "endpointslice", "-l", "kubernetes.io/service-name=tiny",
 		"--for=jsonpath={.endpoints[0].conditions.ready}="+ready, "--timeout=1m")
 }
 

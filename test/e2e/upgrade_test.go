@@ -291,6 +291,6 @@ func (u *upgrade) events() []string {
 // page is what the guest behind the Service says of itself: its kernel's boot, too.
 func (u *upgrade) page() string {
 	u.Helper()
-	u.endpoint("tiny", "true")
+	u.endpoint("true")
 	return u.kubectl("", "exec", "client", "--", "/tools", "get", "http://tiny")
 }
