@@ -3,10 +3,13 @@ package kube
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strings"
 	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/conversion"
@@ -99,9 +102,30 @@ func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) 
 	patch.SetNamespace(obj.GetNamespace())
 	patch.SetName(obj.GetName())
 	patch.SetUID(obj.GetUID())
-	err = w.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), client.FieldOwner(w.Manager), client.ForceOwnership)
+	write := func() error {
+		return w.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), client.FieldOwner(w.Manager), client.ForceOwnership)
+	}
+	if err = write(); removeUndeclared(patch, err) {
+		err = write()
+	}
 	if err != nil {
 		return fmt.Errorf("writing status of %s %s: %w", gvk.Kind, client.ObjectKeyFromObject(obj), err)
 	}
 	return nil
+}
+
+// undeclared finds fields that the CRD, which is older than this program, does not have. The API server has no other
+// sign of them than these words of sigs.k8s.io/structured-merge-diff, and refuses all that comes with them.
+var undeclared = regexp.MustCompile(`\.(status[.a-zA-Z]+): field not declared in schema`)
+
+// removeUndeclared takes such fields out of a patch. They are written once the CRD has them.
+func removeUndeclared(patch *unstructured.Unstructured, refusal error) (removed bool) {
+	if !apierrors.IsInternalError(refusal) {
+		return false
+	}
+	for _, found := range undeclared.FindAllStringSubmatch(refusal.Error(), -1) {
+		unstructured.RemoveNestedField(patch.Object, strings.Split(found[1], ".")...)
+		removed = true
+	}
+	return removed
 }
