@@ -128,7 +128,7 @@ func (a *Agent) create(ctx context.Context, g *guest) error {
 	if err != nil {
 		return fmt.Errorf("making the guest's directory: %w", err)
 	}
-	machine, err := a.machine(g, user)
+	machine, err := a.machine(g, user) //nolint:contextcheck // libvirt may be asked in the background, which ends with the agent
 	if err != nil {
 		return err
 	}

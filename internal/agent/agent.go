@@ -24,7 +24,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/host"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/host/process"
 	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/kube"
 )
@@ -60,6 +62,7 @@ type Options struct {
 type Agent struct {
 	Options
 	hands
+	host   *host.Reconciler
 	client client.Client // from the cache: this node's guests and berths
 	live   client.Reader // from the API server
 	status *kube.StatusWriter
@@ -67,8 +70,7 @@ type Agent struct {
 	meters *meters
 	now    func() time.Time
 
-	queue     queue // of guests, by their VirtualMachine's UID
-	hostQueue queue // of this host
+	queue queue // of guests, by their VirtualMachine's UID
 }
 
 // queue is what a loop works off.
@@ -108,6 +110,10 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if a.hands, err = a.takeHands(ctx); err != nil {
 		return err
 	}
+	a.host = host.New(ctx, host.Options{
+		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: a.cgroups.Unified(),
+		Client: a.client, Libvirt: a.libvirt, Store: a.store, VirtualMachine: a.virtualMachine, FindQEMU: process.Find, Now: a.now,
+	})
 	if err := a.meters.register(metrics.Registry, o.StateDir, a.libvirt.Connected); err != nil {
 		return fmt.Errorf("registering metrics: %w", err)
 	}
@@ -177,7 +183,7 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 	if err := mgr.Add(kube.Lean{Each: 20 * time.Second}); err != nil {
 		return fmt.Errorf("adding what makes the process small: %w", err)
 	}
-	return a.setupHost(mgr)
+	return a.host.Setup(mgr)
 }
 
 func (a *Agent) reconcile(ctx context.Context, uid types.UID) (ctrl.Result, error) {

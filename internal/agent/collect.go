@@ -36,6 +36,6 @@ func (a *Agent) collect() {
 		a.meters.collected.Inc()
 	}
 	if len(removed) > 0 {
-		a.wakeHost()
+		a.host.Wake()
 	}
 }

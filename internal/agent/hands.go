@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +31,6 @@ type hands struct {
 	links    *links
 	pulls    *pulls
 	hints    *hints
-	facts    *hostFacts
 	watched  *sync.Map       // process IDs of the QEMUs whose end is waited for
 	life     context.Context // ends with the agent
 }
@@ -59,14 +57,13 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 		Changed: func(uuid string) { a.enqueue(types.UID(uuid)) },
 		Resync:  func() { go a.recheck() }, //nolint:contextcheck // it has the agent's whole life
 		Connectivity: func(err error) { //nolint:contextcheck // it has the agent's whole life
-			a.facts.heard(err, a.now())
+			a.host.LibvirtConnectivity(err)
 			go a.resync()
 		},
 	})
 	h.links = &links{byPod: map[types.UID]*link{}}
 	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
 	h.hints, h.watched = newHints(), &sync.Map{}
-	h.facts = &hostFacts{away: errors.New("libvirtd was not reached yet"), since: a.now()}
 	return h, nil
 }
 
@@ -111,7 +108,7 @@ func (a *Agent) recheck() {
 func (a *Agent) lookAround(worth func(types.UID, libvirtd.Domain) bool) {
 	ctx, cancel := context.WithTimeout(a.life, 30*time.Second)
 	defer cancel()
-	defer a.wakeHost() // also when libvirtd is gone: that is what the host has to tell
+	defer a.host.Wake() // also when libvirtd is gone: that is what the host has to tell
 	log := ctrl.Log.WithName("host")
 	known := map[string]bool{}
 	var vms v1alpha1.VirtualMachineList
@@ -140,7 +137,7 @@ func (a *Agent) lookAround(worth func(types.UID, libvirtd.Domain) bool) {
 		domains = nil // the next connect asks again
 	}
 	for uuid := range domains {
-		if !known[uuid] && a.isOurs(ctx, uuid) {
+		if !known[uuid] && a.host.IsOurs(ctx, uuid) {
 			known[uuid] = true
 		}
 	}

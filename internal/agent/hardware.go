@@ -15,7 +15,7 @@ import (
 // hardware is what the VM keeps for life. At its first start on this node that is decided and recorded, before libvirt
 // hears of it.
 func (a *Agent) hardware(uid string) (domain.Hardware, error) {
-	facts, known, err := a.facts.now(a.now(), a.askFacts)
+	facts, known, err := a.host.Facts()
 	if !known {
 		return domain.Hardware{}, fault.ByTime(v1alpha1.ReasonStarting, errors.New("libvirt is asked which machine types this host has"))
 	}

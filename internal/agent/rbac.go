@@ -6,8 +6,6 @@ package agent
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
-// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts,verbs=get;list;watch;create
-// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
 // +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create

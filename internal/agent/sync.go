@@ -52,7 +52,7 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 		a.pulls.forget(uid)
 	}
 	if failsStore(failure) || failsStore(have.Unknown) { // its host has to tell, too
-		a.wakeHost()
+		a.host.Wake()
 	}
 	// gofail: var beforeReport struct{}
 	// crash()

@@ -45,6 +45,7 @@ var rows = []row{
 	{"thinking about guests touches nothing", "internal/guest/...", thoughts, join(clients, foreign)},
 	{"hands know neither siblings nor Kubernetes", "internal/host/*", join(nouns, []string{"internal/fault", "internal/guest/diskformat"}), clients},
 	{"the operator touches no host", "controllers/...", join(thoughts, []string{"internal/kube"}), join(foreign, xml)},
+	{"a room of the agent knows no other", "internal/agent/*", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"the operator's process is its loop", "cmd/berth-operator", join(thoughts, []string{"controllers/...", "internal/kube"}), join(foreign, xml)},
@@ -113,6 +114,11 @@ func TestBreaches(t *testing.T) {
 		{"nor the API server", pkg{"internal/host/store", []string{"k8s.io/client-go/rest"}}, []string{
 			"internal/host/store reaches k8s.io/client-go/rest, but hands know neither siblings nor Kubernetes",
 		}},
+		{"rooms of the agent do not meet", pkg{"internal/agent/host", []string{module + "internal/agent/host/x", module + "internal/agent/pulls", module + "internal/agent"}}, []string{
+			"internal/agent/host reaches internal/agent/pulls, but a room of the agent knows no other",
+			"internal/agent/host reaches internal/agent, but a room of the agent knows no other",
+		}},
+		{"the agent joins its rooms", pkg{"internal/agent", []string{module + "internal/agent/host"}}, nil},
 		{"the shim knows no Kubernetes at all", pkg{"internal/shim/console", []string{"k8s.io/api/core/v1"}}, []string{
 			"internal/shim/console reaches k8s.io/api/core/v1, but the shim stays tiny",
 		}},

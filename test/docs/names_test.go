@@ -17,7 +17,7 @@ func TestNames(t *testing.T) {
 		name                     *regexp.Regexp
 	}{
 		{"internal/agent/metrics.go", "docs/metrics.md", "berth_", regexp.MustCompile(`(?:(?:counters?|gauge)\(|Name: )"([a-z_]+)"`)},
-		{"internal/agent/checks.go", "docs/hosts.md", "", regexp.MustCompile(`name: "([A-Za-z0-9]+)"`)},
+		{"internal/agent/host/checks.go", "docs/hosts.md", "", regexp.MustCompile(`name: "([A-Za-z0-9]+)"`)},
 	} {
 		source, err := os.ReadFile(filepath.Join(env.Root(), c.source))
 		if err != nil {

@@ -1,4 +1,4 @@
-package agent
+package host
 
 import (
 	"errors"
@@ -10,7 +10,6 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/host/kubelet"
-	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
 
 func TestChecks(t *testing.T) {
@@ -33,8 +32,12 @@ func TestChecks(t *testing.T) {
 		"too few processes":              {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 519 }), want: "PodPidsLimit", says: "to 520 or more"},
 		"enough processes":               {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 520 })},
 		"a kubelet inside of another":    {checks: checkKubelet(kubelet.Config{}, kubelet.ErrAbsent, 8)},
-		"no foreign domains":             {checks: []check{checkForeign(nil)}},
-		"foreign domains":                {checks: []check{checkForeign([]string{"a", "b", "c", "d", "e", "f"})}, want: "ForeignDomains", says: "6 running domains of this host are not Berth's (a, b, c, d, e)"},
+		"no foreign domains":             {checks: []check{checkForeign(nil, nil)}},
+		"foreign domains":                {checks: []check{checkForeign([]string{"a", "b", "c", "d", "e", "f"}, nil)}, want: "ForeignDomains", says: "6 running domains of this host are not Berth's (a, b, c, d, e)"},
+		"libvirt lets CPUs alone":        {checks: []check{checkControllers("# x\ncgroup_controllers = [ \"devices\",\n \"memory\" ]\n", nil)}},
+		"libvirt has all controllers":    {checks: []check{checkControllers("#cgroup_controllers = [ \"devices\" ]\n", nil)}, want: "CgroupControllers", says: "restart libvirtd"},
+		"libvirt has that of CPUs":       {checks: []check{checkControllers("cgroup_controllers = [ \"cpu\" ]\n", nil)}, want: "CgroupControllers"},
+		"no qemu.conf can be read":       {checks: []check{checkControllers("", errors.New("no"))}},
 		"bare metal":                     {checks: []check{checkCPU("flags\t\t: fpu vme\n", nil, kvm)}},
 		"a virtual machine":              {checks: []check{checkCPU("model : x\nflags\t\t: fpu hypervisor lahf_lm\n", nil, kvm)}, want: "NestedVirtualization", says: "a virtual machine itself"},
 		"a hypervisor by another name":   {checks: []check{checkCPU("model name : hypervisor\nflags : fpu\n", nil, kvm)}},
@@ -67,62 +70,5 @@ func TestWhatCannotBeSeenStaysAsItWas(t *testing.T) {
 	want := []v1alpha1.HostProblem{{Name: "a", Message: "old"}, {Name: "c", Message: "new"}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
-	}
-}
-
-func TestHostFacts(t *testing.T) {
-	now := time.Unix(1e9, 0)
-	asked := make(chan struct{}, 8)
-	f := &hostFacts{away: errors.New("not yet"), since: now}
-	look := func() (known bool, err error) {
-		_, known, err = f.now(now, func() { asked <- struct{}{} })
-		return known, err
-	}
-	answer := func(err error) bool {
-		t.Helper()
-		select {
-		case <-asked:
-		case <-time.After(10 * time.Second):
-			t.Fatal("libvirt is not asked")
-		}
-		return f.told(libvirtd.HostFacts{}, err, now)
-	}
-	if known, _ := look(); known {
-		t.Error("an agent that just began knows that libvirtd is away")
-	}
-	now = now.Add(patience)
-	if known, err := look(); !known || err == nil {
-		t.Error("libvirtd is away for good, and that is not known")
-	}
-	f.heard(nil, now)
-	if known, _ := look(); known {
-		t.Error("there are facts before the first answer")
-	}
-	if _, err := look(); err != nil || len(asked) > 1 {
-		t.Error("libvirt is asked twice at a time")
-	}
-	if !answer(nil) {
-		t.Error("the first answer is no news")
-	}
-	if known, err := look(); !known || err != nil {
-		t.Error("the answer is not known")
-	}
-	now = now.Add(factsAge)
-	if known, _ := look(); !known {
-		t.Error("what was known is not while it is asked for again")
-	}
-	if answer(nil) {
-		t.Error("the same answer is news")
-	}
-	f.heard(errors.New("gone"), now)
-	if known, _ := look(); known {
-		t.Error("libvirtd restarts, and the host says so at once")
-	}
-	f.heard(nil, now)
-	if known, err := look(); !known || err != nil {
-		t.Error("facts are lost by a restart of libvirtd")
-	}
-	if !answer(errors.New("refused")) {
-		t.Error("a failure is no news")
 	}
 }

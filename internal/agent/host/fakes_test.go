@@ -1,0 +1,75 @@
+package host
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// fakeLibvirt has the domains of xml, by UUID, and in its list perhaps others that have ended.
+type fakeLibvirt struct {
+	root  string
+	xml   map[string]string
+	list  []libvirtd.Summary
+	err   error // of all but HostFacts
+	facts libvirtd.HostFacts
+
+	asks    atomic.Int32 // how often facts were asked for
+	answers chan answer  // each answer waits to be sent; nil is facts at once
+}
+
+type answer struct {
+	facts libvirtd.HostFacts
+	err   error
+}
+
+func (f *fakeLibvirt) HostFacts(context.Context) (libvirtd.HostFacts, error) {
+	f.asks.Add(1)
+	if f.answers == nil {
+		return f.facts, nil
+	}
+	a := <-f.answers
+	return a.facts, a.err
+}
+
+func (f *fakeLibvirt) Root() (string, error) { return f.root, f.err }
+
+func (f *fakeLibvirt) Domains(context.Context) ([]libvirtd.Summary, error) { return f.list, f.err }
+
+func (f *fakeLibvirt) Domain(_ context.Context, uuid string) (libvirtd.Domain, error) {
+	xml, exists := f.xml[uuid]
+	return libvirtd.Domain{Exists: exists, XML: xml}, f.err
+}
+
+// fakeStore has guests and images.
+type fakeStore struct {
+	guests []store.Guest
+	images []store.Image
+	err    error // of all but Check
+
+	looks   atomic.Int32 // how often it was checked
+	failure atomic.Pointer[error]
+}
+
+func (f *fakeStore) Check() error {
+	f.looks.Add(1)
+	if err := f.failure.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (f *fakeStore) List() ([]store.Guest, error) { return f.guests, f.err }
+
+func (f *fakeStore) Images() ([]store.Image, error) { return f.images, f.err }
+
+func (f *fakeStore) Has(uid string) (bool, error) {
+	for _, g := range f.guests {
+		if g.UID == uid {
+			return true, f.err
+		}
+	}
+	return false, f.err
+}

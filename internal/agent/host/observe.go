@@ -1,0 +1,173 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/host/kubelet"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+)
+
+// maxListed bounds the lists in a host's status.
+const maxListed = 100
+
+// snapshot is what one look at the host shows.
+type snapshot struct {
+	host   *v1alpha1.VirtualMachineHost       // has no UID while there is none
+	status *v1alpha1.VirtualMachineHostStatus // what needs no judgement; what cannot be read is as it was
+
+	storeErr   error // why the store cannot be used
+	facts      libvirtd.HostFacts
+	factsKnown bool
+	factsErr   error
+	foreign    []string // running domains that are not Berth's
+	foreignErr error
+	kubelet    kubelet.Config
+	kubeletErr error
+
+	qemuConf, cpuinfo, selinux file
+}
+
+// file is a file's text, or why it cannot be read.
+type file struct {
+	text string
+	err  error
+}
+
+// observe looks at the host. It fails only if the API server cannot say what was reported of it.
+func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
+	seen := snapshot{host: r.object(), storeErr: r.Store.Check()}
+	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(seen.host), seen.host); client.IgnoreNotFound(err) != nil {
+		return seen, fmt.Errorf("reading host: %w", err)
+	}
+	seen.facts, seen.factsKnown, seen.factsErr = r.Facts() //nolint:contextcheck // libvirt is asked in the background, which ends with the agent
+	s := seen.host.Status.DeepCopy()
+	seen.status = s
+	s.BootID, s.KernelVersion = sysctl("kernel/random/boot_id"), sysctl("kernel/osrelease")
+	s.Images, s.StrayDisks, s.ReleasedBerths = r.images(s.Images), r.strayDisks(ctx, s.StrayDisks), r.releasedBerths(ctx, s.ReleasedBerths)
+	s.ForeignDomains, seen.foreign, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)
+	seen.kubelet, seen.kubeletErr = kubelet.Read()
+	root, err := r.Libvirt.Root()
+	seen.qemuConf, seen.selinux = readFile(root, "etc/libvirt/qemu.conf", err), readFile(root, "sys/fs/selinux/enforce", err)
+	seen.cpuinfo = readFile("/proc", "cpuinfo", nil)
+	return seen, nil
+}
+
+func sysctl(name string) string { return strings.TrimSpace(readFile("/proc/sys", name, nil).text) }
+
+// readFile reads a file below root, unless that is unknown. One that is absent is empty.
+func readFile(root, path string, unknown error) file {
+	if unknown != nil {
+		return file{err: unknown}
+	}
+	raw, err := os.ReadFile(filepath.Join(root, path))
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	return file{string(raw), err}
+}
+
+// foreignDomains are the names of those that are not ours, and of those of them that run.
+func (r *Reconciler) foreignDomains(ctx context.Context, had []string) (all, running []string, err error) {
+	domains, err := r.Libvirt.Domains(ctx)
+	if err != nil {
+		return had, nil, err
+	}
+	for _, d := range domains {
+		if !r.IsOurs(ctx, d.UUID) {
+			all = append(all, d.Name)
+			if d.Active {
+				running = append(running, d.Name)
+			}
+		}
+	}
+	return bounded(all, maxListed), bounded(running, maxListed), nil
+}
+
+// IsOurs tells whether a domain is Berth's, by its metadata.
+func (r *Reconciler) IsOurs(ctx context.Context, uuid string) bool {
+	if has, err := r.Store.Has(uuid); err == nil && has {
+		return true
+	}
+	found, err := r.Libvirt.Domain(ctx, uuid)
+	if err != nil || !found.Exists {
+		return false
+	}
+	facts, err := domain.ParseFacts(found.XML)
+	return err == nil && facts.Identity != nil
+}
+
+func (r *Reconciler) images(had []v1alpha1.HostImage) []v1alpha1.HostImage {
+	images, err := r.Store.Images()
+	if err != nil {
+		return had
+	}
+	var list []v1alpha1.HostImage
+	for _, i := range images {
+		list = append(list, v1alpha1.HostImage{Digest: i.Digest, Size: resource.NewQuantity(i.Allocated, resource.BinarySI)})
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.HostImage) int { return strings.Compare(a.Digest, b.Digest) })
+	return list[:min(len(list), maxListed)]
+}
+
+// strayDisks are the disks of guests that the API server does not know, say after it was restored from a backup.
+func (r *Reconciler) strayDisks(ctx context.Context, had []string) []string {
+	guests, err := r.Store.List()
+	if err != nil {
+		return had
+	}
+	var stray []string
+	for _, g := range guests {
+		name := fmt.Sprintf("%s/%s %s", g.Namespace, g.Name, g.UID)
+		vm, err := r.VirtualMachine(ctx, types.UID(g.UID))
+		if err == nil && vm == nil || err != nil && slices.Contains(had, name) {
+			stray = append(stray, name)
+		}
+	}
+	return bounded(stray, maxListed)
+}
+
+// releasedBerths are the ending berths whose VirtualMachine is gone, and of which no process is left.
+func (r *Reconciler) releasedBerths(ctx context.Context, had []types.UID) []types.UID {
+	var pods corev1.PodList
+	if err := r.Client.List(ctx, &pods); err != nil {
+		return had
+	}
+	var uids []types.UID
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		owner, ours := berth.OwnerUID(pod)
+		if !ours || pod.DeletionTimestamp.IsZero() || !slices.Contains(pod.Finalizers, berth.PodFinalizer) {
+			continue
+		}
+		if slices.Contains(had, pod.UID) { // what is proven stays so
+			uids = append(uids, pod.UID)
+			continue
+		}
+		if vm, err := r.VirtualMachine(ctx, owner); err != nil || vm != nil {
+			continue
+		}
+		if left, err := r.FindQEMU(string(owner)); err == nil && len(left) == 0 && len(uids) < maxListed {
+			uids = append(uids, pod.UID)
+		}
+	}
+	return uids
+}
+
+func bounded(list []string, limit int) []string {
+	list = slices.Compact(slices.Sorted(slices.Values(list)))
+	return list[:min(len(list), limit)]
+}

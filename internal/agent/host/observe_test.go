@@ -1,0 +1,188 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/store"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+var errAway = errors.New("away")
+
+// virtualMachines answers for the API server: "known" exists, "unsure" cannot be read, all else is gone.
+func virtualMachines(_ context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
+	switch uid {
+	case "known":
+		return &v1alpha1.VirtualMachine{}, nil
+	case "unsure":
+		return nil, errAway
+	}
+	return nil, nil
+}
+
+func guest(uid string) store.Guest {
+	return store.Guest{Identity: store.Identity{Namespace: "shop", Name: "vm", UID: uid}}
+}
+
+func TestForeignDomains(t *testing.T) {
+	const ours = `<domain><metadata><b:guest xmlns:b="https://berth.dev/domain/v1" vm="a"/></metadata></domain>`
+	libvirt := &fakeLibvirt{
+		list: []libvirtd.Summary{{UUID: "kept", Name: "kept", Active: true}, {UUID: "marked", Name: "marked"}, {UUID: "other", Name: "other", Active: true}, {UUID: "bad", Name: "bad"}, {UUID: "ended", Name: "ended"}},
+		xml:  map[string]string{"kept": "<domain/>", "marked": ours, "other": "<domain/>", "bad": "<"},
+	}
+	r := &Reconciler{Options: Options{Libvirt: libvirt, Store: &fakeStore{guests: []store.Guest{guest("kept")}}}}
+	check := func(name string, wantErr error, want ...[]string) {
+		all, running, err := r.foreignDomains(t.Context(), []string{"had"})
+		if diff := cmp.Diff(want, [][]string{all, running}); !errors.Is(err, wantErr) || diff != "" {
+			t.Errorf("%s: %v, -want +got:\n%s", name, err, diff)
+		}
+	}
+	check("all and those that run", nil, []string{"bad", "ended", "other"}, []string{"other"})
+	libvirt.err = errAway
+	check("libvirtd is away", errAway, []string{"had"}, nil)
+}
+
+func TestStrayDisks(t *testing.T) {
+	const strange, unsure = "shop/vm strange", "shop/vm unsure"
+	for name, c := range map[string]struct {
+		store     *fakeStore
+		had, want []string
+	}{
+		"a guest whose VirtualMachine exists":         {store: &fakeStore{guests: []store.Guest{guest("known")}}, had: []string{"shop/vm known"}},
+		"one whose VirtualMachine is gone":            {store: &fakeStore{guests: []store.Guest{guest("strange"), guest("known")}}, want: []string{strange}},
+		"one of which the API server says nothing":    {store: &fakeStore{guests: []store.Guest{guest("unsure")}}},
+		"the same, of which was said that it is gone": {store: &fakeStore{guests: []store.Guest{guest("unsure")}}, had: []string{unsure}, want: []string{unsure}},
+		"a store that cannot be read":                 {store: &fakeStore{err: errAway}, had: []string{strange}, want: []string{strange}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &Reconciler{Options: Options{Store: c.store, VirtualMachine: virtualMachines}}
+			if diff := cmp.Diff(c.want, r.strayDisks(t.Context(), c.had)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestImages(t *testing.T) {
+	s := &fakeStore{images: []store.Image{{Content: store.Content{Digest: "sha256:b"}, Allocated: 2}, {Content: store.Content{Digest: "sha256:a"}, Allocated: 1}}}
+	r := &Reconciler{Options: Options{Store: s}}
+	want := []v1alpha1.HostImage{
+		{Digest: "sha256:a", Size: resource.NewQuantity(1, resource.BinarySI)}, {Digest: "sha256:b", Size: resource.NewQuantity(2, resource.BinarySI)},
+	}
+	if diff := cmp.Diff(want, r.images(nil)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	s.err = errAway
+	if diff := cmp.Diff(want, r.images(want)); diff != "" {
+		t.Errorf("in a store that cannot be read, -want +got:\n%s", diff)
+	}
+	s.images, s.err = make([]store.Image, maxListed+1), nil
+	if got := r.images(nil); len(got) != maxListed {
+		t.Errorf("%d images are listed, at most %d may be", len(got), maxListed)
+	}
+}
+
+// endingBerth is a berth of a VirtualMachine that is being deleted.
+func endingBerth(uid, owner types.UID) *corev1.Pod {
+	now := metav1.Now()
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Namespace: "shop", Name: string(uid), UID: uid, DeletionTimestamp: &now, Finalizers: []string{berth.PodFinalizer},
+		OwnerReferences: []metav1.OwnerReference{{APIVersion: v1alpha1.GroupVersion.String(), Kind: "VirtualMachine", UID: owner, Controller: new(true)}},
+	}}
+}
+
+func TestReleasedBerths(t *testing.T) {
+	findQEMU := func(uuid string) ([]process.Process, error) {
+		switch uuid {
+		case "runs":
+			return []process.Process{{PID: 7}}, nil
+		case "unseen":
+			return nil, errAway
+		}
+		return nil, nil
+	}
+	but := func(change func(*corev1.Pod)) *corev1.Pod {
+		pod := endingBerth("p", "gone")
+		change(pod)
+		return pod
+	}
+	for name, c := range map[string]struct {
+		pod       *corev1.Pod
+		had, want []types.UID
+	}{
+		"its VirtualMachine and its QEMU are gone":  {pod: endingBerth("p", "gone"), want: []types.UID{"p"}},
+		"its VirtualMachine exists":                 {pod: endingBerth("p", "known")},
+		"its VirtualMachine cannot be read":         {pod: endingBerth("p", "unsure")},
+		"its QEMU runs":                             {pod: endingBerth("p", "runs")},
+		"it cannot be seen whether its QEMU runs":   {pod: endingBerth("p", "unseen")},
+		"the same, after it was proven gone":        {pod: endingBerth("p", "unseen"), had: []types.UID{"p"}, want: []types.UID{"p"}},
+		"it is released already":                    {pod: but(func(p *corev1.Pod) { p.Finalizers = []string{"other"} }), had: []types.UID{"p"}},
+		"it is not being deleted":                   {pod: but(func(p *corev1.Pod) { p.DeletionTimestamp = nil })},
+		"it is no berth":                            {pod: but(func(p *corev1.Pod) { p.OwnerReferences = nil })},
+		"another pod of which something was proven": {pod: endingBerth("p", "known"), had: []types.UID{"q"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &Reconciler{Options: Options{
+				Client:         fake.NewClientBuilder().WithScheme(kube.Scheme()).WithObjects(c.pod).Build(),
+				VirtualMachine: virtualMachines, FindQEMU: findQEMU,
+			}}
+			if diff := cmp.Diff(c.want, r.releasedBerths(t.Context(), c.had)); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestObserve: what is read below libvirtd's root is read there, and not of the agent's own file system.
+func TestObserve(t *testing.T) {
+	root := t.TempDir()
+	for path, text := range map[string]string{"etc/libvirt/qemu.conf": "conf", "sys/fs/selinux/enforce": "1"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, path), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	libvirt := &fakeLibvirt{root: root}
+	r := newReconciler(t, fake.NewClientBuilder().WithScheme(kube.Scheme()).Build(), libvirt, &fakeStore{})
+	seen, err := r.observe(t.Context())
+	if err != nil || seen.host.Name != "n1" || seen.host.UID != "" || seen.status.KernelVersion == "" || seen.status.BootID == "" || seen.cpuinfo.text == "" {
+		t.Errorf("a host that has no object yet is seen as %+v: %v", seen, err)
+	}
+	if seen.qemuConf != (file{text: "conf"}) || seen.selinux != (file{text: "1"}) {
+		t.Errorf("below libvirtd's root are %+v and %+v", seen.qemuConf, seen.selinux)
+	}
+	libvirt.root = t.TempDir()
+	if seen, err = r.observe(t.Context()); err != nil || seen.qemuConf != (file{}) || seen.selinux != (file{}) {
+		t.Errorf("files that are absent are %+v and %+v: %v", seen.qemuConf, seen.selinux, err)
+	}
+	libvirt.err = errAway
+	if seen, err = r.observe(t.Context()); err != nil || seen.qemuConf.err == nil || seen.selinux.err == nil {
+		t.Errorf("files of an unknown root are %+v and %+v: %v", seen.qemuConf, seen.selinux, err)
+	}
+}
+
+func newReconciler(t *testing.T, c client.Client, libvirt Libvirt, s Store) *Reconciler {
+	return New(t.Context(), Options{
+		Node: "n1", Version: "v1", Acceleration: v1alpha1.AccelerationEmulation, Client: c, Libvirt: libvirt, Store: s,
+		VirtualMachine: virtualMachines, FindQEMU: process.Find, Now: time.Now,
+	})
+}
