@@ -164,10 +164,11 @@ func (r *Reconciler) releasedBerths(ctx context.Context, had []types.UID) []type
 			uids = append(uids, pod.UID)
 		}
 	}
-	return uids
+	return bounded(uids, maxListed)
 }
 
-func bounded(list []string, limit int) []string {
+// bounded sorts a list, whose order means nothing, and keeps the first of it.
+func bounded[T ~string](list []T, limit int) []T {
 	list = slices.Compact(slices.Sorted(slices.Values(list)))
 	return list[:min(len(list), limit)]
 }

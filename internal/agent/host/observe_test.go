@@ -3,8 +3,10 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -147,6 +150,36 @@ func TestReleasedBerths(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestReleasedBerthsOfALargeNode: the cache lists pods in any order, and the API server refuses a list that is too long.
+func TestReleasedBerthsOfALargeNode(t *testing.T) {
+	var pods corev1.PodList
+	var all, proven []types.UID
+	for i := range maxListed + 1 {
+		uid := types.UID(fmt.Sprintf("p%03d", i))
+		pods.Items = append(pods.Items, *endingBerth(uid, "gone"))
+		if all = append(all, uid); i > 0 {
+			proven = append(proven, uid)
+		}
+	}
+	c := fake.NewClientBuilder().WithScheme(kube.Scheme()).WithInterceptorFuncs(interceptor.Funcs{
+		List: func(_ context.Context, _ client.WithWatch, list client.ObjectList, _ ...client.ListOption) error {
+			pods.DeepCopyInto(list.(*corev1.PodList))
+			return nil
+		},
+	}).Build()
+	r := &Reconciler{Options: Options{
+		Client: c, VirtualMachine: virtualMachines, FindQEMU: func(string) ([]process.Process, error) { return nil, nil },
+	}}
+	if diff := cmp.Diff(all[:maxListed], r.releasedBerths(t.Context(), proven)); diff != "" {
+		t.Errorf("one more than can be listed, -want +got:\n%s", diff)
+	}
+	pods.Items = pods.Items[:3]
+	slices.Reverse(pods.Items)
+	if diff := cmp.Diff(all[:3], r.releasedBerths(t.Context(), all[:3])); diff != "" {
+		t.Errorf("in another order, -want +got:\n%s", diff)
 	}
 }
 
