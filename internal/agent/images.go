@@ -273,9 +273,8 @@ func (a *Agent) fetch(ctx context.Context, key pullKey, keys image.Keychain) err
 		}
 		return found.Files(ctx, files, create)
 	})
-	<-job.Done()
+	err = job.Wait()
 	a.meters.pullBytes.Add(float64(job.Bytes()))
-	err = job.Err()
 	if _, is := errors.AsType[named](err); is {
 		return err
 	}

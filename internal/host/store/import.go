@@ -23,23 +23,15 @@ type Fetch func(ctx context.Context, create func(name string) (io.Writer, error)
 
 // Import is a content on its way into the store.
 type Import struct {
-	cancel context.CancelFunc
-	done   chan struct{}
-	bytes  atomic.Int64
-	err    error
+	done  chan struct{}
+	bytes atomic.Int64
+	err   error
 }
 
-// Done is closed when the import has ended.
-func (i *Import) Done() <-chan struct{} { return i.done }
-
-// Err is how it ended: nil if the content is in the store, or if it has not ended.
-func (i *Import) Err() error {
-	select {
-	case <-i.done:
-		return i.err
-	default:
-		return nil
-	}
+// Wait returns how the import ended: nil if the content is in the store.
+func (i *Import) Wait() error {
+	<-i.done
+	return i.err
 }
 
 // Bytes is how many bytes have come so far.
@@ -54,11 +46,9 @@ func (s *Store) Import(ctx context.Context, c Content, fetch Fetch) *Import {
 	if running, ok := s.imports[c]; ok {
 		return running
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	i := &Import{cancel: cancel, done: make(chan struct{})}
+	i := &Import{done: make(chan struct{})}
 	s.imports[c] = i
 	go func() {
-		defer cancel()
 		i.err = s.bring(ctx, i, c, fetch)
 		s.mu.Lock()
 		delete(s.imports, c)

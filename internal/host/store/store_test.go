@@ -71,9 +71,7 @@ func brings(namesAndContents ...string) Fetch {
 
 func bring(t testing.TB, s *Store, c Content, fetch Fetch) error {
 	t.Helper()
-	i := s.Import(t.Context(), c, fetch)
-	<-i.Done()
-	return i.Err()
+	return s.Import(t.Context(), c, fetch).Wait()
 }
 
 // with has a raw disk of size bytes in the store.
@@ -266,17 +264,19 @@ func TestImportIsSharedAndTellsProgress(t *testing.T) {
 	if first != second || s.Importing(disk(1)) != first {
 		t.Error("there are two imports of one image")
 	}
-	if first.Bytes() != mib || first.Err() != nil {
-		t.Errorf("%d bytes, %v", first.Bytes(), first.Err())
+	if first.Bytes() != mib {
+		t.Errorf("%d bytes", first.Bytes())
 	}
 	// Another agent that starts, as in an upgrade, must not sweep it away.
 	if err := New(s.root, filepath.Dir(s.seeds)).Check(); err != nil {
 		t.Fatal(err)
 	}
 	close(finish)
-	<-second.Done()
-	if _, err := s.Image(disk(1)); second.Err() != nil || err != nil {
-		t.Errorf("%v, %v", second.Err(), err)
+	if err := second.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Image(disk(1)); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -288,9 +288,8 @@ func TestImportEndsWithItsContext(t *testing.T) {
 		return ctx.Err()
 	})
 	cancel()
-	<-i.Done()
-	if !errors.Is(i.Err(), context.Canceled) {
-		t.Error(i.Err())
+	if err := i.Wait(); !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
 
@@ -309,10 +308,8 @@ func TestTwoStoresBringTheSame(t *testing.T) {
 		return brings(Disk, strings.Repeat("d", mib))(ctx, create)
 	}
 	a, b := s.Import(t.Context(), disk(1), fetch), other.Import(t.Context(), disk(1), fetch)
-	<-a.Done()
-	<-b.Done()
-	if a.Err() != nil || b.Err() != nil {
-		t.Errorf("%v, %v", a.Err(), b.Err())
+	if err := errors.Join(a.Wait(), b.Wait()); err != nil {
+		t.Error(err)
 	}
 	if left := names(t, s.images); len(left) != 1 {
 		t.Errorf("left %q", left)
