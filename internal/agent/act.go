@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -52,7 +53,11 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	uid := string(g.uid)
 	switch s := step.(type) {
 	case plan.Pull:
-		a.pull(g, s.Bases)
+		for _, i := range requiredImages(g.VM) {
+			if slices.Contains(s.Bases, i.Name) {
+				a.pulls.Start(g.uid, i, keychain(g))
+			}
+		}
 		return nil
 	case plan.MakeDisks:
 		return a.makeDisks(g)
@@ -93,7 +98,7 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Clear:
 		return a.clear(uid)
 	case plan.RemoveDisks:
-		a.pulls.forget(g.uid)
+		a.pulls.Forget(g.uid)
 		return a.store.Remove(uid)
 	}
 	return fmt.Errorf("unknown step %T", step)

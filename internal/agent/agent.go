@@ -177,7 +177,7 @@ func (a *Agent) setup(mgr ctrl.Manager) error {
 			return fmt.Errorf("watching: %w", err)
 		}
 	}
-	if err := mgr.Add(manager.RunnableFunc(a.collectImages)); err != nil {
+	if err := mgr.Add(manager.RunnableFunc(a.pulls.GarbageCollect)); err != nil {
 		return fmt.Errorf("adding the collector of images: %w", err)
 	}
 	if err := mgr.Add(kube.Lean{Each: 20 * time.Second}); err != nil {

@@ -19,10 +19,6 @@ func (a *Agent) makeDisks(g *guest) error {
 	if err != nil {
 		return fmt.Errorf("making the guest's directory: %w", err)
 	}
-	bases := map[string]base{}
-	for _, b := range basesOf(g.VM) {
-		bases[b.name] = b
-	}
 	made, err := a.store.Disks(string(g.uid))
 	if err != nil {
 		return fmt.Errorf("reading disks: %w", err)
@@ -31,12 +27,8 @@ func (a *Agent) makeDisks(g *guest) error {
 	for _, d := range made {
 		exists[d.Name] = d
 	}
-	if k, ok := bases[plan.Kernel]; ok {
-		content, err := a.available(g, k)
-		if err != nil {
-			return err
-		}
-		if err := a.store.Keep(string(g.uid), content); err != nil {
+	if g.VM.Spec.Kernel != nil {
+		if err := a.store.Keep(string(g.uid), g.images[plan.Kernel]); err != nil {
 			return fmt.Errorf("keeping the kernel: %w", err)
 		}
 	}
@@ -47,11 +39,7 @@ func (a *Agent) makeDisks(g *guest) error {
 			}
 			continue
 		}
-		content, err := a.available(g, bases[d.Name])
-		if err != nil {
-			return err
-		}
-		o := store.Overlay{Name: d.Name, Record: store.Record{Image: d.Image, Ephemeral: d.Ephemeral}, Base: content, User: user}
+		o := store.Overlay{Name: d.Name, Record: store.Record{Image: d.Image, Ephemeral: d.Ephemeral}, Base: g.images[d.Name], User: user}
 		if d.Size != nil {
 			o.Size = d.Size.Value()
 		}

@@ -13,6 +13,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/pulls"
 	"github.com/berth-dev/berth/internal/host/cgroup"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
@@ -23,16 +24,15 @@ import (
 
 // hands are the ways to the host, one for each foreign thing.
 type hands struct {
-	libvirt  *libvirtd.Client
-	runtime  *runtime.Runtime
-	store    *store.Store
-	registry *image.Client
-	cgroups  *cgroup.Host
-	links    *links
-	pulls    *pulls
-	hints    *hints
-	watched  *sync.Map       // process IDs of the QEMUs whose end is waited for
-	life     context.Context // ends with the agent
+	libvirt *libvirtd.Client
+	runtime *runtime.Runtime
+	store   *store.Store
+	cgroups *cgroup.Host
+	links   *links
+	pulls   *pulls.Puller
+	hints   *hints
+	watched *sync.Map       // process IDs of the QEMUs whose end is waited for
+	life    context.Context // ends with the agent
 }
 
 func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
@@ -47,7 +47,7 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 	if h.cgroups, err = cgroup.New(); err != nil {
 		return h, fmt.Errorf("finding cgroups: %w", err)
 	}
-	h.registry = image.New(image.Options{PlainHTTP: a.InsecureRegistries, MaxBytes: a.MaxImageSize, UserAgent: "berth-agent/" + a.Version})
+	registry := image.New(image.Options{PlainHTTP: a.InsecureRegistries, MaxBytes: a.MaxImageSize, UserAgent: "berth-agent/" + a.Version})
 	if h.runtime, err = runtime.New(a.RuntimeSocket); err != nil {
 		return h, fmt.Errorf("reaching the container runtime: %w", err)
 	}
@@ -62,7 +62,7 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 		},
 	})
 	h.links = &links{byPod: map[types.UID]*link{}}
-	h.pulls = &pulls{byVM: map[pullKey]*pull{}}
+	h.pulls = a.newPuller(ctx, registry, h.store)
 	h.hints, h.watched = newHints(), &sync.Map{}
 	return h, nil
 }

@@ -70,19 +70,12 @@ func (a *Agent) machine(g *guest, user int) (domain.Guest, error) {
 	if len(m.Disks) != len(vm.Spec.Disks) {
 		return m, fmt.Errorf("the spec has %d disks, and %d of them are in the VM's directory on the node", len(vm.Spec.Disks), len(m.Disks))
 	}
-	for _, b := range basesOf(vm) {
-		if b.name != plan.Kernel {
-			continue
-		}
-		content, err := a.available(g, b)
+	if k := vm.Spec.Kernel; k != nil {
+		kernel, err := a.store.Image(g.images[plan.Kernel])
 		if err != nil {
-			return m, err
+			return m, fmt.Errorf("kernel image %s: %w", k.Image, err)
 		}
-		kernel, err := a.store.Image(content)
-		if err != nil {
-			return m, fmt.Errorf("kernel image %s: %w", b.ref, err)
-		}
-		m.Kernel = &domain.Kernel{Path: kernel.KernelPath(), Initrd: kernel.InitrdPath(), CommandLine: vm.Spec.Kernel.CommandLine}
+		m.Kernel = &domain.Kernel{Path: kernel.KernelPath(), Initrd: kernel.InitrdPath(), CommandLine: k.CommandLine}
 	}
 	return m, nil
 }

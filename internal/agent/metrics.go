@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/pulls"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/plan"
 )
@@ -21,10 +22,7 @@ type meters struct {
 	steps          *prometheus.HistogramVec
 	failures       *prometheus.CounterVec
 	exits          *prometheus.CounterVec
-	pulls          prometheus.Counter
-	pullBytes      prometheus.Counter
-	pullFailures   *prometheus.CounterVec
-	collected      prometheus.Counter
+	pulls          pulls.Metrics
 	protocolErrors prometheus.Counter
 	agentFailures  prometheus.Counter
 	states         *states
@@ -42,12 +40,14 @@ func newMeters() *meters {
 			Namespace: "berth", Name: "step_duration_seconds", Help: "How long the steps of guests' lives took, by step.",
 			Buckets: []float64{.001, .005, .02, .1, .25, .5, 1, 2, 5, 15, 60},
 		}, []string{"step"}),
-		failures:       counters("step_failures_total", "Steps that failed, by step and reason; they are tried again.", "step", "reason"),
-		exits:          counters("guest_exits_total", "Guests that ended on this node, by reason.", "reason"),
-		pulls:          counter("image_pulls_total", "Images that were brought to this node."),
-		pullBytes:      counter("image_pull_bytes_total", "Bytes of disks and kernels that were unpacked from images on this node."),
-		pullFailures:   counters("image_pull_failures_total", "Images that could not be brought to this node, by reason; they are tried again.", "reason"),
-		collected:      counter("image_removals_total", "Images that were removed from this node because nothing used them."),
+		failures: counters("step_failures_total", "Steps that failed, by step and reason; they are tried again.", "step", "reason"),
+		exits:    counters("guest_exits_total", "Guests that ended on this node, by reason.", "reason"),
+		pulls: pulls.Metrics{
+			Pulls:    counter("image_pulls_total", "Images that were brought to this node."),
+			Bytes:    counter("image_pull_bytes_total", "Bytes of disks and kernels that were unpacked from images on this node."),
+			Failures: counters("image_pull_failures_total", "Images that could not be brought to this node, by reason; they are tried again.", "reason"),
+			Removals: counter("image_removals_total", "Images that were removed from this node because nothing used them."),
+		},
 		protocolErrors: counter("shim_protocol_errors_total", "Shims that did not keep to the agent's protocol."),
 		agentFailures:  counter("guest_agent_failures_total", "Conversations in which a guest agent did not answer."),
 		states:         &states{by: map[types.UID]string{}},
@@ -70,7 +70,7 @@ func (m *meters) register(r prometheus.Registerer, stateDir string, connected fu
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.steps, m.failures, m.exits, m.pulls, m.pullBytes, m.pullFailures, m.collected, m.protocolErrors, m.agentFailures, m.states,
+		m.steps, m.failures, m.exits, m.pulls.Pulls, m.pulls.Bytes, m.pulls.Failures, m.pulls.Removals, m.protocolErrors, m.agentFailures, m.states,
 		gauge("libvirt_connected", "1 while libvirtd answers and its events flow.", nil, func() float64 {
 			if connected() {
 				return 1
@@ -103,15 +103,6 @@ func stepName(step plan.Step) string {
 
 // exited takes note of a guest's end.
 func (m *meters) exited(reason v1alpha1.Reason) { m.exits.WithLabelValues(string(reason)).Inc() }
-
-// pulled takes note of the end of a pull.
-func (m *meters) pulled(err error) {
-	if err != nil {
-		m.pullFailures.WithLabelValues(string(fault.ReasonOf(err))).Inc()
-		return
-	}
-	m.pulls.Inc()
-}
 
 // states counts the guests of the node by what they do.
 type states struct {

@@ -19,6 +19,7 @@ import (
 	"github.com/berth-dev/berth/internal/host/cgroup"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/store"
 )
 
 // observe reads all that the host has of a guest. It cannot fail: what cannot be read is Unknown.
@@ -224,14 +225,17 @@ func (a *Agent) observeDisks(g *guest, h *plan.Have) error {
 		h.Disks = append(h.Disks, s)
 	}
 	h.Base = map[string]plan.Image{}
-	for _, b := range basesOf(g.VM) {
-		if kept[b.name] {
-			h.Base[b.name] = plan.Image{State: plan.ImageReady}
+	g.images = map[string]store.Content{}
+	keys := keychain(g)
+	for _, i := range requiredImages(g.VM) {
+		if kept[i.Name] {
+			h.Base[i.Name] = plan.Image{State: plan.ImageReady}
 			continue
 		}
-		if h.Base[b.name], err = a.image(g, b); err != nil {
+		if h.Base[i.Name], err = a.pulls.State(g.uid, i, keys); err != nil {
 			return err
 		}
+		g.images[i.Name] = i.Content(h.Base[i.Name].Digest)
 	}
 	return nil
 }

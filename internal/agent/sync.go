@@ -49,7 +49,7 @@ func (a *Agent) sync(ctx context.Context, uid types.UID) (time.Duration, error) 
 	}
 	if g.VM == nil && err == nil && have.Unknown == nil && !have.Kept {
 		a.hints.forget(uid)
-		a.pulls.forget(uid)
+		a.pulls.Forget(uid)
 	}
 	if failsStore(failure) || failsStore(have.Unknown) { // its host has to tell, too
 		a.host.Wake()

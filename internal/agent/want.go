@@ -15,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/store"
 )
 
 // guest is one guest for the time of one sync.
@@ -32,7 +33,8 @@ type guest struct {
 	link           *link // nil while there is none; linkErr says why
 	linkErr        error
 	qemu           []process.Process
-	fromAfar       string // see fromAfar
+	images         map[string]store.Content // of those that it may have, by what needs them
+	fromAfar       string                   // see fromAfar
 	agentConnected bool
 }
 

@@ -58,13 +58,6 @@ func (s *Store) Import(ctx context.Context, c Content, fetch Fetch) *Import {
 	return i
 }
 
-// Importing is the import of a content that is in progress, nil if there is none.
-func (s *Store) Importing(c Content) *Import {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.imports[c]
-}
-
 func (s *Store) bring(ctx context.Context, i *Import, c Content, fetch Fetch) error {
 	final, err := s.imageDir(c)
 	if err != nil {

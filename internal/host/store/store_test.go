@@ -236,7 +236,7 @@ func TestImportThatFailsLeavesNothing(t *testing.T) {
 			if left := names(t, s.images); len(left) > 0 {
 				t.Errorf("left %q", left)
 			}
-			if s.Importing(disk(1)) != nil {
+			if len(s.imports) > 0 {
 				t.Error("it is still in progress")
 			}
 		})
@@ -261,7 +261,7 @@ func TestImportIsSharedAndTellsProgress(t *testing.T) {
 	first := s.Import(t.Context(), disk(1), fetch)
 	second := s.Import(t.Context(), disk(1), fetch)
 	<-begun
-	if first != second || s.Importing(disk(1)) != first {
+	if first != second {
 		t.Error("there are two imports of one image")
 	}
 	if first.Bytes() != mib {
