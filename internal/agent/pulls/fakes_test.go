@@ -30,6 +30,7 @@ type memory struct {
 	proofs   map[store.Content][]string
 	imports  map[store.Content]*job
 	failures map[string]error // by method
+	joined   chan struct{}    // is told of each import that was joined
 }
 
 func (m *memory) do(method string, work func()) error {
@@ -82,6 +83,7 @@ func (m *memory) Import(ctx context.Context, c store.Content, fetch store.Fetch)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if running := m.imports[c]; running != nil {
+		m.joined <- struct{}{}
 		return running
 	}
 	j := &job{done: make(chan struct{})}
@@ -197,7 +199,7 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{
 		store: &memory{
 			images: map[store.Content]bool{}, tags: map[string]string{}, proofs: map[store.Content][]string{},
-			imports: map[store.Content]*job{}, failures: map[string]error{},
+			imports: map[store.Content]*job{}, failures: map[string]error{}, joined: make(chan struct{}, 9),
 		},
 		remotes: map[string]*remote{}, clock: time.Unix(1e9, 0), woken: make(chan types.UID, 9),
 	}

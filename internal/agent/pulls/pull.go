@@ -81,7 +81,9 @@ func (p *Puller) fetch(ctx context.Context, k key, keys image.Keychain) error {
 		return err
 	}
 	content := i.Content(found.Digest)
+	transfers := false // and does not wait for another's transfer
 	job := p.Import(ctx, content, func(ctx context.Context, create func(string) (io.Writer, error)) (err error) {
+		transfers = true
 		defer func() {
 			if err != nil {
 				err = named{err}
@@ -100,7 +102,9 @@ func (p *Puller) fetch(ctx context.Context, k key, keys image.Keychain) error {
 	p.pulls[k] = pull{state: plan.Image{State: plan.ImagePulling}, failures: p.pulls[k].failures, job: job}
 	p.mu.Unlock()
 	err = job.Wait()
-	p.Metrics.Bytes.Add(float64(job.Bytes()))
+	if transfers {
+		p.Metrics.Bytes.Add(float64(job.Bytes()))
+	}
 	if _, is := errors.AsType[named](err); is {
 		return err
 	}

@@ -167,6 +167,26 @@ func TestAPullTellsItsProgress(t *testing.T) {
 	}
 }
 
+func TestATransferThatIsSharedIsCountedOnce(t *testing.T) {
+	f := newFixture(t)
+	r := f.push(full, remote{digest: "sha256:new", size: mib, begun: make(chan struct{}), hold: make(chan struct{})})
+	f.Start(web, root, none)
+	<-r.begun
+	f.Start(db, root, none)
+	<-f.store.joined
+	close(r.hold)
+	<-f.woken
+	<-f.woken
+	for _, vm := range []types.UID{web, db} {
+		if got := f.state(t, vm, root, none); got.State != plan.ImageReady {
+			t.Errorf("the image of %s is %+v", vm, got)
+		}
+	}
+	if pulls, bytes := count(t, f.Metrics.Pulls), count(t, f.Metrics.Bytes); pulls != 2 || bytes != mib {
+		t.Errorf("counted %v pulls of %v bytes", pulls, bytes)
+	}
+}
+
 func TestAFailedPullRestsLongerEachTime(t *testing.T) {
 	f := newFixture(t)
 	for n, rest := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {
