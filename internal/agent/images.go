@@ -15,8 +15,8 @@ import (
 func (a *Agent) newPuller(ctx context.Context, registry *image.Client, images *store.Store) *pulls.Puller {
 	return pulls.New(ctx, pulls.Options{
 		Store: images,
-		Import: func(ctx context.Context, c store.Content, fetch store.Fetch) pulls.Import {
-			return images.Import(ctx, c, fetch)
+		Import: func(ctx context.Context, c store.Content, source string, fetch store.Fetch) pulls.Import {
+			return images.Import(ctx, c, source, fetch)
 		},
 		Resolve: func(ctx context.Context, ref image.Reference, keys image.Keychain) (pulls.Resolved, error) {
 			found, err := registry.Resolve(ctx, ref, keys)

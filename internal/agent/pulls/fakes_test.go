@@ -28,7 +28,7 @@ type memory struct {
 	images   map[store.Content]bool
 	tags     map[string]string
 	proofs   map[store.Content][]string
-	imports  map[store.Content]*job
+	imports  map[string]*job  // by source and content
 	failures map[string]error // by method
 	joined   chan struct{}    // is told of each import that was joined
 }
@@ -78,16 +78,17 @@ func (m *memory) Allow(c store.Content, proof string) error {
 	return m.do("Allow", func() { m.proofs[c] = append(m.proofs[c], proof) })
 }
 
-// Import joins the import of the same content, as the real store does.
-func (m *memory) Import(ctx context.Context, c store.Content, fetch store.Fetch) Import {
+// Import joins the import of the same content from the same source, as the real store does.
+func (m *memory) Import(ctx context.Context, c store.Content, source string, fetch store.Fetch) Import {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if running := m.imports[c]; running != nil {
+	from := fmt.Sprint(source, c)
+	if running := m.imports[from]; running != nil {
 		m.joined <- struct{}{}
 		return running
 	}
 	j := &job{done: make(chan struct{})}
-	m.imports[c] = j
+	m.imports[from] = j
 	j.run = sync.OnceFunc(func() {
 		go func() {
 			defer close(j.done)
@@ -99,8 +100,8 @@ func (m *memory) Import(ctx context.Context, c store.Content, fetch store.Fetch)
 			}
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			m.images[c] = j.err == nil
-			delete(m.imports, c)
+			m.images[c] = m.images[c] || j.err == nil
+			delete(m.imports, from)
 		}()
 	})
 	return j
@@ -199,18 +200,20 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{
 		store: &memory{
 			images: map[store.Content]bool{}, tags: map[string]string{}, proofs: map[store.Content][]string{},
-			imports: map[store.Content]*job{}, failures: map[string]error{}, joined: make(chan struct{}, 9),
+			imports: map[string]*job{}, failures: map[string]error{}, joined: make(chan struct{}, 9),
 		},
 		remotes: map[string]*remote{}, clock: time.Unix(1e9, 0), woken: make(chan types.UID, 9),
 	}
-	counter := func() prometheus.Counter { return prometheus.NewCounter(prometheus.CounterOpts{Name: "n"}) }
+	counter := func() prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "n_total", Help: "n"})
+	}
 	f.Puller = New(t.Context(), Options{
 		Store: f.store, Import: f.store.Import, Resolve: f.resolve,
 		Collect: func(time.Time) ([]store.Image, error) { return f.collected() },
 		Wake:    func(vm types.UID) { f.woken <- vm }, Removed: func() { f.removed++ },
 		Metrics: Metrics{
 			Pulls: counter(), Bytes: counter(), Removals: counter(),
-			Failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "n"}, []string{"reason"}),
+			Failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "n_total", Help: "n"}, []string{"reason"}),
 		},
 		Now: func() time.Time {
 			f.mu.Lock()
@@ -284,7 +287,7 @@ func (f *fixture) pass(d time.Duration) {
 
 // team is what a pull secret of the team holds, stranger that of somebody else; none is none.
 func team() (keys image.Keychain, err error) {
-	err = keys.Add([]byte(`{"auths":{"quay.io":{"username":"team","password":"sesame"}}}`))
+	err = keys.Add([]byte(`{"auths":{"quay.io":{"username":"team","password":"sesame"},"mirror.example.com":{"username":"team","password":"sesame"}}}`))
 	return keys, err
 }
 

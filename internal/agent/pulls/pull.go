@@ -82,7 +82,7 @@ func (p *Puller) fetch(ctx context.Context, k key, keys image.Keychain) error {
 	}
 	content := i.Content(found.Digest)
 	transfers := false // and does not wait for another's transfer
-	job := p.Import(ctx, content, func(ctx context.Context, create func(string) (io.Writer, error)) (err error) {
+	job := p.Import(ctx, content, asked.String()+"\x00"+found.Proof, func(ctx context.Context, create func(string) (io.Writer, error)) (err error) {
 		transfers = true
 		defer func() {
 			if err != nil {

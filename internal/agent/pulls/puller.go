@@ -59,11 +59,11 @@ type Resolved struct {
 // Options are what a Puller needs of others.
 type Options struct {
 	Store   Store
-	Import  func(context.Context, store.Content, store.Fetch) Import                 // begins one, or joins the one of the same content
-	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error) // asks a registry
-	Collect func(now time.Time) ([]store.Image, error)                               // removes images that nothing uses, and returns them
-	Wake    func(vm types.UID)                                                       // a pull of the VM has ended
-	Removed func()                                                                   // images were removed
+	Import  func(_ context.Context, c store.Content, source string, fetch store.Fetch) Import // begins one, or joins the one from the same source
+	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error)          // asks a registry
+	Collect func(now time.Time) ([]store.Image, error)                                        // removes images that nothing uses, and returns them
+	Wake    func(vm types.UID)                                                                // a pull of the VM has ended
+	Removed func()                                                                            // images were removed
 	Metrics Metrics
 	Now     func() time.Time
 }

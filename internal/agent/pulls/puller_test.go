@@ -187,6 +187,41 @@ func TestATransferThatIsSharedIsCountedOnce(t *testing.T) {
 	}
 }
 
+func TestATransferThatStallsOrFailsMeetsNobodyElse(t *testing.T) {
+	const mirror = "mirror.example.com/debian:12"
+	for name, tt := range map[string]struct {
+		reference string // of who has a good transfer of the same digest
+		private   bool
+		keys      Keys
+	}{
+		"by another reference":  {full, false, none},
+		"by another credential": {mirror, true, team},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t)
+			bad, good := Image{Name: "root", Reference: mirror}, Image{Name: "root", Reference: tt.reference}
+			slow := f.push(mirror, remote{digest: "sha256:new", begun: make(chan struct{}), hold: make(chan struct{}), err: errors.New("the line went dead")})
+			f.Start(web, bad, none)
+			<-slow.begun
+			f.push(tt.reference, remote{digest: "sha256:new", private: tt.private})
+			f.Start(db, good, tt.keys)
+			select {
+			case <-f.store.joined:
+				t.Fatal("it waits for the other transfer")
+			case <-f.woken:
+			}
+			if got := f.state(t, db, good, tt.keys); got.State != plan.ImageReady {
+				t.Errorf("by the good transfer: %+v", got)
+			}
+			close(slow.hold)
+			<-f.woken
+			if got := f.state(t, web, bad, none); got.State != plan.ImageFailed {
+				t.Errorf("by the bad transfer: %+v", got)
+			}
+		})
+	}
+}
+
 func TestAFailedPullRestsLongerEachTime(t *testing.T) {
 	f := newFixture(t)
 	for n, rest := range []time.Duration{2, 4, 8, 16, 32, 60, 60} {

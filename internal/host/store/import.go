@@ -37,21 +37,28 @@ func (i *Import) Wait() error {
 // Bytes is how many bytes have come so far.
 func (i *Import) Bytes() int64 { return i.bytes.Load() }
 
-// Import begins to bring a content into the store, or joins the import that already does; one that is there is done.
-// It ends with ctx, which must not be a single guest's. Errors of fetch are returned as they are, StoreFull if the
+// transfer is what imports share. What one source is too slow for, or fails in, another may do.
+type transfer struct {
+	content Content
+	source  string
+}
+
+// Import begins to bring a content into the store, or joins the import that already does from the same source; one that
+// is there is done. Of several sources the first to end makes the content, and the others find it there. It ends with ctx, which must not be a single guest's. Errors of fetch are returned as they are, StoreFull if the
 // disk is full, and diskformat's if the disk is none. A failed import leaves nothing and may be begun again.
-func (s *Store) Import(ctx context.Context, c Content, fetch Fetch) *Import {
+func (s *Store) Import(ctx context.Context, c Content, source string, fetch Fetch) *Import {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if running, ok := s.imports[c]; ok {
+	t := transfer{c, source}
+	if running, ok := s.imports[t]; ok {
 		return running
 	}
 	i := &Import{done: make(chan struct{})}
-	s.imports[c] = i
+	s.imports[t] = i
 	go func() {
 		i.err = s.bring(ctx, i, c, fetch)
 		s.mu.Lock()
-		delete(s.imports, c)
+		delete(s.imports, t)
 		s.mu.Unlock()
 		close(i.done)
 	}()

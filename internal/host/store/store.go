@@ -30,7 +30,7 @@ type Store struct {
 	root, images, vms, seeds string
 
 	mu      sync.Mutex
-	imports map[Content]*Import
+	imports map[transfer]*Import
 	swept   bool
 }
 
@@ -42,7 +42,7 @@ func New(root, run string) *Store {
 		images:  filepath.Join(root, "images"),
 		vms:     filepath.Join(root, "vms"),
 		seeds:   filepath.Join(run, "seeds"),
-		imports: map[Content]*Import{},
+		imports: map[transfer]*Import{},
 	}
 }
 

@@ -71,7 +71,7 @@ func brings(namesAndContents ...string) Fetch {
 
 func bring(t testing.TB, s *Store, c Content, fetch Fetch) error {
 	t.Helper()
-	return s.Import(t.Context(), c, fetch).Wait()
+	return s.Import(t.Context(), c, "quay.io", fetch).Wait()
 }
 
 // with has a raw disk of size bytes in the store.
@@ -258,14 +258,20 @@ func TestImportIsSharedAndTellsProgress(t *testing.T) {
 		<-finish
 		return err
 	}
-	first := s.Import(t.Context(), disk(1), fetch)
-	second := s.Import(t.Context(), disk(1), fetch)
+	first := s.Import(t.Context(), disk(1), "quay.io", fetch)
+	second := s.Import(t.Context(), disk(1), "quay.io", fetch)
 	<-begun
 	if first != second {
 		t.Error("there are two imports of one image")
 	}
 	if first.Bytes() != mib {
 		t.Errorf("%d bytes", first.Bytes())
+	}
+	// What one source sends so slowly, another brings meanwhile.
+	if other := s.Import(t.Context(), disk(1), "mirror", brings(Disk, strings.Repeat("d", mib))); other == first {
+		t.Error("an import from one source waits for another's")
+	} else if err := other.Wait(); err != nil {
+		t.Error(err)
 	}
 	// Another agent that starts, as in an upgrade, must not sweep it away.
 	if err := New(s.root, filepath.Dir(s.seeds)).Check(); err != nil {
@@ -283,7 +289,7 @@ func TestImportIsSharedAndTellsProgress(t *testing.T) {
 func TestImportEndsWithItsContext(t *testing.T) {
 	s := open(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	i := s.Import(ctx, disk(1), func(ctx context.Context, _ func(string) (io.Writer, error)) error {
+	i := s.Import(ctx, disk(1), "quay.io", func(ctx context.Context, _ func(string) (io.Writer, error)) error {
 		<-ctx.Done()
 		return ctx.Err()
 	})
@@ -307,7 +313,7 @@ func TestTwoStoresBringTheSame(t *testing.T) {
 		both.Wait()
 		return brings(Disk, strings.Repeat("d", mib))(ctx, create)
 	}
-	a, b := s.Import(t.Context(), disk(1), fetch), other.Import(t.Context(), disk(1), fetch)
+	a, b := s.Import(t.Context(), disk(1), "quay.io", fetch), other.Import(t.Context(), disk(1), "quay.io", fetch)
 	if err := errors.Join(a.Wait(), b.Wait()); err != nil {
 		t.Error(err)
 	}
