@@ -80,7 +80,7 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 		if s.Paused {
 			phase = shimproto.PhasePaused
 		}
-		return g.link.send(ctx, shimproto.Running{Phase: phase})
+		return g.link.Send(ctx, shimproto.Running{Phase: phase})
 	case plan.Shutdown:
 		return a.shutdown(ctx, g)
 	case plan.Destroy:
@@ -90,7 +90,7 @@ func (a *Agent) do(ctx context.Context, g *guest, step plan.Step) error {
 	case plan.Exit:
 		s.End.Told = a.now()
 		a.hints.ended(g.uid, s.End)
-		err := g.link.send(ctx, shimproto.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
+		err := g.link.Send(ctx, shimproto.Exit{Code: int(s.End.Code), Reason: string(s.End.Reason), Message: s.End.Message})
 		if err == nil && s.End.Reason != v1alpha1.ReasonNotRunning {
 			a.meters.exited(s.End.Reason)
 		}
@@ -161,7 +161,7 @@ func (a *Agent) place(g *guest) error {
 		if err != nil {
 			return fmt.Errorf("looking for QEMU's helpers: %w", err)
 		}
-		if err := a.cgroups.Place(g.link.group, append([]int{q.PID}, helpers...)...); err != nil {
+		if err := a.cgroups.Place(g.link.Cgroup(), append([]int{q.PID}, helpers...)...); err != nil {
 			return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf("placing QEMU into its berth: %w", err))
 		}
 		if err := a.setOOMScore(g, q.PID); err != nil {
@@ -178,11 +178,11 @@ func (a *Agent) prove(g *guest) error {
 		return err
 	}
 	switch {
-	case !g.link.shim.Alive():
-		return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf("refusing to resume the guest: container %s has ended", g.link.container))
+	case !g.link.Alive():
+		return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf("refusing to resume the guest: container %s has ended", g.link.ContainerID()))
 	case h.Process != plan.ProcessPlaced:
 		return fault.ByTime(v1alpha1.ReasonPlacementFailed, fmt.Errorf(
-			"refusing to resume the guest: want one QEMU in container %s of pod %s, found processes %v elsewhere", g.link.container, g.berthUID, pidsOf(g.qemu)))
+			"refusing to resume the guest: want one QEMU in container %s of pod %s, found processes %v elsewhere", g.link.ContainerID(), g.berthUID, pidsOf(g.qemu)))
 	}
 	return nil
 }

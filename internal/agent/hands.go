@@ -9,11 +9,13 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent/pulls"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/host/cgroup"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
@@ -28,7 +30,7 @@ type hands struct {
 	runtime *runtime.Runtime
 	store   *store.Store
 	cgroups *cgroup.Host
-	links   *links
+	shims   *shims.Sessions
 	pulls   *pulls.Puller
 	hints   *hints
 	watched *sync.Map       // process IDs of the QEMUs whose end is waited for
@@ -61,7 +63,7 @@ func (a *Agent) takeHands(ctx context.Context) (h hands, err error) {
 			go a.resync()
 		},
 	})
-	h.links = &links{byPod: map[types.UID]*link{}}
+	h.shims = shims.New(shims.Options{Runtime: h.runtime, Wake: a.enqueue, BootTime: bootTime, CountProtocolError: a.meters.protocolErrors.Inc})
 	h.pulls = a.newPuller(ctx, registry, h.store)
 	h.hints, h.watched = newHints(), &sync.Map{}
 	return h, nil
@@ -174,9 +176,16 @@ func (a *Agent) partition(g *guest) string {
 
 // setOOMScore gives QEMU the score that kubelet gives the berth. Lowering it may be forbidden to us: then the kernel chooses by size alone, which is QEMU.
 func (a *Agent) setOOMScore(g *guest, pid int) error {
-	score, err := process.OOMScore(g.link.shim.PID())
+	score, err := process.OOMScore(g.link.PID())
 	if err != nil {
 		return err
 	}
 	return process.SetOOMScore(pid, score)
+}
+
+// bootTime is the time since boot; it never jumps.
+func bootTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
+	return time.Duration(t.Nano())
 }

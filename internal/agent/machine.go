@@ -99,7 +99,7 @@ func (a *Agent) writeSeed(g *guest) error {
 			s.NetworkConfig = []byte(*c.NetworkData)
 		}
 		if ref := c.UserDataSecretRef; ref != nil {
-			data, err := volume.ReadFile(g.link.shim.PID(), berth.UserDataPath, maxUserData)
+			data, err := volume.ReadFile(g.link.PID(), berth.UserDataPath, maxUserData)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				return fault.ByUser(v1alpha1.ReasonSecretMissing, fmt.Errorf(

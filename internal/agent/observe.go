@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
@@ -132,12 +133,12 @@ func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
 		h.Container = plan.ContainerAbsent
 		return
 	}
-	g.link, h.Container, g.linkErr = a.connect(ctx, g.uid, g.berthUID)
-	if foreign, is := errors.AsType[runtimeError](g.linkErr); is && g.Berth != nil {
+	g.link, h.Container, g.linkErr = a.shims.Connect(ctx, g.uid, g.berthUID)
+	if foreign, is := errors.AsType[shims.UnsupportedRuntimeError](g.linkErr); is && g.Berth != nil {
 		g.Berth.Runtime = string(foreign)
 	}
 	if g.link != nil {
-		h.Shim = g.link.shimState(g.VM)
+		h.Shim = g.link.State(devices(g.VM))
 		h.ShimSilent = h.Shim == nil
 	}
 }
@@ -170,7 +171,7 @@ func observeProcess(g *guest, h *plan.Have) error {
 	switch {
 	case !in:
 		h.Process = plan.ProcessLoose
-	case g.link != nil && container == g.link.container && pod == string(g.berthUID):
+	case g.link != nil && container == g.link.ContainerID() && pod == string(g.berthUID):
 		h.Process = plan.ProcessPlaced
 	case g.link == nil && pod == string(g.berthUID) && h.Container == plan.ContainerAlive:
 		h.Process = plan.ProcessPlaced // its shim is about to be reached
@@ -262,7 +263,7 @@ func (a *Agent) end(g *guest, h *plan.Have) *plan.End {
 		return nil
 	}
 	if g.link != nil {
-		if kills, err := a.cgroups.OOMKills(g.link.group); err == nil && kills > 0 {
+		if kills, err := a.cgroups.OOMKills(g.link.Cgroup()); err == nil && kills > 0 {
 			return &plan.End{Reason: v1alpha1.ReasonOOMKilled, Code: 137, Message: outOfMemory}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/guest/domain"
@@ -30,7 +31,7 @@ type guest struct {
 	writable bool
 
 	// What the last look at the host found.
-	link           *link // nil while there is none; linkErr says why
+	link           *shims.Session // nil while there is none; linkErr says why
 	linkErr        error
 	qemu           []process.Process
 	images         map[string]store.Content // of those that it may have, by what needs them

@@ -2,12 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -26,24 +24,11 @@ func (a *Agent) nic(g *guest) podnet.Interface {
 	}
 }
 
-// namespace opens the berth's network namespace; the shim that it is read from was alive after.
-func (a *Agent) namespace(g *guest) (*os.File, error) {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", g.link.shim.PID()))
-	if err != nil {
-		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, fmt.Errorf("opening the berth's network namespace: %w", err))
-	}
-	if !g.link.shim.Alive() {
-		_ = ns.Close()
-		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, errors.New("the berth's container has ended"))
-	}
-	return ns, nil
-}
-
 func (a *Agent) plug(ctx context.Context, g *guest) error {
 	if len(g.VM.Spec.Networks) == 0 {
 		return nil
 	}
-	ns, err := a.namespace(g)
+	ns, err := g.link.NetworkNamespace()
 	if err != nil {
 		return err
 	}
@@ -52,8 +37,11 @@ func (a *Agent) plug(ctx context.Context, g *guest) error {
 	return err
 }
 
-// devices are what the guest needs its shim to take.
+// devices are what the guest needs its shim to take. A VM that is gone needs none.
 func devices(vm *v1alpha1.VirtualMachine) []shimproto.Device {
+	if vm == nil {
+		return nil
+	}
 	list := []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}}
 	for _, n := range vm.Spec.Networks {
 		list = append(list, shimproto.Device{Kind: shimproto.KindLease, Name: n.Name})
@@ -61,45 +49,17 @@ func devices(vm *v1alpha1.VirtualMachine) []shimproto.Device {
 	return list
 }
 
-// lacks are the kinds of those devices that a shim does not take, sorted.
-func lacks(vm *v1alpha1.VirtualMachine, s shimproto.State) (kinds []string) {
-	for _, d := range devices(vm) {
-		if !s.Takes(d.Kind) {
-			kinds = append(kinds, string(d.Kind))
-		}
-	}
-	slices.Sort(kinds)
-	return slices.Compact(kinds)
-}
-
 // attach hands the guest's devices to the shim, those that it takes. Of the others the report tells.
 func (a *Agent) attach(ctx context.Context, g *guest) error {
-	message, takes := shimproto.HandOver{InstanceID: g.link.container}, g.link.spoken()
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
-	for _, d := range devices(g.VM) {
-		if !takes.Takes(d.Kind) {
-			continue
-		}
-		var file *os.File
-		var err error
+	return g.link.HandOver(ctx, devices(g.VM), func(d *shimproto.Device) (file *os.File, err error) {
 		switch d.Kind {
 		case shimproto.KindConsole:
 			file, err = a.console(ctx, g)
 		case shimproto.KindLease:
 			d.Lease, file, err = a.lease(ctx, g)
 		}
-		if err != nil {
-			return err
-		}
-		d.FD = len(files)
-		files, message.Devices = append(files, file), append(message.Devices, d)
-	}
-	return g.link.send(ctx, message, files...)
+		return file, err
+	})
 }
 
 // console connects to the socket of QEMU's serial console.
@@ -117,7 +77,7 @@ func (a *Agent) console(ctx context.Context, g *guest) (*os.File, error) {
 }
 
 func (a *Agent) lease(ctx context.Context, g *guest) (*shimproto.Lease, *os.File, error) {
-	ns, err := a.namespace(g)
+	ns, err := g.link.NetworkNamespace()
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,0 +1,380 @@
+package shims
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/runtime"
+)
+
+// fakeRuntime says what a test wants it to of the one berth.
+type fakeRuntime struct {
+	container    runtime.Container
+	pod          runtime.Pod
+	none, noPod  bool
+	err, podErr  error
+	timesAsked   int
+	askedForName string
+}
+
+func (f *fakeRuntime) Container(_ context.Context, podUID, name string) (runtime.Container, bool, error) {
+	f.timesAsked++
+	f.askedForName = name
+	return f.container, !f.none && podUID == string(pod), f.err
+}
+
+func (f *fakeRuntime) Pod(_ context.Context, podUID string) (runtime.Pod, bool, error) {
+	return f.pod, !f.noPod && podUID == string(pod), f.podErr
+}
+
+// sessions are a new agent's, on a clock that stands at 100 ns.
+type sessions struct {
+	*Sessions
+	woken  chan types.UID // the guests to look at
+	errors atomic.Int32   // shims that broke the protocol
+}
+
+func newSessions(r *fakeRuntime) *sessions {
+	s := &sessions{woken: make(chan types.UID, 1000)}
+	s.Sessions = New(Options{
+		Runtime: r, Wake: func(vm types.UID) { s.woken <- vm }, BootTime: func() time.Duration { return 100 },
+		CountProtocolError: func() { s.errors.Add(1) },
+	})
+	return s
+}
+
+// connect connects with a shim whose container is alive.
+func (s *sessions) connect(t *testing.T) *Session {
+	t.Helper()
+	n, state, err := s.Connect(t.Context(), vm, pod)
+	if n == nil || state != plan.ContainerAlive || err != nil {
+		t.Fatalf("Connect() = %v, container %v, %v", n, state, err)
+	}
+	return n
+}
+
+// restart is another agent's connection with the same shim. The first one has ended: both would read from one socket.
+func (s *sessions) restart(t *testing.T, n *Session) (*sessions, *Session) {
+	t.Helper()
+	_ = n.conn.Close()
+	anew := newSessions(s.Runtime.(*fakeRuntime))
+	return anew, anew.connect(t)
+}
+
+// until waits for a wake-up after which a claim is true.
+func (s *sessions) until(t *testing.T, claim func() bool) {
+	t.Helper()
+	for !claim() {
+		if got := <-s.woken; got != vm {
+			t.Fatalf("woke %s", got)
+		}
+	}
+}
+
+// needs are the devices of a guest with a NIC.
+var needs = []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}, {Kind: shimproto.KindLease, Name: "a"}}
+
+// TestWhatTheRuntimeSays has no process: the runtime's word is enough, or there is none in that place.
+func TestWhatTheRuntimeSays(t *testing.T) {
+	away := errors.New("away")
+	running := runtime.Container{ID: first, State: runtime.Running, PID: 1 << 30}
+	for name, c := range map[string]struct {
+		says   fakeRuntime
+		want   plan.Container
+		err    string
+		reason v1alpha1.Reason
+	}{
+		"it does not answer":                {says: fakeRuntime{err: away}, want: plan.ContainerUnknown, err: "away", reason: v1alpha1.ReasonInternalError},
+		"there is no container":             {says: fakeRuntime{none: true}, want: plan.ContainerAbsent},
+		"it was not started yet":            {says: fakeRuntime{container: runtime.Container{State: runtime.Created}}, want: plan.ContainerAbsent},
+		"it has ended":                      {says: fakeRuntime{container: runtime.Container{State: runtime.Exited}}, want: plan.ContainerDead},
+		"the runtime does not know":         {says: fakeRuntime{container: runtime.Container{State: runtime.Unknown}}, want: plan.ContainerUnknown, err: "does not know what the container does", reason: v1alpha1.ReasonRuntimeUnreachable},
+		"it does not answer for the pod":    {says: fakeRuntime{container: running, podErr: away}, want: plan.ContainerUnknown, err: "away", reason: v1alpha1.ReasonInternalError},
+		"it has no sandbox":                 {says: fakeRuntime{container: running, noPod: true}, want: plan.ContainerUnknown, err: "sandbox", reason: v1alpha1.ReasonRuntimeUnreachable},
+		"the process has ended already":     {says: fakeRuntime{container: running}, want: plan.ContainerDead},
+		"another runtime than runc or crun": {says: fakeRuntime{container: running, pod: runtime.Pod{Handler: "kata"}}, want: plan.ContainerAlive, err: "the berth is run by kata", reason: v1alpha1.ReasonInternalError},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSessions(&c.says)
+			n, got, err := s.Connect(t.Context(), vm, pod)
+			if n != nil || got != c.want {
+				t.Errorf("Connect() = %v, container %v; want none, %v", n, got, c.want)
+			}
+			if (err != nil) != (c.err != "") || err != nil && (!strings.Contains(err.Error(), c.err) || fault.ReasonOf(err) != c.reason) {
+				t.Errorf("Connect() = %v, reason %s; want %q, %s", err, fault.ReasonOf(err), c.err, c.reason)
+			}
+			if c.says.askedForName != berth.Container {
+				t.Errorf("asked for container %q", c.says.askedForName)
+			}
+			if _, is := errors.AsType[UnsupportedRuntimeError](err); is != (c.want == plan.ContainerAlive) {
+				t.Errorf("Connect() = %T", err)
+			}
+		})
+	}
+}
+
+func TestAShimThatSpeaks(t *testing.T) {
+	shim := start(t, speaks, first)
+	r := &fakeRuntime{container: shim.container}
+	s := newSessions(r)
+	n := s.connect(t)
+	s.until(t, func() bool { return n.State(nil) != nil })
+	if diff := cmp.Diff(&plan.Shim{}, n.State(needs)); diff != "" {
+		t.Errorf("at first (-want +got):\n%s", diff)
+	}
+	if _, container, _ := n.Cgroup().Container(); n.PID() != shim.container.PID || !n.Alive() || n.ContainerID() != first || container != first {
+		t.Errorf("process %d, alive %t, container %s, cgroup %s", n.PID(), n.Alive(), n.ContainerID(), n.Cgroup())
+	}
+	if again := s.connect(t); again != n || r.timesAsked != 1 {
+		t.Errorf("a second Connect() is another session: %t; the runtime was asked %d times", again != n, r.timesAsked)
+	}
+
+	say := func(m shimproto.Message) {
+		t.Helper()
+		if err := n.Send(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say(shimproto.Running{Phase: shimproto.PhasePaused})
+	say(shimproto.Exit{})
+	if known := n.State(nil); !known.Running || !known.Exiting || known.Attached {
+		t.Errorf("what was said is not known at once: %+v", known)
+	}
+	if err := n.HandOver(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if !n.State(nil).Attached {
+		t.Error("that all was handed over is not known at once")
+	}
+	s.until(t, func() bool { return n.State(nil).Terminating && n.State(nil).RunningFor > 0 })
+	want := &plan.Shim{Attached: true, Running: true, RunningFor: 93, Terminating: true, TerminatingFor: 95, Exiting: true}
+	if diff := cmp.Diff(want, n.State(needs)); diff != "" {
+		t.Errorf("at last (-want +got):\n%s", diff)
+	}
+
+	s, n = s.restart(t, n)
+	s.until(t, func() bool { return n.State(nil) != nil })
+	// Whether it was told of the guest's vCPUs and end only the agent knows that did so: it is said again.
+	want = &plan.Shim{Attached: true, RunningFor: 93, Terminating: true, TerminatingFor: 95}
+	if diff := cmp.Diff(want, n.State(needs)); diff != "" {
+		t.Errorf("to an agent that starts anew (-want +got):\n%s", diff)
+	}
+}
+
+func TestAShimThatDoesNotSpeak(t *testing.T) {
+	shim := start(t, silent, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	n := s.connect(t)
+	if got := n.State(needs); got != nil {
+		t.Errorf("it has said nothing: %+v", got)
+	}
+	if err := n.Send(t.Context(), shimproto.Exit{}); err != nil || n.State(nil) != nil {
+		t.Errorf("Send() = %v, and it has said %+v", err, n.State(nil))
+	}
+}
+
+func TestAShimWithoutASocket(t *testing.T) {
+	shim := start(t, deaf, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, ErrAbsent) {
+		t.Errorf("Connect() = %v, container %v, %v", n, got, err)
+	}
+}
+
+func TestAShimThatEnds(t *testing.T) {
+	shim := start(t, speaks, first)
+	r := &fakeRuntime{container: shim.container}
+	s := newSessions(r)
+	n := s.connect(t)
+	s.until(t, func() bool { return n.State(nil) != nil })
+	shim.end()
+	s.until(t, func() bool { return s.of(pod) == nil })
+	if n.Alive() {
+		t.Error("it is alive")
+	}
+	if err := n.Send(t.Context(), shimproto.Exit{}); fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || n.State(nil).Exiting {
+		t.Errorf("Send() = %v, and it was told: %+v", err, n.State(nil))
+	}
+	if ns, err := n.NetworkNamespace(); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed {
+		t.Errorf("NetworkNamespace() = %v, %v", ns, err)
+	}
+	if c := s.errors.Load(); c != 0 {
+		t.Errorf("its end counts as %d breaches of the protocol", c)
+	}
+	// The runtime may not know of it yet.
+	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerDead || err != nil {
+		t.Errorf("Connect() = %v, container %v, %v", n, got, err)
+	}
+	shim = start(t, speaks, second)
+	r.container = shim.container
+	if n := s.connect(t); n.ContainerID() != second || n.PID() != shim.container.PID {
+		t.Errorf("after a restart: container %s, process %d", n.ContainerID(), n.PID())
+	}
+}
+
+func TestAShimThatBreaksTheProtocol(t *testing.T) {
+	shim := start(t, babbles, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	n := s.connect(t)
+	s.until(t, func() bool { return s.errors.Load() > 0 })
+	if err := n.Send(t.Context(), shimproto.Exit{}); err == nil || n.State(nil) != nil {
+		t.Errorf("Send() = %v, and it has said %+v", err, n.State(nil))
+	}
+}
+
+// TestAProcessElsewhere has a living shim in the cgroup of the first container of the berth.
+func TestAProcessElsewhere(t *testing.T) {
+	shim := start(t, speaks, first)
+	other := shim.container
+	other.ID = second
+	outside := shim.container
+	outside.PID = os.Getpid()
+	for name, c := range map[string]runtime.Container{
+		"in another container's cgroup": other,
+		"in no container's cgroup":      outside,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSessions(&fakeRuntime{container: c})
+			n, got, err := s.Connect(t.Context(), vm, pod)
+			if n != nil || got != plan.ContainerUnknown || fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || s.of(pod) != nil {
+				t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
+			}
+			if !strings.Contains(err.Error(), "not in that of container "+c.ID+" of pod "+string(pod)) {
+				t.Errorf("Connect() = %v", err)
+			}
+		})
+	}
+}
+
+func TestNetworkNamespace(t *testing.T) {
+	shim := start(t, silent, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	ns, err := s.connect(t).NetworkNamespace()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	got, err := ns.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{
+		fmt.Sprintf("/proc/%d/ns/net", shim.container.PID): true,
+		"/proc/self/ns/net": false,
+	} {
+		if its, err := os.Stat(path); err != nil || os.SameFile(its, got) != want {
+			t.Errorf("it is %s: %t; %v", path, !want, err)
+		}
+	}
+}
+
+func TestWhatAShimLacks(t *testing.T) {
+	takes := func(kinds ...shimproto.Kind) shimproto.State { return shimproto.State{Minor: 1, Kinds: kinds} }
+	two := append(needs[:2:2], shimproto.Device{Kind: shimproto.KindLease, Name: "b"})
+	for name, c := range map[string]struct {
+		needs []shimproto.Device
+		says  shimproto.State
+		want  []string
+	}{
+		"all is taken, in another order":   {needs, takes("lease", "console"), nil},
+		"a shim of 1.0 takes what it did":  {needs, shimproto.State{}, nil},
+		"more is taken than is needed":     {needs[:1], takes("console", "hologram"), nil},
+		"no leases":                        {needs, takes("console"), []string{"lease"}},
+		"two networks lack one thing":      {two, takes("console"), []string{"lease"}},
+		"what is not needed is not lacked": {needs[:1], takes("console"), nil},
+		"nothing that is needed is taken":  {needs, takes("hologram"), []string{"console", "lease"}},
+		"a VM that is gone needs nothing":  {nil, takes("hologram"), nil},
+	} {
+		if diff := cmp.Diff(c.want, lacks(c.needs, c.says)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+// lease is any that is valid.
+var lease = &shimproto.Lease{Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1500}
+
+func TestHandOver(t *testing.T) {
+	for name, c := range map[string]struct {
+		shim  string
+		taken int // of needs
+	}{
+		"to a shim that takes all":           {speaks, 2},
+		"to a shim that takes consoles only": {consoles, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			shim := start(t, c.shim, first)
+			s := newSessions(&fakeRuntime{container: shim.container})
+			n := s.connect(t)
+			s.until(t, func() bool { return n.State(nil) != nil })
+			var opened []*os.File
+			open := func(d *shimproto.Device) (*os.File, error) {
+				if d.Kind == shimproto.KindLease {
+					d.Lease = lease
+				}
+				file, err := os.Create(t.TempDir() + "/" + d.Name)
+				opened = append(opened, file)
+				return file, err
+			}
+			if err := n.HandOver(t.Context(), needs, open); err != nil {
+				t.Fatal(err)
+			}
+			if len(opened) != c.taken {
+				t.Errorf("opened %d descriptors", len(opened))
+			}
+			for i, file := range opened {
+				want := string(needs[i].Kind) + " " + needs[i].Name + " " + file.Name() + " <nil>"
+				if got := shim.line(); got != want {
+					t.Errorf("the shim has got %q, want %q", got, want)
+				}
+				if err := file.Close(); !errors.Is(err, os.ErrClosed) {
+					t.Errorf("descriptor %d is open after", i)
+				}
+			}
+			s, n = s.restart(t, n)
+			s.until(t, func() bool { return n.State(nil) != nil })
+			if !n.State(nil).Attached {
+				t.Error("the shim does not say that it has a guest")
+			}
+		})
+	}
+}
+
+func TestADescriptorThatCannotBeOpened(t *testing.T) {
+	shim := start(t, speaks, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	n := s.connect(t)
+	s.until(t, func() bool { return n.State(nil) != nil })
+	file, err := os.Create(t.TempDir() + "/console")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := errors.New("no")
+	err = n.HandOver(t.Context(), needs, func(d *shimproto.Device) (*os.File, error) {
+		if d.Kind == shimproto.KindConsole {
+			return file, nil
+		}
+		return nil, refused
+	})
+	if !errors.Is(err, refused) || n.State(nil).Attached {
+		t.Errorf("HandOver() = %v, and the shim is %+v", err, n.State(nil))
+	}
+	if err := file.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Error("the descriptor before is open after")
+	}
+}
