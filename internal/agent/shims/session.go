@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -28,6 +29,7 @@ type Session struct {
 	group     cgroup.Group
 	conn      *shimproto.Agent
 	bootTime  func() time.Duration
+	broken    atomic.Bool // the shim did not keep to the protocol
 
 	mu    sync.Mutex
 	known bool // the shim has spoken
@@ -68,7 +70,7 @@ func (s *Sessions) hear(vm, pod types.UID, n *Session) {
 	ctx := context.Background()
 	log := ctrl.Log.WithValues("vm", vm, "berth", pod)
 	go func() { // the socket stays open while the shim's descriptors are inherited: only its pidfd tells
-		if err := n.shim.Wait(); err != nil {
+		if err := n.shim.Wait(); err != nil && !n.broken.Load() {
 			log.Error(err, "Lost sight of a shim")
 		}
 		s.drop(pod, n)
@@ -88,7 +90,8 @@ func (s *Sessions) hear(vm, pod types.UID, n *Session) {
 	if err != nil && !errors.Is(err, io.EOF) && n.Alive() { // at its end the socket tells before the pidfd does
 		log.Info("Shim does not keep to the protocol", "cause", err.Error())
 		s.CountProtocolError()
-		s.drop(pod, n)
+		n.broken.Store(true)
+		time.AfterFunc(s.pause, func() { _ = n.shim.Close() }) // which ends the wait above. Until then it tells of the shim's end
 		s.Wake(vm)
 	}
 }

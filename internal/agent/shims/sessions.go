@@ -23,6 +23,13 @@ import (
 // ErrAbsent says that the shim has not made its socket yet.
 var ErrAbsent = errors.New("the shim is not ready yet")
 
+// errBroken says that the shim did not keep to the protocol a moment ago.
+var errBroken = errors.New("the shim did not keep to the protocol, and is connected with again later")
+
+// brokenPause is for how long there is no session with such a shim: a tenant's program could have the agent connect
+// again and again.
+const brokenPause = 10 * time.Second
+
 // UnsupportedRuntimeError says that the berth is run by something that Berth cannot work with, and by what.
 type UnsupportedRuntimeError string
 
@@ -49,12 +56,16 @@ type Options struct {
 // Sessions are those of all berths on the node.
 type Sessions struct {
 	Options
+	pause time.Duration // brokenPause, but in tests
+
 	mu    sync.Mutex
 	byPod map[types.UID]*Session
 }
 
 // New returns sessions, of which there are none yet.
-func New(o Options) *Sessions { return &Sessions{Options: o, byPod: map[types.UID]*Session{}} }
+func New(o Options) *Sessions {
+	return &Sessions{Options: o, pause: brokenPause, byPod: map[types.UID]*Session{}}
+}
 
 // of returns the session with a berth's shim, or nil.
 func (s *Sessions) of(pod types.UID) *Session {
@@ -79,10 +90,13 @@ func (s *Sessions) drop(pod types.UID, n *Session) {
 
 // Connect returns the session with the shim of a VirtualMachine's berth. Without one it finds the berth's container and
 // takes its shim's socket. It knows the shim by facts of the host: what the runtime says of the container, and in which
-// cgroup its process is. A nil Session comes with the container's state; one that is alive has an error nevertheless:
-// ErrAbsent or an UnsupportedRuntimeError.
+// cgroup its process is. A nil Session comes with the container's state; one that is alive has an error nevertheless,
+// such as ErrAbsent or an UnsupportedRuntimeError.
 func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, plan.Container, error) {
 	if n := s.of(pod); n != nil && n.Alive() {
+		if n.broken.Load() {
+			return nil, plan.ContainerAlive, errBroken
+		}
 		return n, plan.ContainerAlive, nil
 	}
 	found, exists, err := s.Runtime.Container(ctx, string(pod), berth.Container)

@@ -235,6 +235,32 @@ func TestAShimThatBreaksTheProtocol(t *testing.T) {
 	if err := n.Send(t.Context(), shimproto.Exit{}); err == nil || n.State(nil) != nil {
 		t.Errorf("Send() = %v, and it has said %+v", err, n.State(nil))
 	}
+	// It may do so whenever there is a session: the next one has to wait, and nothing of this one is left then.
+	s.until(t, n.broken.Load)
+	for range 100 {
+		if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, errBroken) {
+			t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
+		}
+	}
+	shim.end()
+	s.until(t, func() bool { return s.of(pod) == nil })
+	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerDead || err != nil {
+		t.Errorf("after its end: Connect() = %v, container %v, %v", n, got, err)
+	}
+}
+
+func TestAShimThatBreaksTheProtocolGetsAnotherSession(t *testing.T) {
+	shim := start(t, babbles, first)
+	s := newSessions(&fakeRuntime{container: shim.container})
+	s.pause = 0
+	was := s.connect(t)
+	s.until(t, func() bool { return s.of(pod) == nil })
+	if was.Alive() {
+		t.Error("its process is still held")
+	}
+	if n := s.connect(t); n == was {
+		t.Error("it is the same session")
+	}
 }
 
 // TestAProcessElsewhere has a living shim in the cgroup of the first container of the berth.
