@@ -24,22 +24,21 @@ import (
 
 // fakeRuntime says what a test wants it to of the one berth.
 type fakeRuntime struct {
-	container    runtime.Container
-	pod          runtime.Pod
-	none, noPod  bool
-	err, podErr  error
-	timesAsked   int
-	askedForName string
+	container   runtime.Container
+	pod         runtime.Pod
+	none, noPod bool
+	err, podErr error
+	askedFor    []string
 }
 
 func (f *fakeRuntime) Container(_ context.Context, podUID, name string) (runtime.Container, bool, error) {
-	f.timesAsked++
-	f.askedForName = name
-	return f.container, !f.none && podUID == string(pod), f.err
+	f.askedFor = append(f.askedFor, podUID+" "+name)
+	return f.container, !f.none, f.err
 }
 
 func (f *fakeRuntime) Pod(_ context.Context, podUID string) (runtime.Pod, bool, error) {
-	return f.pod, !f.noPod && podUID == string(pod), f.podErr
+	f.askedFor = append(f.askedFor, podUID)
+	return f.pod, !f.noPod, f.podErr
 }
 
 // sessions are a new agent's, on a clock that stands at 100 ns.
@@ -118,8 +117,9 @@ func TestWhatTheRuntimeSays(t *testing.T) {
 			if (err != nil) != (c.err != "") || err != nil && (!strings.Contains(err.Error(), c.err) || fault.ReasonOf(err) != c.reason) {
 				t.Errorf("Connect() = %v, reason %s; want %q, %s", err, fault.ReasonOf(err), c.err, c.reason)
 			}
-			if c.says.askedForName != berth.Container {
-				t.Errorf("asked for container %q", c.says.askedForName)
+			questions := []string{string(pod) + " " + berth.Container, string(pod)}
+			if diff := cmp.Diff(questions[:len(c.says.askedFor)], c.says.askedFor); diff != "" {
+				t.Errorf("the runtime is asked (-want +got):\n%s", diff)
 			}
 			if _, is := errors.AsType[UnsupportedRuntimeError](err); is != (c.want == plan.ContainerAlive) {
 				t.Errorf("Connect() = %T", err)
@@ -140,8 +140,8 @@ func TestAShimThatSpeaks(t *testing.T) {
 	if _, container, _ := n.Cgroup().Container(); n.PID() != shim.container.PID || !n.Alive() || n.ContainerID() != first || container != first {
 		t.Errorf("process %d, alive %t, container %s, cgroup %s", n.PID(), n.Alive(), n.ContainerID(), n.Cgroup())
 	}
-	if again := s.connect(t); again != n || r.timesAsked != 1 {
-		t.Errorf("a second Connect() is another session: %t; the runtime was asked %d times", again != n, r.timesAsked)
+	if again := s.connect(t); again != n || len(r.askedFor) != 2 {
+		t.Errorf("a second Connect() is another session: %t; the runtime was asked %q", again != n, r.askedFor)
 	}
 
 	say := func(m shimproto.Message) {
@@ -270,17 +270,21 @@ func TestAProcessElsewhere(t *testing.T) {
 	other.ID = second
 	outside := shim.container
 	outside.PID = os.Getpid()
-	for name, c := range map[string]runtime.Container{
-		"in another container's cgroup": other,
-		"in no container's cgroup":      outside,
+	for name, c := range map[string]struct {
+		container runtime.Container
+		pod       types.UID
+	}{
+		"in another container's cgroup": {other, pod},
+		"in another pod's cgroup":       {shim.container, "another"},
+		"in no container's cgroup":      {outside, pod},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := newSessions(&fakeRuntime{container: c})
-			n, got, err := s.Connect(t.Context(), vm, pod)
-			if n != nil || got != plan.ContainerUnknown || fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || s.of(pod) != nil {
+			s := newSessions(&fakeRuntime{container: c.container})
+			n, got, err := s.Connect(t.Context(), vm, c.pod)
+			if n != nil || got != plan.ContainerUnknown || fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || s.of(c.pod) != nil {
 				t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
 			}
-			if !strings.Contains(err.Error(), "not in that of container "+c.ID+" of pod "+string(pod)) {
+			if !strings.Contains(err.Error(), "not in that of container "+c.container.ID+" of pod "+string(c.pod)) {
 				t.Errorf("Connect() = %v", err)
 			}
 		})
