@@ -330,7 +330,8 @@ func TestWhatAShimLacks(t *testing.T) {
 		"nothing that is needed is taken":  {needs, takes("hologram"), []string{"console", "lease"}},
 		"a VM that is gone needs nothing":  {nil, takes("hologram"), nil},
 	} {
-		if diff := cmp.Diff(c.want, lacks(c.needs, c.says)); diff != "" {
+		n := &Session{known: true, state: c.says, bootTime: func() time.Duration { return 0 }}
+		if diff := cmp.Diff(&plan.Shim{Lacks: c.want}, n.State(c.needs)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
