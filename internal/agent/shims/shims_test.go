@@ -328,6 +328,7 @@ func TestWhatAShimLacks(t *testing.T) {
 		"two networks lack one thing":      {two, takes("console"), []string{"lease"}},
 		"what is not needed is not lacked": {needs[:1], takes("console"), nil},
 		"nothing that is needed is taken":  {needs, takes("hologram"), []string{"console", "lease"}},
+		"whatever the order of devices":    {[]shimproto.Device{needs[1], needs[0], needs[1]}, takes("hologram"), []string{"console", "lease"}},
 		"a VM that is gone needs nothing":  {nil, takes("hologram"), nil},
 	} {
 		n := &Session{known: true, state: c.says, bootTime: func() time.Duration { return 0 }}
