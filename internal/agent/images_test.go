@@ -8,6 +8,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent/pulls"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/guest/plan"
 )
 
@@ -38,7 +39,7 @@ func TestPullSecretsNeedAShim(t *testing.T) {
 		t.Errorf("without pull secrets: %v", err)
 	}
 	g.VM.Spec.ImagePullSecrets = []v1alpha1.LocalReference{{Name: "registry"}}
-	if _, err := keychain(g)(); !errors.Is(err, errShimAbsent) {
+	if _, err := keychain(g)(); !errors.Is(err, shims.ErrAbsent) {
 		t.Errorf("with pull secrets and no shim: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent/pulls"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/image"
@@ -22,10 +23,10 @@ const maxPullSecret = 1 << 20
 func keychain(g *guest) pulls.Keys {
 	return sync.OnceValues(func() (keys image.Keychain, err error) {
 		if len(g.VM.Spec.ImagePullSecrets) > 0 && g.link == nil {
-			return keys, errShimAbsent
+			return keys, shims.ErrAbsent
 		}
 		for _, s := range g.VM.Spec.ImagePullSecrets {
-			config, err := volume.ReadFile(g.link.shim.PID(), path.Join(berth.PullSecretsDir, s.Name, berth.PullSecretFile), maxPullSecret)
+			config, err := volume.ReadFile(g.link.PID(), path.Join(berth.PullSecretsDir, s.Name, berth.PullSecretFile), maxPullSecret)
 			if errors.Is(err, fs.ErrNotExist) {
 				return keys, fault.ByUser(v1alpha1.ReasonSecretMissing, fmt.Errorf(
 					"Secret %s/%s does not exist or has no key .dockerconfigjson: create it with kubectl create secret docker-registry", g.VM.Namespace, s.Name))
