@@ -54,7 +54,7 @@ func (a *Agent) tell(ctx context.Context, vm *v1alpha1.VirtualMachine, had, has 
 		}
 		switch {
 		case reason == v1alpha1.ReasonStarted:
-			if old != nil && old.Status == metav1.ConditionUnknown {
+			if old != nil && (old.Status == metav1.ConditionUnknown || old.Reason == c.Reason) {
 				continue // it ran on, or how it ended is told
 			}
 			log.Info("Guest started", "node", a.Node)

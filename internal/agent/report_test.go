@@ -32,6 +32,8 @@ func TestTell(t *testing.T) {
 	const kind = v1alpha1.ConditionRunning
 	starting := condition.New(kind, false, v1alpha1.ReasonStarting, "")
 	started := condition.New(kind, true, v1alpha1.ReasonStarted, "")
+	before := started // as the agent before this one wrote it
+	before.Message = ""
 	exit := func(reason v1alpha1.Reason, code int32) *v1alpha1.VirtualMachineStatus {
 		return &v1alpha1.VirtualMachineStatus{LastExit: &v1alpha1.LastExit{Reason: reason, ExitCode: code}}
 	}
@@ -45,6 +47,7 @@ func TestTell(t *testing.T) {
 		"a first word":               {&v1alpha1.VirtualMachineStatus{}, running(started), "Normal Started Guest runs"},
 		"a start":                    {running(starting), running(started), "Normal Started Guest runs"},
 		"what stands there":          {running(started), running(started), ""},
+		"the same in other words":    {running(before), running(started), ""},
 		"nothing known":              {running(started), running(unknown), "Warning LibvirtUnreachable libvirtd does not"},
 		"a start that takes long":    {running(starting), running(late), ""},
 		"an image that is not there": {running(starting), running(noImage), "Warning ImageNotFound no such image"},
