@@ -59,7 +59,6 @@ const (
 	ReasonSuspended          Reason = "Suspended"          // somebody else suspended the domain
 	ReasonShimLost           Reason = "ShimLost"           // the berth's container ended first
 	ReasonLibvirtUnreachable Reason = "LibvirtUnreachable" // libvirtd does not answer
-	ReasonLibvirtBusy        Reason = "LibvirtBusy"        // the agent's calls of libvirtd wait
 	ReasonLibvirtRefused     Reason = "LibvirtRefused"     // libvirt refused the domain
 	ReasonDomainNameTaken    Reason = "DomainNameTaken"    // another domain has the guest's name
 	ReasonKVMUnavailable     Reason = "KVMUnavailable"     // /dev/kvm cannot be used

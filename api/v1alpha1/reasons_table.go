@@ -86,7 +86,6 @@ var reasons = map[Reason]reasonInfo{
 	ReasonSuspended:              {in(), warning, "Somebody other than Berth suspended the domain, and it was resumed.", "Set state to Paused to pause the guest."},
 	ReasonShimLost:               {in(ConditionRunning, InLastExit), warning, "The berth's container ended, and the guest with it.", "Look at the pod with `kubectl describe pod`: who ended its container?"},
 	ReasonLibvirtUnreachable:     {in(ConditionRunning, InHost), warning, "libvirtd does not answer; the guest may run.", "Look at libvirtd on the node (`systemctl status libvirtd`), and restart it if it hangs."},
-	ReasonLibvirtBusy:            {in(ConditionRunning), warning, "libvirtd is so slow that the agent's calls wait for one another; the guest may run.", "Look for guest agents or domains of the node that hang, and at the load of the node, if this lasts."},
 	ReasonLibvirtRefused:         {in(ConditionRunning), warning, "libvirt refused the domain; the message is libvirt's own.", "Change what the message names."},
 	ReasonDomainNameTaken:        {in(ConditionRunning), warning, "A domain that is not Berth's has the guest's name or UUID.", "Rename or undefine that domain on the node with virsh, or give the VM another name."},
 	ReasonKVMUnavailable:         {in(ConditionRunning, InHost), warning, "/dev/kvm cannot be used.", "Enable virtualisation in the firmware, load kvm_intel or kvm_amd, or set acceleration to Emulation."},

@@ -132,17 +132,21 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 	if err != nil {
 		return nil, err
 	}
-	var changes []v1alpha1.PendingChange
-	for _, name := range slices.Sorted(maps.Keys(is)) {
-		sum := sha256.Sum256(is[name])
+	changed := map[string]bool{}
+	for name, value := range is {
+		sum := sha256.Sum256(value)
 		was, known := then[name]
-		delete(then, name)
-		if known && was != hex.EncodeToString(sum[:6]) || !known && !bytes.Equal(is[name], usual[name]) {
+		changed[name] = known && was != hex.EncodeToString(sum[:6]) || !known && !bytes.Equal(value, usual[name])
+	}
+	for name := range then { // what the spec has no more
+		_, known := is[name]
+		changed[name] = changed[name] || !known
+	}
+	var changes []v1alpha1.PendingChange
+	for _, name := range slices.Sorted(maps.Keys(changed)) {
+		if changed[name] {
 			changes = append(changes, v1alpha1.PendingChange{Path: name, Effect: effectOf(name)})
 		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(then)) {
-		changes = append(changes, v1alpha1.PendingChange{Path: name, Effect: effectOf(name)})
 	}
 	return changes, nil
 }

@@ -51,7 +51,7 @@ func (l *line) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) erro
 	select {
 	case l.slots <- struct{}{}:
 	case <-ctx.Done():
-		return fault.ByTime(v1alpha1.ReasonLibvirtBusy, fmt.Errorf("all %d calls that the agent makes of libvirtd at once for %s are under way: %w", cap(l.slots), l.name, ctx.Err()))
+		return unreachable(fmt.Errorf("all %d calls that the agent makes of libvirtd at once for %s are under way: %w", cap(l.slots), l.name, ctx.Err()))
 	}
 	defer func() { <-l.slots }()
 
