@@ -28,7 +28,7 @@ func TestRegistryAway(t *testing.T) {
 	l := startAlone(t)
 	l.recovers(bad{
 		manifest:  imaged(l.ns+"/away", ""),
-		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "is asked again",
+		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "it is tried again",
 		mend: func(l *lab) {
 			misbehaving.put(l.ns+"/away", newDisk(l))
 			misbehaving.listen(l)
@@ -63,7 +63,7 @@ func TestBadImages(t *testing.T) {
 		}},
 		{repository: "/cut", bad: bad{
 			name: "from a registry that is cut off at any byte", before: good("/cut"),
-			reason: v1alpha1.ReasonRegistryUnreachable, says: "is asked again", mend: behaves("/cut"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "it is tried again", mend: behaves("/cut"),
 		}},
 		{repository: "/corrupt", bad: bad{
 			name: "other than its digest", before: good("/corrupt"),
