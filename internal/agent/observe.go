@@ -139,8 +139,13 @@ func (a *Agent) observeContainer(ctx context.Context, g *guest, h *plan.Have) {
 	}
 	if g.link != nil {
 		h.Shim = g.link.State(devices(g.VM))
-		h.ShimSilent = h.Shim == nil
 	}
+	h.ShimSilent = h.Shim == nil && mayHaveHadGuest(g.link, g.linkErr)
+}
+
+// mayHaveHadGuest: there is a shim, which says later whether it has had its guest. One that has no socket yet has had none.
+func mayHaveHadGuest(session *shims.Session, err error) bool {
+	return session != nil || errors.Is(err, shims.ErrBroken)
 }
 
 // observeProcess finds where the guest's QEMU is, whatever libvirt says.

@@ -6,6 +6,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
@@ -51,5 +52,24 @@ func TestPendingIsWhatTheGuestWasNotStartedWith(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// A container gets one guest: nothing is started for a shim that broke the protocol, which may have had it.
+func TestWhichShimMayHaveHadItsGuest(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		session *shims.Session
+		err     error
+		want    bool
+	}{
+		{"one that has not spoken yet", &shims.Session{}, nil, true},
+		{"one that broke the protocol", nil, shims.ErrBroken, true},
+		{"one that has made no socket yet", nil, shims.ErrAbsent, false},
+		{"no container", nil, nil, false},
+	} {
+		if got := mayHaveHadGuest(tt.session, tt.err); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
 	}
 }

@@ -65,7 +65,7 @@ func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
 	return ""
 }
 
-// Slim keeps of a berth what Berth reads of it, for a cache of many thousands: what Altered and Drift look at, what
+// Slim keeps of a berth what Berth reads of it, for a cache of many thousands: what Altered and Changes look at, what
 // kubelet and scheduler say of it, and who it is.
 func Slim(pod *corev1.Pod) {
 	spec, status := &pod.Spec, &pod.Status

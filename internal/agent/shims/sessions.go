@@ -28,8 +28,8 @@ import (
 // ErrAbsent says that the shim has not made its socket yet.
 var ErrAbsent = errors.New("the shim is not ready yet")
 
-// errBroken says that the shim did not keep to the protocol a moment ago.
-var errBroken = errors.New("the shim did not keep to the protocol, and is connected with again later")
+// ErrBroken says that the shim did not keep to the protocol a moment ago.
+var ErrBroken = errors.New("the shim did not keep to the protocol, and is connected with again later")
 
 // UnsupportedRuntimeError says that the berth is run by something that Berth cannot work with, and by what.
 type UnsupportedRuntimeError string
@@ -92,7 +92,7 @@ func (s *Sessions) drop(pod types.UID, n *Session) {
 func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, plan.Container, error) {
 	if n := s.of(pod); n != nil && n.Alive() {
 		if n.broken.Load() {
-			return nil, plan.ContainerAlive, errBroken
+			return nil, plan.ContainerAlive, ErrBroken
 		}
 		return n, plan.ContainerAlive, nil
 	}

@@ -238,7 +238,7 @@ func TestAShimThatBreaksTheProtocol(t *testing.T) {
 	// It may do so whenever there is a session: the next one has to wait, and nothing of this one is left then.
 	s.until(t, n.broken.Load)
 	for range 100 {
-		if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, errBroken) {
+		if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, ErrBroken) {
 			t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
 		}
 	}

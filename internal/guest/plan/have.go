@@ -17,7 +17,7 @@ type Have struct {
 	Container Container
 	// Shim is the shim of that container; nil until the agent has its socket and it has spoken.
 	Shim *Shim
-	// ShimSilent: the agent has its socket, and it has not said yet whether it has had a guest.
+	// ShimSilent: there is a shim, and it has not said yet whether it has had a guest.
 	ShimSilent bool
 	// Base is the state of each image that the guest needs, by what needs it: a disk's name, or Kernel.
 	Base map[string]Image
