@@ -170,6 +170,9 @@ func lastExit(w Want, h Have, unknownFor time.Duration, now time.Time) *v1alpha1
 func newEnd(w Want, h Have, unknownFor time.Duration) (end End, isNew bool) {
 	had := w.VM.Status.LastExit
 	was := w.ran()
+	if h.End != nil && h.End.Reason == v1alpha1.ReasonNotRunning { // a shim was told to end without a guest
+		h.End = nil
+	}
 	switch {
 	case h.Unknown != nil:
 		return End{}, false

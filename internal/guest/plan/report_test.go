@@ -211,6 +211,11 @@ func TestReport(t *testing.T) {
 			running: "False BerthAltered", disks: "False DisksReady",
 		},
 		{
+			name: "a shim that was told to end without a guest: that is no end of one", want: Want{VM: vm(), Berth: fresh(used, ending)},
+			have:    Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerDead, End: &End{Reason: v1alpha1.ReasonNotRunning, Told: now}},
+			running: "False NotRunning", disks: "False DisksReady", freed: "pod-1",
+		},
+		{
 			name: "an outdated berth", want: Want{VM: vm(), Berth: fresh(used, drifted)}, have: gone,
 			running: "False BerthOutdated", disks: "False DisksReady",
 		},
