@@ -9,13 +9,15 @@ export BERTH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/berth
 
 LAB := $(BERTH_CACHE)/bin/lab -root $(CURDIR)
 NODES ?= 2
-CROWD ?= 100
+CROWD ?= 70
 SCALE ?= 10000
+HOSTILE ?= 20
+FAT ?= 1000
 RUN ?= Crashes|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall
 
 .PHONY: help
 help: ## Print this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: lab
 lab:
@@ -26,7 +28,7 @@ lab-up: lab ## Bring up a cluster of KVM hosts on this machine, with this tree i
 	@$(LAB) up -nodes $(NODES)
 
 .PHONY: lab-down down
-lab-down: lab ## Take it down without a trace; binaries stay cached.
+lab-down: lab ## Take it down and remove all of it; binaries stay cached.
 	@$(LAB) down
 down: lab-down ## The same.
 
@@ -48,9 +50,9 @@ lint: ## Linters, import rules, generated files, sizes.
 test: lab ## All tests: linters, real parts, journeys in a lab (taken down again unless it was up).
 	@hack/test.sh
 
-.PHONY: customer
-customer: lab ## Test on hosts as customers have them: emulated Debians with systemd, cgroup v2 and AppArmor (slow).
-	@hack/customer.sh
+.PHONY: systemd-host
+systemd-host: lab ## Test on hosts with systemd, cgroup v2 and AppArmor: emulated Debians (slow).
+	@hack/systemd-host.sh
 
 .PHONY: faults soak
 faults: DEPTH := 1
@@ -65,14 +67,22 @@ demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, wi
 	@hack/demo.sh
 
 .PHONY: bench
-bench: lab-up ## Measure Berth beside bare pods and bare libvirt: a table, and _out/bench.json.
+bench: lab-up ## Measure Berth beside bare pods and bare libvirt: figures, timelines of a start and a delete, and _out/bench.json.
 	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench
 
 .PHONY: bench-crowd
-bench-crowd: lab-up ## Measure an agent that has 100 guests, and what Berth writes while they idle (CROWD=100).
+bench-crowd: lab-up ## Measure an agent that has 70 guests, and what Berth writes while they idle (CROWD=70).
 	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench -crowd $(CROWD)
 
-.PHONY: bench-scale
+.PHONY: bench-hostile
+bench-hostile: lab-up ## Measure starts and an agent beside another tenant's 20 VirtualMachines with hostile images (HOSTILE=20).
+	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench -hostile $(HOSTILE)
+
+.PHONY: bench-scale bench-fat
+bench-scale: BENCH := -scale $(SCALE)
 bench-scale: lab ## Measure the operator with 10 000 VirtualMachines (SCALE=10000), on an API server of its own, ten minutes.
+bench-fat: BENCH := -fat $(FAT)
+bench-fat: lab ## Measure the operator with 1 000 large VirtualMachines (FAT=1000), on an API server of its own, ten minutes.
+bench-scale bench-fat:
 	@parts=$$($(LAB) parts); kwok=$$(hack/tool.sh lab/components/kwok); eval "$$parts"; \
-	go build -o _out/berth-operator ./cmd/berth-operator; PATH=$$kwok:$$PATH go run ./test/bench -scale $(SCALE)
+	go build -o _out/berth-operator ./cmd/berth-operator; PATH=$$kwok:$$PATH go run ./test/bench $(BENCH)

@@ -35,17 +35,17 @@ type Options struct {
 	Namespace string
 	// LeaderElection lets several replicas run, one of them leading.
 	LeaderElection bool
-	// Identity is this replica's for ever, also after a restart: a leader that comes back leads on at once, and does not
-	// wait until its own lease runs out. Empty is a new one each time.
+	// Identity is what this replica calls itself in the lease, also after a restart: a leader that restarts leads on at
+	// once, and does not wait until its own lease expires. "" is a new identity at each start.
 	Identity string
 	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
 	MetricsAddress, HealthAddress string
 }
 
-// lease is the name of the leader's.
+// lease is the name of the Lease of leader election.
 const lease = "berth-operator"
 
-// lock is the leader's lease under the replica's own identity, nil if it has none.
+// lock is the Lease under the replica's own identity, nil if it has none.
 func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 	if o.Identity == "" {
 		return nil, nil
@@ -54,7 +54,7 @@ func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 	config.Timeout = 5 * time.Second                                       // half of the deadline for its renewal
 	leases, err := coordinationv1.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client for the lease: %w", err)
+		return nil, fmt.Errorf("creating a client for the Lease: %w", err)
 	}
 	return &resourcelock.LeaseLock{
 		LeaseMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: lease}, Client: leases,
@@ -75,7 +75,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return err
 	}
-	mgr, err := ctrl.NewManager(kube.Patient(config), ctrl.Options{
+	mgr, err := ctrl.NewManager(kube.RetryReads(config), ctrl.Options{
 		Scheme:                              kube.Scheme(),
 		LeaderElection:                      o.LeaderElection,
 		LeaderElectionID:                    lease,
@@ -83,24 +83,24 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		LeaderElectionReleaseOnCancel:       true,
 		LeaderElectionResourceLockInterface: lock,
 		Metrics: server.Options{
-			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.GuardMetrics,
+			BindAddress: o.MetricsAddress, SecureServing: true, FilterProvider: kube.MetricsFilter,
 		},
 		HealthProbeBindAddress: o.HealthAddress,
-		// Who waits to lead knows all there is by the time it does.
+		// A replica that is not the leader fills its cache, so that it can lead at once.
 		Controller: ctrlconfig.Controller{EnableWarmup: new(true)},
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Pod{}:              {Label: labels.NewSelector().Add(*berths), Transform: slim},
-				&v1alpha1.VirtualMachine{}: {Transform: slim},
+				&corev1.Pod{}:              {Label: labels.NewSelector().Add(*berths), Transform: trimForCache},
+				&v1alpha1.VirtualMachine{}: {Transform: trimForCache},
 				// These are read with each VirtualMachine, and changed by nobody.
-				&corev1.Node{}:                 {Transform: slim, UnsafeDisableDeepCopy: new(true)},
+				&corev1.Node{}:                 {Transform: trimForCache, UnsafeDisableDeepCopy: new(true)},
 				&v1alpha1.VirtualMachineHost{}: {UnsafeDisableDeepCopy: new(true)},
 			},
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("making manager: %w", err)
+		return fmt.Errorf("creating the manager: %w", err)
 	}
 	for name, check := range map[string]func(string, healthz.Checker) error{"healthz": mgr.AddHealthzCheck, "readyz": mgr.AddReadyzCheck} {
 		if err := check(name, healthz.Ping); err != nil {
@@ -113,28 +113,29 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Options: o.Berth, Now: time.Now,
 	}
 	if err := vms.Setup(ctx, mgr); err != nil {
-		return fmt.Errorf("setting up VirtualMachines: %w", err)
+		return fmt.Errorf("setting up the VirtualMachine controller: %w", err)
 	}
 	hosts := &host.Reconciler{Client: mgr.GetClient()}
 	if err := hosts.Setup(mgr); err != nil {
-		return fmt.Errorf("setting up hosts: %w", err)
-	}
-	if err := mgr.Add(kube.Lean{Each: time.Minute}); err != nil {
-		return fmt.Errorf("adding what makes the process small: %w", err)
+		return fmt.Errorf("setting up the VirtualMachineHost controller: %w", err)
 	}
 	return mgr.Start(ctx)
 }
 
-// slim keeps of an object what decisions depend on: there may be many thousands.
-func slim(o any) (any, error) {
+// maxCached is the most bytes that the cache keeps of a VirtualMachine beside its status. People write a few thousand.
+const maxCached = 16 << 10
+
+// trimForCache keeps of an object what decisions depend on: there may be many thousands.
+func trimForCache(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
-		berth.Slim(o)
+		berth.TrimForCache(o)
 	case *corev1.Node: // whose images are long
 		o.ManagedFields, o.Annotations = nil, nil
 		o.Status = corev1.NodeStatus{Conditions: o.Status.Conditions}
-	case *v1alpha1.VirtualMachine: // which kubectl writes all of into an annotation
-		o.ManagedFields, o.Annotations = nil, nil
+	case *v1alpha1.VirtualMachine:
+		berth.HashTexts(&o.Spec)
+		return o, berth.TrimVM(o, maxCached)
 	}
 	return o, nil
 }

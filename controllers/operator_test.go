@@ -59,13 +59,13 @@ type operator struct {
 	proxy  *httputil.ReverseProxy
 	server *httptest.Server
 
-	mu      sync.Mutex
-	writes  []string      // "create pods", in order, without leases and Events
-	deadly  bool          // each write is its last: it is killed when that is done, before it hears so
-	late    bool          // it hears of a berth that it made only once it has written something else
-	hears   chan struct{} // closed when it has; nil while there is nothing to hear late
-	process *exec.Cmd
-	stdin   io.Closer
+	mu          sync.Mutex
+	writes      []string      // "create pods", in order, without leases and Events
+	killOnWrite bool          // it is killed after each write, before it gets the answer
+	delayPods   bool          // watches of pods are held back after it created one, until it has written something else
+	resume      chan struct{} // closed when watches go on; nil while they are not held back
+	process     *exec.Cmd
+	stdin       io.Closer
 }
 
 // startOperator runs an operator for the time of a test.
@@ -129,11 +129,11 @@ func (o *operator) kill() {
 	o.end()
 }
 
-// setDeadly makes each of the operator's writes its last, and starts it anew after each; or no longer.
-func (o *operator) setDeadly(deadly bool) {
+// setKillOnWrite has the operator killed and started again after each of its writes; or no longer.
+func (o *operator) setKillOnWrite(killOnWrite bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.deadly = deadly
+	o.killOnWrite = killOnWrite
 }
 
 // wrote returns what the operator wrote so far, and forgets it.
@@ -155,29 +155,29 @@ func (o *operator) berths() (n int) {
 	return n
 }
 
-// setLate has the operator hear of a berth late; or no longer.
-func (o *operator) setLate(is bool) {
+// setDelayPods has the operator learn late that the berth which it created exists; or no longer.
+func (o *operator) setDelayPods(is bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.late = is
+	o.delayPods = is
 }
 
-// late is an answer that comes in parts, each of which may be late.
-type late struct {
+// delayed is a watch whose events are held back.
+type delayed struct {
 	http.ResponseWriter
 	o    *operator
-	gone <-chan struct{} // who asked
+	gone <-chan struct{} // closed when the client is
 }
 
-func (l late) Unwrap() http.ResponseWriter { return l.ResponseWriter }
+func (l delayed) Unwrap() http.ResponseWriter { return l.ResponseWriter }
 
-func (l late) Write(b []byte) (int, error) {
+func (l delayed) Write(b []byte) (int, error) {
 	l.o.mu.Lock()
-	hears := l.o.hears
+	resume := l.o.resume
 	l.o.mu.Unlock()
-	if hears != nil {
+	if resume != nil {
 		select {
-		case <-hears:
+		case <-resume:
 		case <-l.gone:
 		}
 	}
@@ -192,7 +192,7 @@ func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	verb := map[string]string{http.MethodPost: "create", http.MethodPut: "update", http.MethodPatch: "patch", http.MethodDelete: "delete"}[r.Method]
 	path := resourceOf.FindStringSubmatch(r.URL.Path)
 	if path != nil && path[1] == "pods" && r.URL.Query().Get("watch") == "true" {
-		w = late{w, o, r.Context().Done()}
+		w = delayed{w, o, r.Context().Done()}
 	}
 	if verb == "" || path == nil || slices.Contains([]string{"leases", "events"}, path[1]) {
 		o.proxy.ServeHTTP(w, r)
@@ -202,14 +202,14 @@ func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.writes = append(o.writes, what)
-	if o.hears != nil {
-		close(o.hears)
-		o.hears = nil
+	if o.resume != nil {
+		close(o.resume)
+		o.resume = nil
 	}
-	if o.late && what == "create pods" {
-		o.hears = make(chan struct{})
+	if o.delayPods && what == "create pods" {
+		o.resume = make(chan struct{})
 	}
-	if !o.deadly {
+	if !o.killOnWrite {
 		o.proxy.ServeHTTP(w, r)
 		return
 	}

@@ -18,9 +18,9 @@ kubectl delete namespace "$ns" --ignore-not-found --wait --timeout=5m >/dev/null
 kubectl create namespace "$ns" >/dev/null
 kubectl label namespace "$ns" pod-security.kubernetes.io/enforce=restricted >/dev/null
 
-say "1. A Debian guest: user data from a Secret, an ssh key, a Service, a readiness probe"
+say "1. A Debian guest: user data from a Secret, a Service, a readiness probe (examples/web.yaml), and an ssh key"
 ssh-keygen -q -t ed25519 -N '' -f "$work/key"
-sed -e "s#IMAGE#$LAB_IMAGE_CLOUD#" -e "s#KEY#$(cut -d' ' -f1,2 "$work/key.pub")#" hack/demo/guest.yaml >"$work/guest.yaml"
+sed -e "s#image: .*#image: $LAB_IMAGE_CLOUD#" -e "/^  cloudInit:/i \  sshAuthorizedKeys: [$(cut -d' ' -f1,2 "$work/key.pub")]" examples/web.yaml >"$work/guest.yaml"
 cat "$work/guest.yaml"
 run apply -f "$work/guest.yaml"
 
@@ -73,5 +73,5 @@ cat <<'TXT'
   kubectl apply -f examples/…            more guests; docs/ says what each does
   kubectl attach -it NAME                a guest's console, to type into
   make test                              every test
-  make down                              take it all down without a trace
+  make down                              take it all down
 TXT

@@ -41,7 +41,7 @@ race() {
 		echo "skipped: the race detector needs a C compiler"
 		return
 	fi
-	CGO_ENABLED=1 go test -race -count=1 -p 1 ./internal/agent/... ./internal/host/libvirtd ./internal/berth/...
+	CGO_ENABLED=1 go test -race -short -count=1 -p 1 ./internal/agent/... ./internal/host/libvirtd ./internal/berth/...
 }
 
 # fuzz looks for hostile input for a few seconds each; what it once found is
@@ -70,12 +70,13 @@ ended() {
 	return "$verdict"
 }
 
-# failures are the last words of the tests that failed, from their log.
+# failures are the last words of the tests that failed, from their log: five of each, with the lines that go with them.
 failures() {
 	awk '
 		$1 == "---" && $2 == "FAIL:" { failed[$3] = 1 }
-		$1 == "===" || $1 == "---" { now = $3 }
-		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ { said[now, count[now]++] = now ": " substr($0, 1, 400) }
+		$1 == "===" || $1 == "---" { now = $3; lines = 0; next }
+		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ { said[now, count[now]++] = now ": " substr($0, 1, 800); lines = 1; next }
+		lines > 0 && lines++ <= 25 { said[now, count[now] - 1] = said[now, count[now] - 1] "\n" substr($0, 1, 800) }
 		END { for (name in failed) for (i = count[name] - 5; i < count[name]; i++) if (i >= 0) print said[name, i] }
 	' "$1"
 }
@@ -86,8 +87,8 @@ journeys() {
 	lab env >/dev/null 2>&1 && was_up=yes
 	lab up || return
 	eval "$(lab env)"
-	# Those on a host of customers' are make customer's; two that take two minutes are left to make faults. Each journey is told when it is over, and all that failed ones had to say after the last.
-	go test -v -count=1 -timeout 40m -skip '^TestCustomer|^TestStorm$|^TestAPIServerFails$' ./test/e2e 2>&1 | tee "$log" |
+	# Those on a host with systemd are in make systemd-host; two that take two minutes are left to make faults. Each journey is told when it is over, and all that failed ones had to say after the last.
+	go test -v -count=1 -timeout 40m -skip '^TestSystemdHost|^TestStorm$|^TestAPIServerFails$' ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"

@@ -34,6 +34,7 @@ const (
 	ReasonImageTooLarge       Reason = "ImageTooLarge"       // the image is over the limit
 	ReasonDiskTooSmall        Reason = "DiskTooSmall"        // the disk is smaller than its image
 	ReasonDiskMismatch        Reason = "DiskMismatch"        // the disk was made from another spec
+	ReasonDiskMissing         Reason = "DiskMissing"         // a kept disk is not in the node's store
 	ReasonStoreFull           Reason = "StoreFull"           // the node's disk is full
 	ReasonStoreFailed         Reason = "StoreFailed"         // the node's disk fails
 	ReasonSecretMissing       Reason = "SecretMissing"       // a Secret, or a key of it, is missing
@@ -43,33 +44,37 @@ const (
 
 // Reasons of the condition Running, and of lastExit.
 const (
-	ReasonStarting           Reason = "Starting"           // the guest is being prepared
-	ReasonStarted            Reason = "Started"            // the vCPUs run
-	ReasonPaused             Reason = "Paused"             // the guest is paused as asked
-	ReasonStopping           Reason = "Stopping"           // the guest was asked to power off
-	ReasonNotRunning         Reason = "NotRunning"         // there is no guest
-	ReasonPoweredOff         Reason = "PoweredOff"         // the guest powered itself off
-	ReasonGuestPanicked      Reason = "GuestPanicked"      // the guest's kernel panicked
-	ReasonOOMKilled          Reason = "OOMKilled"          // QEMU exceeded the memory limit
-	ReasonQEMUFailed         Reason = "QEMUFailed"         // QEMU failed or was killed
-	ReasonForcedOff          Reason = "ForcedOff"          // the guest was ended after its grace period
-	ReasonStartupProbeFailed Reason = "StartupProbeFailed" // the startupProbe did not pass in time
-	ReasonDiskBlocked        Reason = "DiskBlocked"        // QEMU paused the guest on an I/O error
-	ReasonDestroyed          Reason = "Destroyed"          // somebody else ended the domain
-	ReasonSuspended          Reason = "Suspended"          // somebody else suspended the domain
-	ReasonShimLost           Reason = "ShimLost"           // the berth's container ended first
-	ReasonLibvirtUnreachable Reason = "LibvirtUnreachable" // libvirtd does not answer
-	ReasonLibvirtRefused     Reason = "LibvirtRefused"     // libvirt refused the domain
-	ReasonDomainNameTaken    Reason = "DomainNameTaken"    // another domain has the guest's name
-	ReasonKVMUnavailable     Reason = "KVMUnavailable"     // /dev/kvm cannot be used
-	ReasonStateDirClosed     Reason = "StateDirClosed"     // QEMU's user cannot reach its directory
-	ReasonBerthAltered       Reason = "BerthAltered"       // admission changed the berth
-	ReasonBerthOutdated      Reason = "BerthOutdated"      // the berth is to be replaced
-	ReasonHardwareUnknown    Reason = "HardwareUnknown"    // the node lacks the machine type or layout
-	ReasonPlacementFailed    Reason = "PlacementFailed"    // QEMU is not in the berth's cgroup
-	ReasonNetworkFailed      Reason = "NetworkFailed"      // the tap is not connected
-	ReasonRuntimeUnreachable Reason = "RuntimeUnreachable" // the container runtime does not answer
-	ReasonInternalError      Reason = "InternalError"      // a bug of Berth's
+	ReasonStarting             Reason = "Starting"             // the guest is being prepared
+	ReasonStarted              Reason = "Started"              // the vCPUs run
+	ReasonGuestResetLoop       Reason = "GuestResetLoop"       // the guest resets again and again
+	ReasonPaused               Reason = "Paused"               // the guest is paused as asked
+	ReasonStopping             Reason = "Stopping"             // the guest was asked to power off
+	ReasonNotRunning           Reason = "NotRunning"           // there is no guest
+	ReasonPoweredOff           Reason = "PoweredOff"           // the guest powered itself off
+	ReasonShutDown             Reason = "ShutDown"             // the guest powered off when it was asked to
+	ReasonGuestPanicked        Reason = "GuestPanicked"        // the guest's kernel panicked
+	ReasonOOMKilled            Reason = "OOMKilled"            // QEMU exceeded the memory limit
+	ReasonQEMUFailed           Reason = "QEMUFailed"           // QEMU failed or was killed
+	ReasonForcedOff            Reason = "ForcedOff"            // the guest was ended after its grace period
+	ReasonStartupProbeFailed   Reason = "StartupProbeFailed"   // the startupProbe did not pass in time
+	ReasonDiskIOError          Reason = "DiskIOError"          // QEMU paused the guest on an I/O error
+	ReasonDestroyed            Reason = "Destroyed"            // somebody else ended the domain
+	ReasonPausedExternally     Reason = "PausedExternally"     // somebody else paused the domain
+	ReasonShimLost             Reason = "ShimLost"             // the berth's container ended first
+	ReasonLibvirtUnreachable   Reason = "LibvirtUnreachable"   // libvirtd does not answer
+	ReasonLibvirtBusy          Reason = "LibvirtBusy"          // calls for other guests are in the way
+	ReasonLibvirtRefused       Reason = "LibvirtRefused"       // libvirt refused the domain
+	ReasonDomainNameTaken      Reason = "DomainNameTaken"      // another domain has the guest's name
+	ReasonKVMUnavailable       Reason = "KVMUnavailable"       // /dev/kvm cannot be used
+	ReasonStateDirInaccessible Reason = "StateDirInaccessible" // QEMU's user cannot reach its directory
+	ReasonBerthMutated         Reason = "BerthMutated"         // the berth is not as it was made
+	ReasonBerthOutdated        Reason = "BerthOutdated"        // the berth is to be replaced
+	ReasonHardwareUnknown      Reason = "HardwareUnknown"      // the node lacks the machine type or layout
+	ReasonPlacementFailed      Reason = "PlacementFailed"      // QEMU is not in the berth's cgroup
+	ReasonNetworkFailed        Reason = "NetworkFailed"        // the tap is not connected
+	ReasonRuntimeUnreachable   Reason = "RuntimeUnreachable"   // the container runtime does not answer
+	ReasonShimProtocolError    Reason = "ShimProtocolError"    // the shim does not keep to the protocol
+	ReasonInternalError        Reason = "InternalError"        // a bug of Berth's
 )
 
 // Reasons of the conditions GuestAgentConnected, Ready and UpToDate.
@@ -77,6 +82,9 @@ const (
 	ReasonGuestAgentConnected    Reason = "GuestAgentConnected"    // the guest agent answers
 	ReasonGuestAgentNotConnected Reason = "GuestAgentNotConnected" // no guest agent answers
 	ReasonReady                  Reason = "Ready"                  // the guest runs and its probes pass
+	ReasonEvicted                Reason = "Evicted"                // the pod was evicted, and a guest under Never is not started again
+	ReasonPodDeleted             Reason = "PodDeleted"             // the pod was deleted, and a guest under Never is not started again
+	ReasonBerthNotStarted        Reason = "BerthNotStarted"        // kubelet does not run the berth's container
 	ReasonProbesFailing          Reason = "ProbesFailing"          // a probe does not pass
 	ReasonUpToDate               Reason = "UpToDate"               // the guest has the spec as it is
 	ReasonChangesPending         Reason = "ChangesPending"         // pendingChanges wait for a restart
@@ -89,5 +97,6 @@ const (
 	ReasonLibvirtTooOld  Reason = "LibvirtTooOld"  // libvirt or QEMU is too old or missing
 	ReasonKernelTooOld   Reason = "KernelTooOld"   // the kernel is older than 5.6
 	ReasonMisconfigured  Reason = "Misconfigured"  // a promise is weaker than it could be
+	ReasonUnconfined     Reason = "Unconfined"     // QEMU is not confined on this host as the administrator requires
 	ReasonWellConfigured Reason = "WellConfigured" // nothing is misconfigured
 )

@@ -16,15 +16,31 @@ const (
 // alone. Ready and Stalled repeat the reasons of other conditions besides.
 func (r Reason) In() []string { return reasons[r].in }
 
-// StandsIn tells whether In has that place. A failure is told in the condition that its reason stands in.
+// StandsIn tells whether In has that place.
 func (r Reason) StandsIn(place string) bool { return slices.Contains(reasons[r].in, place) }
+
+// ToldIn is the first of In, where a failure with this reason is told that may be of more than one; "" if In is empty.
+func (r Reason) ToldIn() string {
+	if in := reasons[r].in; len(in) > 0 {
+		return in[0]
+	}
+	return ""
+}
 
 // Event is the type of the Event that tells the reason when it is new: Warning where something or somebody has to act,
 // Normal for what happened as it should, "" for none.
-func (r Reason) Event() string { return reasons[r].event }
+func (r Reason) Event() string {
+	if r.IsUsers() {
+		return warning
+	}
+	return reasons[r].event
+}
 
 // IsWarning tells whether something or somebody has to act.
-func (r Reason) IsWarning() bool { return reasons[r].event == warning }
+func (r Reason) IsWarning() bool { return r.Event() == warning }
+
+// IsUsers tells whether the VirtualMachine's user has to act: nothing goes on without.
+func (r Reason) IsUsers() bool { return reasons[r].event == user }
 
 // When says in sentences when the reason is given.
 func (r Reason) When() string { return reasons[r].when }
@@ -38,7 +54,8 @@ type reasonInfo struct {
 	when, next string
 }
 
-const normal, warning = corev1.EventTypeNormal, corev1.EventTypeWarning
+// What is user is a warning.
+const normal, warning, user = corev1.EventTypeNormal, corev1.EventTypeWarning, "User"
 
 func in(places ...string) []string { return places }
 
@@ -50,63 +67,72 @@ var reasons = map[Reason]reasonInfo{
 	ReasonUnschedulable:          {in(ConditionScheduled), warning, "No node takes the berth; the message is the scheduler's.", "Lower the request, or change the nodes or what the spec asks of them."},
 	ReasonNoHost:                 {in(ConditionScheduled), warning, "No node of the cluster is a usable KVM host.", "Look at `kubectl get vmhost`, and correct what it says."},
 	ReasonBerthRefused:           {in(ConditionScheduled), warning, "The API server refused the berth: quota, admission or Pod Security.", "Read in the message which rule it was, and change the spec or the rule."},
-	ReasonPodNameTaken:           {in(ConditionScheduled), warning, "A pod that is not Berth's has the VM's name.", "Delete that pod, or give the VM another name."},
+	ReasonPodNameTaken:           {in(ConditionScheduled), user, "A pod that is not Berth's has the VM's name.", "Delete that pod, or give the VM another name."},
 	ReasonNodeLost:               {in(ConditionScheduled), warning, "The berth's node does not answer; the guest may still run.", "Bring the node back. If it is surely off, delete its Node object or taint it node.kubernetes.io/out-of-service."},
 	ReasonBerthVanished:          {in(ConditionScheduled), warning, "Somebody removed the berth and its finalizer before its guest was proven gone.", "Wait for the agent of its node, which will report. If the node is gone, do as for NodeLost."},
 	ReasonDisksReady:             {in(ConditionDisksReady), "", "Every disk exists on the node.", ""},
-	ReasonPullingImage:           {in(ConditionDisksReady), normal, "An image is being pulled to the node; the message shows progress.", ""},
-	ReasonImageInvalid:           {in(ConditionDisksReady), warning, "The image reference cannot be read.", "Write it as registry/repository:tag or registry/repository@sha256:…."},
-	ReasonImageNotFound:          {in(ConditionDisksReady), warning, "The registry has no such image, or none for the node's architecture.", "Correct the reference, or push the image."},
-	ReasonImageUnauthorized:      {in(ConditionDisksReady), warning, "The registry refused the credentials, or wants some.", "Correct imagePullSecrets and the Secrets that it names."},
+	ReasonPullingImage:           {in(ConditionDisksReady), normal, "An image is being pulled to the node, or waits for its turn; the message shows progress.", ""},
+	ReasonImageInvalid:           {in(ConditionDisksReady), user, "The image reference cannot be read.", "Write it as registry/repository:tag or registry/repository@sha256:…."},
+	ReasonImageNotFound:          {in(ConditionDisksReady), user, "The registry has no such image, or none for the node's architecture.", "Correct the reference, or push the image."},
+	ReasonImageUnauthorized:      {in(ConditionDisksReady), user, "The registry refused the credentials, or wants some.", "Correct imagePullSecrets and the Secrets that it names."},
 	ReasonRegistryUnreachable:    {in(ConditionDisksReady), warning, "The registry does not answer, or too slowly; the pull is tried again.", "Check the registry, and the node's way to it, if this lasts."},
-	ReasonImageDigestMismatch:    {in(ConditionDisksReady), warning, "What the registry sent does not have the digest that it should; nothing of it was kept.", "Push the image again."},
-	ReasonImageNotDisk:           {in(ConditionDisksReady), warning, "The image holds no disk, kernel or initrd where one was expected.", "Use a containerDisk, or correct the path."},
-	ReasonImageUnsafe:            {in(ConditionDisksReady), warning, "The disk's header names other files (backing file, data file), is encrypted or malformed.", "Flatten the disk with `qemu-img convert`, and push it again."},
-	ReasonImageTooLarge:          {in(ConditionDisksReady), warning, "The image is larger than the administrator allows.", "Shrink the image, or ask the administrator for a higher limit."},
-	ReasonDiskTooSmall:           {in(ConditionDisksReady), warning, "The disk's size is less than its image's.", "Give the disk a larger size, or none."},
-	ReasonDiskMismatch:           {in(ConditionDisksReady), warning, "The disk was made from another spec than the present one.", "Change the disk's spec back, or add a disk with another name."},
-	ReasonStoreFull:              {in(ConditionDisksReady, ConditionRunning, InHost), warning, "The node's disk is full; what waits for it is tried again.", "Free space on the node."},
-	ReasonStoreFailed:            {in(ConditionDisksReady, ConditionRunning, InHost), warning, "The node's disk fails; what waits for it is tried again.", "Read the node's kernel log, and repair or replace the disk."},
-	ReasonSecretMissing:          {in(ConditionDisksReady), warning, "A Secret that the VM names, or a key in it, does not exist.", "Create it."},
-	ReasonSeedTooLarge:           {in(ConditionDisksReady), warning, "The cloud-init data is larger than a seed can be.", "Shorten it."},
+	ReasonImageDigestMismatch:    {in(ConditionDisksReady), user, "What the registry sent does not have the digest that it should; nothing of it was kept.", "Push the image again."},
+	ReasonImageNotDisk:           {in(ConditionDisksReady), user, "The image holds no disk, kernel or initrd where one was expected.", "Use a containerDisk, or correct the path."},
+	ReasonImageUnsafe:            {in(ConditionDisksReady), user, "The disk's header names other files (backing file, data file), is encrypted or malformed.", "Flatten the disk with `qemu-img convert`, and push it again."},
+	ReasonImageTooLarge:          {in(ConditionDisksReady), user, "The image is larger than the administrator allows, or a kernel or initrd in it larger than Berth does, or than the guest's memory.", "Shrink it, give the guest more memory, or ask the administrator for a higher limit."},
+	ReasonDiskTooSmall:           {in(ConditionDisksReady), user, "The disk's size is less than its image's, or it has none and its image is larger than the administrator allows then.", "Give the disk a size, and one of at least its image's."},
+	ReasonDiskMismatch:           {in(ConditionDisksReady), user, "The disk was made from another spec than the present one.", "Change the disk's spec back, or add a disk with another name."},
+	ReasonDiskMissing:            {in(ConditionDisksReady), user, "A disk that was made on the node, and is to be kept, is not in its store any more. The guest is not started, and the disk is not made again.", "Mount the file system of the node's store, or restore the disk. To start without its data, give the disk another name in spec.disks, or delete the VM and create it again."},
+	ReasonStoreFull:              {in(ConditionDisksReady, ConditionRunning, InHost), warning, "The node's disk is full, or an image would take what is kept free for guests; what waits is tried again.", "Free space on the node."},
+	ReasonStoreFailed:            {in(ConditionDisksReady, ConditionRunning, InHost), warning, "The node's disk fails, or is not the one that the node's store was on; what waits for it is tried again.", "Read the node's kernel log, and repair or replace the disk; or mount the store's file system."},
+	ReasonSecretMissing:          {in(ConditionDisksReady), user, "A Secret that the VM names, or a key in it, does not exist.", "Create it."},
+	ReasonSeedTooLarge:           {in(ConditionDisksReady), user, "The cloud-init data is larger than a seed can be.", "Shorten it."},
 	ReasonDisksRemoved:           {in(ConditionDisksReady), "", "The VM is being deleted, and its node-local disks are gone.", ""},
 	ReasonStarting:               {in(ConditionRunning, InHost), "", "The guest is being prepared.", ""},
 	ReasonStarted:                {in(ConditionRunning), normal, "The guest's vCPUs run.", ""},
+	ReasonGuestResetLoop:         {in(ConditionRunning), warning, "The guest's vCPUs run, but it has reset five times within 10 minutes; it counts as running again once it has not for 10 minutes. Firmware that finds nothing to boot resets the guest, too.", "Read the guest's console with `kubectl logs`: does it find its disk, and has its kernel enough memory?"},
 	ReasonPaused:                 {in(ConditionRunning), "", "The guest is paused, as the spec asks.", "Set state to Running to resume it."},
 	ReasonStopping:               {in(ConditionReady), "", "The guest was asked to power off; it is ended when its grace period is over.", ""},
 	ReasonNotRunning:             {in(ConditionRunning), "", "There is no guest.", ""},
 	ReasonPoweredOff:             {in(ConditionRunning, InLastExit), normal, "The guest powered itself off.", ""},
+	ReasonShutDown:               {in(ConditionRunning, InLastExit), normal, "The guest powered off when it was asked to.", ""},
 	ReasonGuestPanicked:          {in(ConditionRunning, InLastExit), warning, "The guest's kernel reported a panic.", "Read the guest's console with `kubectl logs --previous`."},
 	ReasonOOMKilled:              {in(ConditionRunning, InLastExit), warning, "QEMU exceeded the berth's memory limit and was killed.", "Raise memory.size."},
 	ReasonQEMUFailed:             {in(ConditionRunning, InLastExit), warning, "QEMU ended by itself or by a signal.", "Read the end of QEMU's log in the message, and all of it in /var/log/libvirt/qemu on the node."},
 	ReasonForcedOff:              {in(ConditionRunning, InLastExit), warning, "The guest did not power off within its grace period and was ended.", "Raise terminationGracePeriodSeconds if the guest needs longer to power off."},
 	ReasonStartupProbeFailed:     {in(ConditionRunning, InLastExit), warning, "The guest did not pass its startupProbe in time and was ended.", "Read the guest's console with `kubectl logs --previous`, or give the probe more time."},
-	ReasonDiskBlocked:            {in(ConditionRunning), warning, "QEMU paused the guest because its disk is full or fails; it is resumed when the disk works again.", "Free space on the node, or read the node's kernel log."},
+	ReasonDiskIOError:            {in(ConditionRunning), warning, "QEMU paused the guest because its disk is full or fails; it is resumed when the disk works again.", "Free space on the node, or read the node's kernel log."},
 	ReasonDestroyed:              {in(ConditionRunning, InLastExit), warning, "Somebody other than Berth ended the domain or its QEMU.", "Use state, restartedAt or `kubectl delete` instead of virsh."},
-	ReasonSuspended:              {in(), warning, "Somebody other than Berth suspended the domain, and it was resumed.", "Set state to Paused to pause the guest."},
+	ReasonPausedExternally:       {in(), warning, "Somebody other than Berth paused the domain, and it was resumed.", "Set state to Paused to pause the guest."},
 	ReasonShimLost:               {in(ConditionRunning, InLastExit), warning, "The berth's container ended, and the guest with it.", "Look at the pod with `kubectl describe pod`: who ended its container?"},
 	ReasonLibvirtUnreachable:     {in(ConditionRunning, InHost), warning, "libvirtd does not answer; the guest may run.", "Look at libvirtd on the node (`systemctl status libvirtd`), and restart it if it hangs."},
+	ReasonLibvirtBusy:            {in(ConditionRunning), normal, "The agent's calls to libvirtd for other guests are not answered yet, so one for this guest waits.", "Wait. If it stays, look in the message for what holds up the calls: guest agents or QEMUs that do not answer, or domains that start slowly."},
 	ReasonLibvirtRefused:         {in(ConditionRunning), warning, "libvirt refused the domain; the message is libvirt's own.", "Change what the message names."},
 	ReasonDomainNameTaken:        {in(ConditionRunning), warning, "A domain that is not Berth's has the guest's name or UUID.", "Rename or undefine that domain on the node with virsh, or give the VM another name."},
 	ReasonKVMUnavailable:         {in(ConditionRunning, InHost), warning, "/dev/kvm cannot be used.", "Enable virtualisation in the firmware, load kvm_intel or kvm_amd, or set acceleration to Emulation."},
-	ReasonStateDirClosed:         {in(InHost), warning, "QEMU's own user cannot reach its domain's directory.", "Let others pass through /var/lib/libvirt/qemu (`chmod o+x`)."},
-	ReasonBerthAltered:           {in(ConditionRunning), warning, "Admission changed the berth in a way that breaks its promises, or another runtime runs it.", "Exempt pods with the label vm.berth.dev/name from that webhook or policy."},
+	ReasonStateDirInaccessible:   {in(InHost), warning, "QEMU's own user cannot reach its domain's directory.", "Let others pass through /var/lib/libvirt/qemu (`chmod o+x`)."},
+	ReasonBerthMutated:           {in(ConditionScheduled, ConditionRunning), warning, "The berth is not as Berth made it: admission or somebody changed it, or another runtime runs it.", "Exempt pods with the label vm.berth.dev/name from that webhook or policy."},
 	ReasonBerthOutdated:          {in(ConditionRunning), "", "The spec changed since the berth was made; it is replaced before the guest starts again.", ""},
 	ReasonHardwareUnknown:        {in(ConditionRunning), warning, "The VM was first started with a machine type or a layout of devices that its node does not know, or its record there cannot be read.", "Upgrade QEMU or Berth on that node, or restore the record, as the message says."},
 	ReasonPlacementFailed:        {in(ConditionRunning), warning, "QEMU could not be moved into the berth's cgroup; it is tried again.", "Read the message and the agent's log if this lasts."},
 	ReasonNetworkFailed:          {in(ConditionRunning), warning, "The guest's tap could not be connected to the berth's network; it is tried again.", "Read the message and the agent's log if this lasts."},
 	ReasonRuntimeUnreachable:     {in(ConditionRunning), warning, "The container runtime does not answer; it is asked again.", "Look at the container runtime on the node, and start it if it is down."},
-	ReasonInternalError:          {in(ConditionRunning), warning, "A bug of Berth's; it can stand in any condition.", "Report it with the message."},
+	ReasonShimProtocolError:      {in(ConditionRunning, ConditionUpToDate), warning, "The berth's shim did not keep to the agent's protocol; the agent leaves it alone for some minutes at a time.", "Change restartedAt to restart the guest in a new berth. If it comes again, look in the pod for a program that is not Berth's."},
+	ReasonInternalError:          {in(ConditionRunning, ConditionDisksReady, InHost), warning, "A bug of Berth's, or a failure that it has no word for; it is tried again.", "Report it with the message."},
 	ReasonGuestAgentConnected:    {in(ConditionGuestAgentConnected), "", "The guest agent answers.", ""},
 	ReasonGuestAgentNotConnected: {in(ConditionGuestAgentConnected), "", "No guest agent has connected.", "Install qemu-guest-agent in the guest, if you want it."},
 	ReasonReady:                  {in(ConditionReady), "", "The guest runs and its probes pass.", ""},
+	ReasonEvicted:                {in(ConditionReady), warning, "The guest's pod was evicted (a drain, a preemption, a node that is short of something) before the guest had ended, and restartPolicy Never starts no other.", "Change restartedAt to run the guest once more."},
+	ReasonPodDeleted:             {in(ConditionReady), warning, "Somebody deleted the guest's pod before the guest had ended, and restartPolicy Never starts no other.", "Change restartedAt to run the guest once more."},
+	ReasonBerthNotStarted:        {in(ConditionReady), warning, "kubelet does not run the berth's container: the shim's image, a volume, the pod's network, or the container itself is in the way. The message is kubelet's.", "Correct what the message names. Of the shim's image, the administrator sets registry, tag and pull Secrets in the chart's values."},
 	ReasonProbesFailing:          {in(ConditionReady), "", "The guest runs, and a probe does not pass, or not yet.", "Look at what the guest answers, with `kubectl port-forward` or on its console."},
 	ReasonUpToDate:               {in(ConditionUpToDate), "", "The guest was started from the spec as it is.", ""},
 	ReasonChangesPending:         {in(ConditionUpToDate), "", "The spec changed; pendingChanges take effect at the next restart.", "Change restartedAt to restart the guest now."},
-	ReasonShimOutdated:           {in(ConditionUpToDate), "", "The guest needs what its berth's shim, which is older than the node's agent, cannot do; it runs without.", "Change restartedAt to restart the guest in a new berth, with a new shim."},
+	ReasonShimOutdated:           {in(ConditionRunning, ConditionUpToDate), "", "The guest needs what its berth's shim, which is older than the node's agent, does not take; it runs without, or with what an older agent gave it. When it starts again, the operator replaces the berth.", "Change restartedAt to restart the guest in a new berth, with a new shim."},
 	ReasonHostReady:              {in(InHost), "", "Guests can start on this host.", ""},
 	ReasonLibvirtTooOld:          {in(InHost), warning, "libvirt or QEMU is missing, or older than Berth needs.", "Install or upgrade it."},
 	ReasonKernelTooOld:           {in(InHost), warning, "The kernel is older than 5.6.", "Upgrade it."},
 	ReasonMisconfigured:          {in(InHost), warning, "Guests start, but a promise is weaker than it could be.", "Set what problems in the host's status lists."},
+	ReasonUnconfined:             {in(InHost), warning, "QEMU is not confined on this host, by seccomp, AppArmor or SELinux, as the administrator requires.", "Set what problems in the host's status lists, or agent.requireConfinement in the chart's values to false."},
 	ReasonWellConfigured:         {in(InHost), "", "Nothing on the host is misconfigured.", ""},
 }

@@ -6,6 +6,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
 
@@ -45,11 +46,11 @@ func TestSchema(t *testing.T) {
 			{"a negative grace period", ok + "terminationGracePeriodSeconds: -1", "greater than or equal to 0"},
 			{"no cores", ok + "cpu: {cores: 0}", "greater than or equal to 1"},
 			{"too many vCPUs", ok + "cpu: {cores: 512, sockets: 2}", "at most 512"},
-			{"a CPU model with markup", ok + "cpu: {model: \"<x/>\"}", "should match"},
+			{"a CPU model with markup", ok + "cpu: {model: \"<x/>\"}", "such as Skylake-Server"},
 			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "image"},
 			{"a disk with an empty image", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"\"}]", "at least 1"},
 			{"a disk without name", "memory: {size: 1Gi}\ndisks: [{image: a}]", "name"},
-			{"a disk whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: ../../etc, image: a}]", "should match"},
+			{"a disk whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: ../../etc, image: a}]", "digits and '-', such as root"},
 			{"a disk whose name is longer than a serial number", "memory: {size: 1Gi}\ndisks: [{name: aaaaaaaaaaaaaaaaaaaaaaaa, image: a}]", "20"},
 			{"two disks of one name", "memory: {size: 1Gi}\ndisks: [{name: a, image: a}, {name: a, image: b}]", "Duplicate"},
 			{"a disk of no size", "memory: {size: 1Gi}\ndisks: [{name: a, image: a, size: \"0\"}]", "at least 1Mi"},
@@ -57,17 +58,28 @@ func TestSchema(t *testing.T) {
 			{"two networks", ok + "networks: [{name: a, pod: {}}, {name: b, pod: {}}]", "at most 1 item"},
 			{"a network of no kind", ok + "networks: [{name: a}]", "pod"},
 			{"a kernel path that climbs", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: /boot/../etc/shadow}", ". or .."},
-			{"a kernel path that is relative", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: boot/vmlinuz}", "should match"},
-			{"a command line of two lines", "memory: {size: 1Gi}\nkernel: {image: a, commandLine: \"a\\nb\"}", "should match"},
+			{"a kernel path that is relative", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: boot/vmlinuz}", "absolute path of a file"},
+			{"a command line of two lines", "memory: {size: 1Gi}\nkernel: {image: a, commandLine: \"a\\nb\"}", "must be one line"},
 			{"user data twice", ok + "cloudInit: {userData: a, userDataSecretRef: {name: b}}", "not both"},
 			{"empty cloudInit", ok + "cloudInit: {}", "leave cloudInit out"},
-			{"a private key where a public one belongs", ok + "sshAuthorizedKeys: [\"-----BEGIN OPENSSH PRIVATE KEY-----\"]", "should match"},
+			{"a private key where a public one belongs", ok + "sshAuthorizedKeys: [\"-----BEGIN OPENSSH PRIVATE KEY-----\"]", "no private key"},
 			{"labels of ours", ok + "berth: {labels: {vm.berth.dev/name: x}}", "another prefix"},
 			{"an exec probe", ok + "readinessProbe: {exec: {command: [\"true\"]}}", "use httpGet"},
 			{"a probe of a named port", ok + "livenessProbe: {tcpSocket: {port: http}}", "must be a number"},
 			{"a paused guest that must answer", ok + "state: Paused\nlivenessProbe: {tcpSocket: {port: 80}}", "remove the probe"},
 			{"a pull secret twice", ok + "imagePullSecrets: [{name: a}, {name: a}]", "Duplicate"},
-			{"a Secret whose name is a path", ok + "cloudInit: {userDataSecretRef: {name: ../x}}", "should match"},
+			{"a Secret whose name is a path", ok + "cloudInit: {userDataSecretRef: {name: ../x}}", "must be that of a Secret"},
+			{"an image that is a file", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"file:///etc/shadow\"}]", "without https://"},
+			{"an image with a scheme", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"docker://debian:12\"}]", "without https://"},
+			{"an image of two lines", "memory: {size: 1Gi}\nkernel: {image: \"debian\\nx\"}", "registry/repository:tag"},
+			{"an image with a space", "memory: {size: 1Gi}\nkernel: {image: \"debian:12 \"}", "or spaces"},
+			{"an image in upper case", "memory: {size: 1Gi}\nkernel: {image: Debian:12}", "in lower case"},
+			{"a grace period of a startup probe", ok + "startupProbe: {tcpSocket: {port: 80}, terminationGracePeriodSeconds: 5}", "set that of the spec"},
+			{"a grace period of a readiness probe", ok + "readinessProbe: {tcpSocket: {port: 80}, terminationGracePeriodSeconds: 5}", "leave its terminationGracePeriodSeconds out"},
+			{"an HTTP probe of another host", ok + "readinessProbe: {httpGet: {port: 80, host: 10.0.0.1}}", "as the header Host"},
+			{"a TCP probe of another host", ok + "livenessProbe: {tcpSocket: {port: 80, host: 10.0.0.1}}", "tcpSocket.host leads away"},
+			{"more user data than 48Ki", ok + "cloudInit: {userData: " + strings.Repeat("ä", 24577) + "}", "into a Secret"},
+			{"more keys than 16Ki", ok + "sshAuthorizedKeys: [" + strings.TrimSuffix(strings.Repeat("ssh-rsa "+strings.Repeat("A", 8000)+", ", 3), ", ") + "]", "into user data in a Secret"},
 			{"a field that does not exist", ok + "firmware: UEFI", "unknown field"},
 		}
 		for _, tt := range tests {
@@ -81,10 +93,66 @@ func TestSchema(t *testing.T) {
 				}
 			})
 		}
-		for _, name := range []string{"a.b", strings.Repeat("a", 64), "1-", "A"} {
+		for _, name := range []string{"a.b", strings.Repeat("a", 64)} {
+			err := c.Create(t.Context(), object(t, name, ok), client.DryRunAll)
+			if err == nil || !strings.Contains(err.Error(), "must be a DNS label") || strings.Contains(err.Error(), "<nil>") {
+				t.Errorf("the name %q: %v", name, err)
+			}
+		}
+		for _, name := range []string{"1-", "A"} {
 			if err := c.Create(t.Context(), object(t, name, ok), client.DryRunAll); err == nil {
 				t.Errorf("the name %q was accepted", name)
 			}
+		}
+	})
+
+	t.Run("accepts whatever is an image", func(t *testing.T) {
+		for _, image := range []string{
+			"a", "debian:12", "quay.io/containerdisks/debian:12", "localhost:5000/a/b__c/d-e.f:v1.0_x", "[fd00::1]:5000/a", "Registry.Example/a",
+			"a@sha256:" + strings.Repeat("0", 64), "r.example/a:1@sha256:" + strings.Repeat("f", 64), "x/" + strings.Repeat("a/", 400) + "b",
+		} {
+			spec := "memory: {size: 1Gi}\ndisks: [{name: root, image: \"" + image + "\"}]\nkernel: {image: \"" + image + "\"}"
+			if err := c.Create(t.Context(), object(t, "vm", spec), client.DryRunAll); err != nil {
+				t.Errorf("%s: %v", image, err)
+			}
+		}
+	})
+
+	t.Run("leaves alone what is stored, and was allowed once", func(t *testing.T) {
+		crd := &unstructured.Unstructured{}
+		crd.SetAPIVersion("apiextensions.k8s.io/v1")
+		crd.SetKind("CustomResourceDefinition")
+		if err := c.Get(t.Context(), client.ObjectKey{Name: "virtualmachines.berth.dev"}, crd); err != nil {
+			t.Fatal(err)
+		}
+		today := crd.DeepCopy()
+		withoutRules(crd.Object)
+		if err := c.Update(t.Context(), crd); err != nil {
+			t.Fatal(err)
+		}
+		spec := ok + "startupProbe: {tcpSocket: {port: 80, host: 10.0.0.1}, terminationGracePeriodSeconds: 5}\n" +
+			"cloudInit: {userData: " + strings.Repeat("x", 200000) + "}\nkernel: {image: \"Debian \"}\n" +
+			"sshAuthorizedKeys: [" + strings.TrimSuffix(strings.Repeat("ssh-rsa "+strings.Repeat("A", 8000)+", ", 3), ", ") + "]"
+		var vm *unstructured.Unstructured
+		env.Eventually(t, "an older CRD", func() bool {
+			vm = object(t, "older", spec)
+			return c.Create(t.Context(), vm) == nil
+		})
+		today.SetResourceVersion("")
+		today.SetManagedFields(nil)
+		if err := c.Patch(t.Context(), today, client.Apply, client.FieldOwner("upgrade"), client.ForceOwnership); err != nil { //nolint:staticcheck // a whole object
+			t.Fatal(err)
+		}
+		env.Eventually(t, "the present CRD", func() bool {
+			return c.Create(t.Context(), object(t, "newer", "memory: {size: 1Gi}\nkernel: {image: \"Debian \"}"), client.DryRunAll) != nil
+		})
+		for _, patch := range []string{`{"spec":{"state":"Stopped"}}`, `{"metadata":{"finalizers":["berth.dev/disks"]}}`, `{"spec":{"memory":{"size":"2Gi"}}}`} {
+			if err := c.Patch(t.Context(), vm.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(patch))); err != nil {
+				t.Errorf("%s: %v", patch, err)
+			}
+		}
+		if err := c.Status().Patch(t.Context(), vm.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"status":{"phase":"Running"}}`))); err != nil {
+			t.Errorf("its status: %v", err)
 		}
 	})
 
@@ -105,6 +173,21 @@ func TestSchema(t *testing.T) {
 			t.Errorf("a VirtualMachine that is new has been observed: %+v", vm.Status)
 		}
 	})
+}
+
+// withoutRules takes the rules in CEL out of a schema.
+func withoutRules(node any) {
+	switch node := node.(type) {
+	case map[string]any:
+		delete(node, "x-kubernetes-validations")
+		for _, item := range node {
+			withoutRules(item)
+		}
+	case []any:
+		for _, item := range node {
+			withoutRules(item)
+		}
+	}
 }
 
 func disks(n int) string {

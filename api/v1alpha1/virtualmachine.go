@@ -23,7 +23,7 @@ import (
 // +kubebuilder:printcolumn:name="Memory",type=string,JSONPath=`.spec.memory.size`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Image",type=string,priority=1,JSONPath=`.status.image`
-// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 63 characters (lower case letters, digits, '-'): it is the guest's host name"
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be a DNS label of at most 63 characters (lower case letters, digits, '-'): it is the guest's host name",fieldPath=".metadata"
 type VirtualMachine struct {
 	metav1.TypeMeta `json:",inline"`
 	// metadata is the object's metadata.
@@ -128,7 +128,8 @@ type VirtualMachineSpec struct {
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=32
 	// +kubebuilder:validation:items:MaxLength=8192
-	// +kubebuilder:validation:items:Pattern=`^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$`
+	// +kubebuilder:validation:items:XValidation:rule=`self.matches(r'^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$')`,message="a key must be a public one as in a .pub file, such as ssh-ed25519 AAAA… name: no private key, no options, one line"
+	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k)).sum() <= 16384",message="sshAuthorizedKeys are more than 16Ki in all: put the keys into user data in a Secret, and name it in cloudInit.userDataSecretRef"
 	SSHAuthorizedKeys []string `json:"sshAuthorizedKeys,omitempty"`
 	// berth adds metadata to the guest's pod.
 	// +optional
@@ -169,13 +170,16 @@ type VirtualMachineSpec struct {
 
 	// readinessProbe decides whether Services send traffic to the guest, as a pod's. It counts while the guest runs.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.terminationGracePeriodSeconds)",message="a readinessProbe ends no guest: leave its terminationGracePeriodSeconds out"
 	ReadinessProbe *Probe `json:"readinessProbe,omitempty"`
-	// livenessProbe restarts the guest when it fails, as a pod's. It counts while the guest runs.
+	// livenessProbe restarts the guest when it fails, as a pod's. It counts while the guest runs. Its
+	// terminationGracePeriodSeconds can only be less than the spec's.
 	// +optional
 	LivenessProbe *Probe `json:"livenessProbe,omitempty"`
 	// startupProbe holds the other probes back until it passes once, and restarts the guest when it does not pass in
 	// initialDelaySeconds + periodSeconds x failureThreshold of running, as a pod's.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.terminationGracePeriodSeconds)",message="a startupProbe has no terminationGracePeriodSeconds of its own: set that of the spec"
 	StartupProbe *Probe `json:"startupProbe,omitempty"`
 }
 
@@ -206,7 +210,7 @@ type CPU struct {
 	// +optional
 	// +kubebuilder:default=host-model
 	// +kubebuilder:validation:MaxLength=64
-	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9][A-Za-z0-9_.+-]*$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[A-Za-z0-9][A-Za-z0-9_.+-]*$')`,message="cpu.model must be host-model, host-passthrough or a model of libvirt's by name, such as Skylake-Server"
 	Model string `json:"model,omitempty"`
 }
 
@@ -224,25 +228,24 @@ type Kernel struct {
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case and without https:// or spaces"
 	Image string `json:"image"`
 	// kernelPath is the kernel's path in the image, such as /boot/vmlinuz.
 	// +optional
 	// +kubebuilder:default=/boot/vmlinuz
 	// +kubebuilder:validation:MaxLength=256
-	// +kubebuilder:validation:Pattern=`^/([^/\x00-\x1f]+/)*[^/\x00-\x1f]+$`
-	// +kubebuilder:validation:XValidation:rule="!self.split('/').exists(p, p == '..' || p == '.')",message="kernelPath must not contain . or .. : write the path as it is in the image"
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(/[^/\x00-\x1f]+)+$') && !self.split('/').exists(p, p == '..' || p == '.')`,message="kernelPath must be the absolute path of a file in the image, without . or .., such as /boot/vmlinuz"
 	KernelPath string `json:"kernelPath,omitempty"`
 	// initrdPath is the initial RAM disk's path in the image, such as /boot/initrd.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
-	// +kubebuilder:validation:Pattern=`^/([^/\x00-\x1f]+/)*[^/\x00-\x1f]+$`
-	// +kubebuilder:validation:XValidation:rule="!self.split('/').exists(p, p == '..' || p == '.')",message="initrdPath must not contain . or .. : write the path as it is in the image"
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(/[^/\x00-\x1f]+)+$') && !self.split('/').exists(p, p == '..' || p == '.')`,message="initrdPath must be the absolute path of a file in the image, without . or .., such as /boot/initrd"
 	InitrdPath string `json:"initrdPath,omitempty"`
 	// commandLine is handed to the kernel, such as console=ttyS0.
 	// +optional
 	// +kubebuilder:default="console=ttyS0"
 	// +kubebuilder:validation:MaxLength=2048
-	// +kubebuilder:validation:Pattern=`^[^\x00-\x1f]*$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[^\x00-\x1f]*$')`,message="commandLine must be one line, without tabs and other control characters"
 	CommandLine string `json:"commandLine,omitempty"`
 }
 
@@ -251,15 +254,17 @@ type Disk struct {
 	// name tells the disk from the others; the guest sees it as the disk's serial number.
 	// +required
 	// +kubebuilder:validation:MaxLength=20
-	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="a disk's name must be of lower case letters, digits and '-', such as root: it is the disk's serial number"
 	Name string `json:"name"`
 	// image is an OCI image that holds a raw or qcow2 disk, as a containerDisk (/disk/*) or an artifact. The disk is a
 	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted.
 	// +required
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case and without https:// or spaces"
 	Image string `json:"image"`
-	// size is what the guest sees, such as 20Gi; the image's own size by default. It cannot be less than the image's.
+	// size is what the guest sees, such as 20Gi; the image's own size by default, if the administrator allows so much. It
+	// cannot be less than the image's.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('1023Ki'))",message="size must be a quantity of at least 1Mi, such as 20Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
@@ -273,7 +278,7 @@ type Network struct {
 	// name tells the interface from the others.
 	// +required
 	// +kubebuilder:validation:MaxLength=63
-	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="a network's name must be of lower case letters, digits and '-', such as default"
 	Name string `json:"name"`
 	// pod connects the guest to the cluster's pod network: it has a private address of its own, and the berth's
 	// address, all ports of it, leads to the guest.
@@ -286,6 +291,7 @@ type PodNetwork struct{}
 
 // CloudInit is the guest's first-boot configuration, handed over as a NoCloud seed.
 //
+// +kubebuilder:validation:XValidation:rule="(has(self.userData) ? size(bytes(self.userData)) : 0) + (has(self.networkData) ? size(bytes(self.networkData)) : 0) <= 49152",message="userData and networkData are more than 48Ki in all: put the user data into a Secret, and name it in userDataSecretRef"
 // +kubebuilder:validation:XValidation:rule="!(has(self.userData) && has(self.userDataSecretRef))",message="give userData or userDataSecretRef, not both"
 // +kubebuilder:validation:XValidation:rule="has(self.userData) || has(self.userDataSecretRef) || has(self.networkData)",message="cloudInit is empty: give userData, userDataSecretRef or networkData, or leave cloudInit out"
 type CloudInit struct {
@@ -310,13 +316,13 @@ type SecretKeyReference struct {
 	// name is the Secret's name.
 	// +required
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')`,message="name must be that of a Secret in the same namespace, such as web-user-data"
 	Name string `json:"name"`
 	// key is the key in the Secret.
 	// +optional
 	// +kubebuilder:default=userdata
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:Pattern=`^[-._a-zA-Z0-9]+$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[-._a-zA-Z0-9]+$')`,message="key must be a key of the Secret: letters, digits, '-', '_' and '.'"
 	Key string `json:"key,omitempty"`
 }
 
@@ -325,7 +331,7 @@ type LocalReference struct {
 	// name is the object's name.
 	// +required
 	// +kubebuilder:validation:MaxLength=253
-	// +kubebuilder:validation:Pattern=`^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$`
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')`,message="name must be that of a Secret in the same namespace, such as web-user-data"
 	Name string `json:"name"`
 }
 
@@ -344,6 +350,8 @@ type BerthTemplate struct {
 
 // Probe is a pod's probe that the guest answers.
 //
+// +kubebuilder:validation:XValidation:rule="!(has(self.httpGet) && has(self.httpGet.host))",message="httpGet.host leads away from the guest: leave it out, and give a name that the guest's server wants as the header Host in httpGet.httpHeaders"
+// +kubebuilder:validation:XValidation:rule="!(has(self.tcpSocket) && has(self.tcpSocket.host))",message="tcpSocket.host leads away from the guest: leave it out"
 // +kubebuilder:validation:XValidation:rule="!has(self.exec)",message="exec probes do not reach into a guest: use httpGet, tcpSocket or grpc"
 // +kubebuilder:validation:XValidation:rule="!has(self.httpGet) || type(self.httpGet.port) == int",message="httpGet.port must be a number: a guest has no named ports"
 // +kubebuilder:validation:XValidation:rule="!has(self.tcpSocket) || type(self.tcpSocket.port) == int",message="tcpSocket.port must be a number: a guest has no named ports"

@@ -20,13 +20,14 @@ const (
 	// ConditionReady: the guest runs and its probes pass. Absent where the spec is fulfilled without a running guest:
 	// it is stopped or paused as asked, or powered itself off and its restartPolicy leaves it so.
 	ConditionReady = "Ready"
-	// ConditionStalled: the guest failed, and its restartPolicy leaves it so. Absent else. The name is kstatus'.
+	// ConditionStalled: the guest failed, and its restartPolicy leaves it so, or it waits for its user. Absent else. The
+	// name is kstatus'.
 	ConditionStalled = "Stalled"
 	// ConditionUpToDate: the guest was started from the spec as it is. Absent while there is no guest.
 	ConditionUpToDate = "UpToDate"
 )
 
-// Phase sums a VirtualMachine up in one word, for eyes only: nothing decides by it.
+// Phase sums a VirtualMachine up in one word, for display only: nothing decides by it.
 //
 // +kubebuilder:validation:MaxLength=64
 type Phase string
@@ -35,6 +36,7 @@ type Phase string
 const (
 	PhasePending   Phase = "Pending"
 	PhaseStarting  Phase = "Starting"
+	PhaseWaiting   Phase = "Waiting"
 	PhaseRunning   Phase = "Running"
 	PhasePaused    Phase = "Paused"
 	PhaseStopping  Phase = "Stopping"
@@ -83,15 +85,29 @@ type VirtualMachineStatus struct {
 	// restarts counts the guest's restarts in its present berth.
 	// +optional
 	Restarts int32 `json:"restarts,omitempty"`
+	// resets counts how often the guest was reset since its start, by itself, its firmware or from outside, as far as the
+	// node's agent was there to see it. The berth stays the same.
+	// +optional
+	Resets int32 `json:"resets,omitempty"`
+	// lastReset is when it last was.
+	// +optional
+	LastReset *metav1.Time `json:"lastReset,omitempty"`
 	// guest is what the guest agent tells.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
-	// disks are the guest's disks on the node.
+	// disks are the guest's disks on the node, and those of the spec that were there, or on another node, and are absent.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=16
 	Disks []DiskStatus `json:"disks,omitempty"`
+	// kernel is the kernel's image, if the guest boots one directly.
+	// +optional
+	Kernel *KernelStatus `json:"kernel,omitempty"`
+	// ended is how the guest ended for good, as its restartPolicy has it. No other is started before restartedAt changes, or
+	// state was Stopped, whatever becomes of the pod.
+	// +optional
+	Ended *Ended `json:"ended,omitempty"`
 	// lastExit is how the guest last ended.
 	// +optional
 	LastExit *LastExit `json:"lastExit,omitempty"`
@@ -104,6 +120,8 @@ type VirtualMachineStatus struct {
 	PendingChanges []PendingChange `json:"pendingChanges,omitempty"`
 	// releasedBerth is the UID of the last berth of which the node's agent has proven that no process of the guest is left.
 	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
 	ReleasedBerth types.UID `json:"releasedBerth,omitempty"`
 }
 
@@ -147,7 +165,13 @@ type BerthReference struct {
 	PodName string `json:"podName"`
 	// podUID is the pod's UID.
 	// +required
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
 	PodUID types.UID `json:"podUID"`
+	// image is the image that the pod's container had when Berth accepted the pod. No guest is started in one of another image.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Image string `json:"image,omitempty"`
 }
 
 // GuestInfo is what the guest agent tells. It is the guest's own word, shortened.
@@ -186,10 +210,38 @@ type DiskStatus struct {
 	ImageDigest string `json:"imageDigest,omitempty"`
 	// size is what the guest sees.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
 	Size *resource.Quantity `json:"size,omitempty"`
 	// ephemeral is true for a disk that is fresh at every start. Every other disk binds its guest to the node.
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
+}
+
+// KernelStatus is the image that the guest's kernel is from.
+type KernelStatus struct {
+	// image is the image, as it stood in the spec.
+	// +optional
+	// +kubebuilder:validation:MaxLength=1024
+	Image string `json:"image,omitempty"`
+	// imageDigest is that image's digest. A tag that moves does not change it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=256
+	ImageDigest string `json:"imageDigest,omitempty"`
+}
+
+// Ended is how a guest ended that its restartPolicy does not start again.
+type Ended struct {
+	// phase is Succeeded or Failed.
+	// +required
+	Phase Phase `json:"phase"`
+	// reason is why, in one word.
+	// +required
+	Reason Reason `json:"reason"`
+	// restartedAt is the spec's restartedAt of that guest.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	RestartedAt string `json:"restartedAt,omitempty"`
 }
 
 // LastExit is how a guest ended.

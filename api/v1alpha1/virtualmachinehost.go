@@ -72,6 +72,11 @@ type VirtualMachineHostStatus struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	BootID string `json:"bootID,omitempty"`
+	// storeID is the ID of the store of images and disks that was first used on this node. Another store, or one without
+	// an ID, is not used: its file system may not be mounted. Delete the VirtualMachineHost to have the node take it.
+	// +optional
+	// +kubebuilder:validation:MaxLength=64
+	StoreID string `json:"storeID,omitempty"`
 	// agentVersion is the version of Berth's agent.
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
@@ -93,6 +98,8 @@ type VirtualMachineHostStatus struct {
 	CPUs int32 `json:"cpus,omitempty"`
 	// memory is the host's memory.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
 	Memory *resource.Quantity `json:"memory,omitempty"`
 	// cpuModels are the models that guests can be given here without emulating instructions.
 	// +optional
@@ -117,22 +124,30 @@ type VirtualMachineHostStatus struct {
 	// +kubebuilder:validation:MaxItems=100
 	// +kubebuilder:validation:items:MaxLength=1024
 	ForeignDomains []string `json:"foreignDomains,omitempty"`
-	// problems are what is misconfigured, and how to mend it.
+	// problems are what is misconfigured, and how to fix it.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=32
 	Problems []HostProblem `json:"problems,omitempty"`
-	// strayDisks are node-local disks whose VirtualMachine nobody knows. They are never deleted by themselves.
+	// strayDisks are node-local disks whose VirtualMachine nobody knows. They are kept for as long as agent.keepStrayDisks says,
+	// which is for ever by default.
 	// +optional
 	// +listType=atomic
 	// +kubebuilder:validation:MaxItems=100
 	// +kubebuilder:validation:items:MaxLength=1024
 	StrayDisks []string `json:"strayDisks,omitempty"`
-	// releasedBerths are the UIDs of berths that outlived their VirtualMachine and of which no process is left.
+	// strayDiskSize is what all stray disks take on the host.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	StrayDiskSize *resource.Quantity `json:"strayDiskSize,omitempty"`
+	// releasedBerths are the UIDs of berths that are being deleted, that no VirtualMachine's status names, and of which no process is left.
 	// +optional
 	// +listType=set
 	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:Type=string
+	// +kubebuilder:validation:items:MaxLength=64
 	ReleasedBerths []types.UID `json:"releasedBerths,omitempty"`
 }
 
@@ -144,6 +159,8 @@ type HostImage struct {
 	Digest string `json:"digest"`
 	// size is what it takes on the host.
 	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
 	Size *resource.Quantity `json:"size,omitempty"`
 }
 
@@ -156,7 +173,7 @@ type HostProblem struct {
 	// blocking is true when no guest can start because of it.
 	// +optional
 	Blocking bool `json:"blocking,omitempty"`
-	// message says what is wrong and how to mend it.
+	// message says what is wrong and how to fix it.
 	// +required
 	// +kubebuilder:validation:MaxLength=4096
 	Message string `json:"message"`

@@ -16,7 +16,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent"
-	"github.com/berth-dev/berth/internal/host/cgroup" //nolint:depguard // the process starts anew before anything of it runs
+	"github.com/berth-dev/berth/internal/host/cgroup" //nolint:depguard // the process re-executes itself before anything else runs
 )
 
 // version is set by the linker.
@@ -34,19 +34,26 @@ func run() error {
 		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
 	}
 	o := agent.Options{Version: version}
-	var acceleration, registries, subnet, size string
+	var acceleration, registries, subnet, size, reserve, unsized string
 	var verbosity int
 	flag.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "name of the node; $NODE_NAME by default")
 	flag.StringVar(&acceleration, "acceleration", string(v1alpha1.AccelerationKVM), "KVM or Emulation")
+	flag.BoolVar(&o.RequireConfinement, "require-confinement", false, "start no guest unless libvirt confines QEMU by seccomp and by AppArmor or SELinux")
+	flag.DurationVar(&o.KeepStrayDisks, "keep-stray-disks", 0, "how long disks are kept whose VirtualMachine nobody knows; 0 is for ever")
 	flag.StringVar(&o.StateDir, "state-dir", "/var/lib/berth", "directory of images and disks")
-	flag.StringVar(&o.RunDir, "run-dir", "/run/berth", "runtime state, which a reboot clears; a directory on tmpfs")
-	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "libvirt's sockets")
-	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "the container runtime's CRI socket")
-	flag.StringVar(&registries, "insecure-registries", "", "registries that are spoken to by plain HTTP: host:port, comma-separated")
+	flag.StringVar(&o.RunDir, "run-dir", "/run/berth", "runtime state directory, on tmpfs")
+	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "directory of libvirt's sockets")
+	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "CRI socket of the container runtime")
+	flag.StringVar(&registries, "insecure-registries", "", "registries to reach by plain HTTP: host:port, comma-separated")
 	flag.StringVar(&subnet, "guest-subnet", "10.0.2.0/24", "private subnet between a berth and its guest")
-	flag.StringVar(&size, "max-image-size", "256Gi", "largest size of what is unpacked from an image")
-	flag.DurationVar(&o.Images.Keep, "keep-images", 7*24*time.Hour, "how long an image that no guest uses is kept; 0 is for ever")
-	flag.IntVar(&o.Images.Full, "full-percent", 85, "how full the file system of -state-dir may be before unused images go early; 100 is never")
+	flag.StringVar(&size, "max-image-size", "256Gi", "largest unpacked size of an image")
+	flag.IntVar(&o.Pulls.PerNode, "max-pulls", 6, "how many images are pulled at once")
+	flag.IntVar(&o.Pulls.PerNamespace, "max-pulls-per-namespace", 2, "how many of them for VMs of one namespace")
+	flag.IntVar(&o.Reserve.Percent, "reserve-percent", 10, "part of -state-dir's file system in percent that pulls leave free, for guests' writes")
+	flag.StringVar(&reserve, "reserve-size", "0", "size that pulls leave free, if that is more")
+	flag.StringVar(&unsized, "max-unsized-disk", "10Gi", "largest size of a disk whose spec has none")
+	flag.DurationVar(&o.Images.MaxUnusedAge, "keep-images", 7*24*time.Hour, "how long an image is kept after its last use; 0 is for ever")
+	flag.IntVar(&o.Images.MaxUsagePercent, "full-percent", 85, "usage of -state-dir's file system in percent above which unused images are removed early; 100 disables it")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":9760", "address of /metrics: HTTPS, guarded by TokenReview and SubjectAccessReview; 0 disables it")
 	flag.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9761", "address of /healthz and /readyz; 0 disables them")
 	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")
@@ -70,12 +77,30 @@ func run() error {
 		return fmt.Errorf("-max-image-size %q: %w", size, err)
 	}
 	o.MaxImageSize = limit.Value()
-	if o.Images.Keep < 0 || o.Images.Full < 0 || o.Images.Full > 100 {
-		return fmt.Errorf("-keep-images is %s, -full-percent is %d: write no less than 0, and at most 100 percent", o.Images.Keep, o.Images.Full)
+	kept, err := resource.ParseQuantity(reserve)
+	if err != nil {
+		return fmt.Errorf("-reserve-size %q: %w", reserve, err)
+	}
+	o.Reserve.Bytes = kept.Value()
+	if o.Reserve.Bytes < 0 || o.Reserve.Percent < 0 || o.Reserve.Percent > 99 {
+		return fmt.Errorf("-reserve-size is %s, -reserve-percent is %d: write a size of at least 0, and a percentage from 0 to 99", reserve, o.Reserve.Percent)
+	}
+	if o.Pulls.PerNode < 1 || o.Pulls.PerNamespace < 1 {
+		return fmt.Errorf("-max-pulls is %d, -max-pulls-per-namespace is %d: write numbers of at least 1", o.Pulls.PerNode, o.Pulls.PerNamespace)
+	}
+	if limit, err = resource.ParseQuantity(unsized); err != nil {
+		return fmt.Errorf("-max-unsized-disk %q: %w", unsized, err)
+	}
+	o.MaxUnsizedDisk = limit.Value()
+	if o.Images.MaxUnusedAge < 0 || o.Images.MaxUsagePercent < 0 || o.Images.MaxUsagePercent > 100 {
+		return fmt.Errorf("-keep-images is %s, -full-percent is %d: write a duration of at least 0, and a percentage from 0 to 100", o.Images.MaxUnusedAge, o.Images.MaxUsagePercent)
+	}
+	if o.KeepStrayDisks < 0 {
+		return fmt.Errorf("-keep-stray-disks is %s: write a duration of at least 0", o.KeepStrayDisks)
 	}
 	config, err := ctrl.GetConfig()
 	if err != nil {
-		return fmt.Errorf("reading the cluster's address: %w", err)
+		return fmt.Errorf("loading the kubeconfig: %w", err)
 	}
 	return agent.Run(ctrl.SetupSignalHandler(), config, o)
 }

@@ -25,16 +25,17 @@ func main() {
 
 func run() error {
 	var o controllers.Options
-	var pullPolicy, pullSecrets, cpuRequest, annotations string
+	var pullPolicy, pullSecrets, cpuRequest, unsizedDisk, annotations string
 	var verbosity int
 	flag.StringVar(&o.Berth.ShimImage, "shim-image", "", "image of berth-shim (required)")
 	flag.StringVar(&pullPolicy, "shim-pull-policy", string(corev1.PullIfNotPresent), "imagePullPolicy of berth-shim")
-	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "Secrets for pulling it, in the guest's namespace, comma-separated")
-	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "what a berth requests for each vCPU")
-	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "add to berths the memory that emulation takes")
-	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may put on their berths, comma-separated, trailing * allowed")
-	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader's lease")
-	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "elect a leader among replicas")
+	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "imagePullSecrets of berths, in the guest's namespace, comma-separated")
+	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "CPU request of a berth for each vCPU")
+	flag.StringVar(&unsizedDisk, "max-unsized-disk", "10Gi", "ephemeral-storage that a berth requests for a disk without size")
+	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "add the memory that emulation needs to the requests of berths")
+	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may set on their berths, comma-separated; a trailing * matches any rest")
+	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader election lease")
+	flag.BoolVar(&o.LeaderElection, "leader-elect", true, "elect a leader among the replicas")
 	flag.StringVar(&o.Identity, "identity", "", "leader election identity of this replica, the same after a restart, such as its pod's name")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":8443", "address of /metrics: HTTPS, guarded by TokenReview and SubjectAccessReview; 0 disables it")
 	flag.StringVar(&o.HealthAddress, "health-address", ":8081", "address of /healthz and /readyz; 0 disables them")
@@ -50,12 +51,15 @@ func run() error {
 		return fmt.Errorf("-cpu-request-per-vcpu %q: %w", cpuRequest, err)
 	}
 	o.Berth.CPURequest = request
+	if o.Berth.UnsizedDisk, err = resource.ParseQuantity(unsizedDisk); err != nil {
+		return fmt.Errorf("-max-unsized-disk %q: %w", unsizedDisk, err)
+	}
 	o.Berth.PullPolicy = corev1.PullPolicy(pullPolicy)
 	o.Berth.PullSecrets = list(pullSecrets)
 	o.Berth.AllowedAnnotations = list(annotations)
 	config, err := ctrl.GetConfig()
 	if err != nil {
-		return fmt.Errorf("reading the cluster's address: %w", err)
+		return fmt.Errorf("loading the kubeconfig: %w", err)
 	}
 	return controllers.Run(ctrl.SetupSignalHandler(), config, o)
 }

@@ -29,20 +29,20 @@ func main() {
 			os.Exit(1)
 		}
 	default:
-		fmt.Fprintln(os.Stderr, "usage: berth-shim [run | started [PATIENCE]]")
+		fmt.Fprintln(os.Stderr, "usage: berth-shim [run | started [TIMEOUT]]")
 		os.Exit(2)
 	}
 }
 
-// started waits for the guest as long as its argument says, such as 25s; not at all by default.
+// started waits until the guest runs, for the timeout in its argument, such as 25s; not at all by default.
 func started(args []string) (err error) {
-	var patience time.Duration
+	var timeout time.Duration
 	if len(args) > 0 {
-		if patience, err = time.ParseDuration(args[0]); err != nil {
+		if timeout, err = time.ParseDuration(args[0]); err != nil {
 			return err
 		}
 	}
-	return shim.Started(patience)
+	return shim.Started(timeout)
 }
 
 func run() int {

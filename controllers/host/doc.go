@@ -1,3 +1,3 @@
-// Package host turns what agents say of their hosts into labels of nodes, and
-// clears away hosts whose node is gone. Agents themselves may write no node.
+// Package host writes labels of nodes from what agents report of their hosts, and
+// deletes hosts whose node is gone. Agents themselves may write no node.
 package host

@@ -20,7 +20,7 @@ import (
 	"github.com/berth-dev/berth/internal/kube"
 )
 
-// Reconciler keeps the labels of nodes true to their hosts.
+// Reconciler writes labels of nodes from what their hosts report.
 type Reconciler struct {
 	// Client reads from the cache and writes to the API server.
 	Client client.Client
@@ -69,7 +69,7 @@ func (r *Reconciler) observe(ctx context.Context, name string) (seen snapshot, e
 	return seen, client.IgnoreNotFound(err)
 }
 
-// decide returns the labels of ours that the node should have.
+// decide returns the labels of *.berth.dev that the node should have.
 func decide(seen snapshot) map[string]string {
 	labels := map[string]string{}
 	if seen.host == nil {
@@ -80,14 +80,14 @@ func decide(seen snapshot) map[string]string {
 	case v1alpha1.ReasonHostReady:
 		labels[berth.LabelHost], labels[berth.LabelReady] = "true", "true"
 	case v1alpha1.ReasonLibvirtUnreachable, v1alpha1.ReasonStoreFailed, v1alpha1.ReasonStoreFull:
-		if had := seen.node.Labels[berth.LabelHost]; had != "" { // it will be back
+		if had := seen.node.Labels[berth.LabelHost]; had != "" { // this passes: keep what the label was
 			labels[berth.LabelHost] = had
 		}
 	}
 	if status.Acceleration == v1alpha1.AccelerationKVM || status.Acceleration == v1alpha1.AccelerationEmulation {
 		labels[berth.LabelAcceleration] = string(status.Acceleration)
 	}
-	for _, model := range status.CPUModels { // an agent's word: only what is a label name
+	for _, model := range status.CPUModels { // an agent reported it: take only what is a label name
 		if key := berth.LabelCPUModel + model; len(validation.IsQualifiedName(key)) == 0 {
 			labels[key] = "true"
 		}
@@ -95,7 +95,8 @@ func decide(seen snapshot) map[string]string {
 	return labels
 }
 
-func ours(key string) bool {
+// isBerthLabel: the label is in a domain that only the operator writes.
+func isBerthLabel(key string) bool {
 	prefix, _, _ := strings.Cut(key, "/")
 	return strings.HasSuffix(prefix, ".berth.dev")
 }
@@ -110,7 +111,7 @@ func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[stri
 		}
 	}
 	for key := range maps.Keys(node.Labels) {
-		if _, wanted := want[key]; ours(key) && !wanted {
+		if _, wanted := want[key]; isBerthLabel(key) && !wanted {
 			change[key] = nil
 		}
 	}

@@ -3,7 +3,9 @@ package virtualmachine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,31 +19,35 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
+// act does all actions at once: no action of one decision waits for another.
 func (r *Reconciler) act(ctx context.Context, seen snapshot, actions []action) error {
-	for _, a := range actions {
-		// gofail: var beforeAction string
-		// crashAt(a, beforeAction)
-		if err := r.do(ctx, seen, a); err != nil {
-			return err
-		}
-		// gofail: var afterAction string
-		// crashAt(a, afterAction)
+	errs := make([]error, len(actions))
+	var all sync.WaitGroup
+	for i, a := range actions {
+		all.Go(func() {
+			// gofail: var beforeAction string
+			// crashAt(a, beforeAction)
+			errs[i] = r.do(ctx, seen, a)
+			// gofail: var afterAction string
+			// crashAt(a, afterAction)
+		})
 	}
-	return nil
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 	switch a := a.(type) {
-	case keepVM:
+	case addFinalizer:
 		return r.setFinalizers(ctx, seen.vm, append(seen.vm.Finalizers, berth.DiskFinalizer))
-	case releaseVM:
+	case removeFinalizer:
 		return r.setFinalizers(ctx, seen.vm, without(seen.vm.Finalizers, berth.DiskFinalizer))
-	case releaseBerth:
-		return r.setFinalizers(ctx, a.pod, without(a.pod.Finalizers, berth.PodFinalizer))
+	case removeBerthFinalizer:
+		return r.removeBerthFinalizer(ctx, a.pod)
 	case createBerth:
 		return r.createBerth(ctx, seen.vm, a.node)
 	case deleteBerth:
-		return r.deleteBerth(ctx, seen, a)
+		return r.deleteBerth(ctx, a)
 	}
 	return fmt.Errorf("unknown action %T", a)
 }
@@ -50,26 +56,26 @@ func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 
 // createBerth makes the pod. That it exists already is success if it is ours.
 func (r *Reconciler) createBerth(ctx context.Context, vm *v1alpha1.VirtualMachine, node string) error {
-	pod, err := berth.PodFor(vm, node, r.Options)
+	pod, err := berth.PodFor(berth.Input{VM: vm, Node: node, Options: r.Options})
 	if err != nil {
 		return err
 	}
 	err = r.Client.Create(ctx, pod)
 	switch {
 	case err == nil:
-		ctrl.LoggerFrom(ctx).Info("Created berth", "berth", pod.UID)
+		ctrl.LoggerFrom(ctx).Info("Created berth", "berth", pod.Name, "uid", pod.UID)
 		return nil
 	case apierrors.IsAlreadyExists(err):
-		return r.whoseBerth(ctx, vm)
+		return r.checkNameTaken(ctx, vm)
 	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		return fault.ByUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses the berth: %w", err))
+		return fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses the berth: %w", err))
 	default:
 		return fmt.Errorf("creating berth: %w", err)
 	}
 }
 
-// whoseBerth finds out what pod has the VirtualMachine's name.
-func (r *Reconciler) whoseBerth(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
+// checkNameTaken finds out what pod has the VirtualMachine's name.
+func (r *Reconciler) checkNameTaken(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
 	var pod corev1.Pod
 	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(vm), &pod); err != nil {
 		return fmt.Errorf("reading the pod that has the berth's name: %w", err)
@@ -79,24 +85,28 @@ func (r *Reconciler) whoseBerth(ctx context.Context, vm *v1alpha1.VirtualMachine
 		return nil // the cache was behind
 	}
 	if ours {
-		return fault.ByTime(v1alpha1.ReasonPodNameTaken, fmt.Errorf("pod %s of a deleted VirtualMachine (uid %s) is still terminating", pod.Name, owner))
+		return fault.NewTransient(v1alpha1.ReasonPodNameTaken, fmt.Errorf("pod %s of a deleted VirtualMachine (uid %s) is still terminating", pod.Name, owner))
 	}
-	return fault.ByUser(v1alpha1.ReasonPodNameTaken, fmt.Errorf(
+	return fault.NewUser(v1alpha1.ReasonPodNameTaken, fmt.Errorf(
 		"a pod that is not Berth's has the name %s: delete that pod, or give the VirtualMachine another name", vm.Name))
 }
 
 // +kubebuilder:rbac:groups="",resources=pods,verbs=delete
 
-func (r *Reconciler) deleteBerth(ctx context.Context, seen snapshot, a deleteBerth) error {
-	pod := seen.berth
-	if pod == nil {
-		pod = seen.orphan
-	}
-	err := r.Client.Delete(ctx, pod, client.GracePeriodSeconds(a.grace), client.Preconditions{UID: &a.uid})
+func (r *Reconciler) deleteBerth(ctx context.Context, a deleteBerth) error {
+	err := r.Client.Delete(ctx, a.pod, client.GracePeriodSeconds(a.grace), client.Preconditions{UID: &a.pod.UID})
 	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("deleting berth: %w", err)
+		return fmt.Errorf("deleting berth %s: %w", a.pod.Name, err)
 	}
-	ctrl.LoggerFrom(ctx).Info("Deleted berth", "berth", a.uid)
+	ctrl.LoggerFrom(ctx).Info("Deleted berth", "berth", a.pod.Name, "uid", a.pod.UID, "node", a.pod.Spec.NodeName)
+	return nil
+}
+
+func (r *Reconciler) removeBerthFinalizer(ctx context.Context, pod *corev1.Pod) error {
+	if err := r.setFinalizers(ctx, pod, without(pod.Finalizers, berth.PodFinalizer)); err != nil {
+		return err
+	}
+	ctrl.LoggerFrom(ctx).Info("Removed finalizer of berth", "berth", pod.Name, "uid", pod.UID, "node", pod.Spec.NodeName)
 	return nil
 }
 

@@ -5,11 +5,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
 )
 
 // action is one change to the API.
@@ -18,109 +19,134 @@ import (
 type action interface{ isAction() }
 
 type (
-	// keepVM adds the finalizer that keeps the VirtualMachine until its disks are gone.
-	keepVM struct{}
-	// releaseVM removes it.
-	releaseVM struct{}
-	// createBerth makes the pod, on a certain node if that is not empty.
+	// addFinalizer keeps the VirtualMachine until its disks are gone.
+	addFinalizer struct{}
+	// removeFinalizer lets it go.
+	removeFinalizer struct{}
+	// createBerth creates the pod, on a certain node if that is not empty.
 	createBerth struct{ node string }
 	// deleteBerth asks kubelet to end the guest and the pod.
 	deleteBerth struct {
-		uid   types.UID
+		pod   *corev1.Pod
 		grace int64 // seconds
 	}
-	// releaseBerth removes the finalizer that keeps the pod until its guest is gone.
-	releaseBerth struct{ pod *corev1.Pod }
+	// removeBerthFinalizer lets a pod go whose guest is gone.
+	removeBerthFinalizer struct{ pod *corev1.Pod }
 )
 
-func (keepVM) isAction()       {}
-func (releaseVM) isAction()    {}
-func (createBerth) isAction()  {}
-func (deleteBerth) isAction()  {}
-func (releaseBerth) isAction() {}
+func (addFinalizer) isAction()         {}
+func (removeFinalizer) isAction()      {}
+func (createBerth) isAction()          {}
+func (deleteBerth) isAction()          {}
+func (removeBerthFinalizer) isAction() {}
 
-// decide is the whole policy: the first rule that applies wins. Restarts in place are kubelet's.
+// decide is the whole policy. Restarts in place are kubelet's. The scheduler and the image's check need not wait for the
+// finalizer: agents do, since the status names no berth before it is there (accepted).
 func decide(seen snapshot) []action {
+	actions := append(decideBerth(seen), decideSurplus(seen)...)
+	if seen.lacksFinalizer() {
+		actions = append(actions, addFinalizer{})
+	}
+	return actions
+}
+
+// decideBerth is the policy for the VirtualMachine and its berth: the first rule that applies wins.
+func decideBerth(seen snapshot) []action {
 	switch {
-	case seen.orphan != nil:
-		return decideOrphan(seen)
 	case seen.vm == nil:
 		return nil
 	case seen.berth == nil:
 		return decideWithoutBerth(seen)
-	case ending(seen.berth) && seen.provenGone(seen.berth):
-		return release(seen.berth) // evidence, never a guess
-	case ending(seen.berth):
-		return nil
-	case !seen.wantsGuest(), seen.restartAsked(), seen.mustReplace():
-		return []action{deleteBerth{uid: seen.berth.UID, grace: berth.GraceSeconds(seen.vm)}}
+	case terminating(seen.berth) && !equality.Semantic.DeepEqual(seen.ended(), seen.vm.Status.Ended):
+		return nil // the status tells first how the guest ended: then the pod is no more needed for that
+	case terminating(seen.berth):
+		return seen.finish(placedBerth{seen.berth, seen.node, seen.host})
+	case !seen.wantsGuest(), seen.restartRequested(), seen.mustReplace():
+		return []action{deleteBerth{seen.berth, seen.grace()}}
 	default:
 		return nil
 	}
 }
 
-// decideOrphan ends a berth whose VirtualMachine is gone.
-func decideOrphan(seen snapshot) []action {
-	switch {
-	case !ending(seen.orphan):
-		return []action{deleteBerth{uid: seen.orphan.UID, grace: *seen.orphan.Spec.TerminationGracePeriodSeconds}}
-	case seen.provenGone(seen.orphan):
-		return release(seen.orphan)
-	default:
-		return nil
+// decideSurplus ends the berths that the status does not name, and those whose VirtualMachine is gone.
+func decideSurplus(seen snapshot) (actions []action) {
+	for _, b := range seen.surplus {
+		if terminating(b.pod) {
+			actions = append(actions, seen.finish(b)...)
+		} else {
+			actions = append(actions, deleteBerth{b.pod, *b.pod.Spec.TerminationGracePeriodSeconds})
+		}
 	}
+	return actions
 }
 
 func decideWithoutBerth(seen snapshot) []action {
 	switch {
-	case seen.wantsGuest() && !seen.formerGone():
-		return nil // a second guest must not start: its node's agent is about to tell
-	case seen.wantsGuest() && !seen.kept():
-		return []action{keepVM{}, createBerth{node: seen.boundTo()}}
+	case seen.wantsGuest() && seen.ended() != nil:
+		return nil
+	case seen.wantsGuest() && (!seen.previousReleased() || len(seen.surplus) > 0):
+		return nil // a second guest must not start, so the agents of their nodes report first
 	case seen.wantsGuest():
-		return []action{createBerth{node: seen.boundTo()}}
-	case !seen.vm.DeletionTimestamp.IsZero() && seen.kept() && seen.disksGone():
-		return []action{releaseVM{}}
+		return []action{createBerth{node: seen.pinnedNode()}}
+	case !seen.vm.DeletionTimestamp.IsZero() && seen.hasFinalizer() && seen.disksGone():
+		return []action{removeFinalizer{}}
 	default:
 		return nil
 	}
 }
 
-func release(pod *corev1.Pod) []action {
-	if !controllerutil.ContainsFinalizer(pod, berth.PodFinalizer) {
+// finish lets a terminating berth go: on evidence, never on a guess.
+func (s *snapshot) finish(b placedBerth) []action {
+	if !s.released(b) || !controllerutil.ContainsFinalizer(b.pod, berth.PodFinalizer) {
 		return nil
 	}
-	return []action{releaseBerth{pod}}
+	return []action{removeBerthFinalizer{b.pod}}
 }
 
-// restartAsked: restartedAt changed since the berth was made.
-func (s *snapshot) restartAsked() bool {
+// restartRequested: restartedAt changed since the berth was made.
+func (s *snapshot) restartRequested() bool {
 	return s.berth.Annotations[berth.AnnotationRestartedAt] != s.vm.Spec.RestartedAt
 }
 
 // mustReplace: kubelet will not bring the guest back in this berth, or should not.
 func (s *snapshot) mustReplace() bool {
-	if finished(s.berth) { // evicted, or the node shut down; else the policy has had its say
-		return s.vm.Spec.RestartPolicy == v1alpha1.RestartAlways ||
-			s.vm.Spec.RestartPolicy == v1alpha1.RestartOnFailure && s.berth.Status.Phase == corev1.PodFailed
+	if completed(s.berth) { // evicted, or the node shut down; else the policy has had its say
+		return s.endOfBerth() == nil
 	}
-	return len(s.outdated) > 0 && s.guestIdle() || s.altered && s.now.Sub(s.berth.CreationTimestamp.Time) >= alteredAgain
+	if s.statusMatchesBerth() && !s.guestIdle() { // what is pending, or was changed, waits for the guest's end
+		return false
+	}
+	return len(s.outdated) > 0 || s.misplaced || s.shimOutdated() || s.mutation != "" && s.now.Sub(s.berth.CreationTimestamp.Time) >= mutatedRetry
 }
 
-// alteredAgain is how long a berth that admission altered stands before a new one is tried: whoever altered it may
-// have been mended, and nothing tells.
-const alteredAgain = time.Minute
+// shimOutdated: the agent starts no guest in the berth, whose shim is older than the agent, and a new berth has another.
+func (s *snapshot) shimOutdated() bool {
+	return s.statusMatchesBerth() && condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonShimOutdated &&
+		!berth.SameImage(berth.Image(s.berth), s.shimImage)
+}
 
-// wake is when to look again though nothing changes; 0 is never.
+// mutatedRetry is how long a berth that is not as Berth made it stands before a new one is tried: the webhook or policy
+// may have been corrected, and no watch shows that.
+const mutatedRetry = time.Minute
+
+// grace is how long the berth may take to end, in seconds. No agent looks after one that was not accepted.
+func (s *snapshot) grace() int64 {
+	if (s.mutation != "" || s.misplaced) && !s.statusMatchesBerth() {
+		return 1
+	}
+	return berth.GraceSeconds(s.vm)
+}
+
+// wake is after how long to reconcile again though nothing changes; 0 is never.
 func (s *snapshot) wake() time.Duration {
-	if s.berth != nil && s.altered && !ending(s.berth) {
-		return max(s.berth.CreationTimestamp.Add(alteredAgain).Sub(s.now), time.Second)
+	if s.berth != nil && s.mutation != "" && !terminating(s.berth) {
+		return max(s.berth.CreationTimestamp.Add(mutatedRetry).Sub(s.now), time.Second)
 	}
 	return 0
 }
 
-// boundTo is the node that has the guest's kept disks, "" if there are none.
-func (s *snapshot) boundTo() string {
+// pinnedNode is the node that has the guest's kept disks, "" if there are none.
+func (s *snapshot) pinnedNode() string {
 	if slices.ContainsFunc(s.vm.Status.Disks, func(d v1alpha1.DiskStatus) bool { return !d.Ephemeral }) {
 		return s.vm.Status.NodeName
 	}

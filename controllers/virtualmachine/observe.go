@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -20,104 +21,236 @@ import (
 
 // snapshot is all that a decision may depend on.
 type snapshot struct {
-	vm    *v1alpha1.VirtualMachine // nil: there is none
-	berth *corev1.Pod              // the VM's own; nil: there is none
-	// orphan is a berth of this name whose VirtualMachine is gone: deleted, or made anew.
-	orphan *corev1.Pod
-	// node is the node of berth or orphan, or of the disks if there are neither; nil: it has none, or the node is gone.
+	vm *v1alpha1.VirtualMachine // nil: there is none
+	// berth is the VirtualMachine's berth, see assign; nil: there is none.
+	berth *corev1.Pod
+	// node is the node of the berth, or status.nodeName's if there is no berth; nil: it has none, or the node is gone.
 	node *corev1.Node
-	// host is what the agent of that node says; nil: nothing.
+	// host is what the agent of that node reports; nil: nothing.
 	host *v1alpha1.VirtualMachineHost
-	// hosts are all of them, read only while there is no such node.
+	// surplus are the other berths of VirtualMachines of this name: the status does not name them, or their
+	// VirtualMachine was deleted, and perhaps created again.
+	surplus []placedBerth
+	// hosts are all of them, read only while the berth has no node.
 	hosts []v1alpha1.VirtualMachineHost
 	// outdated are the changes of the spec that the berth cannot take.
 	outdated []v1alpha1.PendingChange
-	// altered: admission changed the berth, so it gets no guest.
-	altered bool
-	now     time.Time
+	// mutation says how the berth is not as Berth made it, so that no guest starts in it; "" if it is.
+	mutation string
+	// misplaced: the berth is on another node than the guest's kept disks, of which the status did not tell when it was made.
+	misplaced bool
+	// notStarted is why kubelet does not run the berth's container, in its words; "" if it says nothing.
+	notStarted string
+	// shimImage is that of the operator's own shim.
+	shimImage string
+	now       time.Time
 }
 
-func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (seen snapshot, err error) {
-	seen.now = r.Now()
-	var vm v1alpha1.VirtualMachine
-	if err = r.Client.Get(ctx, name, &vm); err == nil {
-		seen.vm = &vm
-	} else if client.IgnoreNotFound(err) != nil {
-		return seen, fmt.Errorf("reading VirtualMachine: %w", err)
+// placedBerth is a berth with its node and host, nil as in snapshot.
+type placedBerth struct {
+	pod  *corev1.Pod
+	node *corev1.Node
+	host *v1alpha1.VirtualMachineHost
+}
+
+func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (snapshot, error) {
+	seen := snapshot{now: r.Now(), shimImage: r.Options.ShimImage}
+	if err := r.observeBerths(ctx, &seen, name); err != nil {
+		return seen, err
 	}
-	var pod corev1.Pod
-	err = r.Client.Get(ctx, name, &pod)
-	if apierrors.IsNotFound(err) && seen.vm != nil && (seen.kept() && seen.wantsGuest() || !seen.berthReleased()) { // it should be there: the cache may be behind
-		err = r.Live.Get(ctx, name, &pod)
+	if seen.berth == nil {
+		return seen, nil
 	}
-	switch {
-	case client.IgnoreNotFound(err) != nil:
-		return seen, fmt.Errorf("reading berth: %w", err)
-	case err != nil:
-		return seen, r.observeHome(ctx, &seen, "")
+	changes, err := berth.Changes(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
+	if err != nil {
+		return seen, err
 	}
-	owner, ours := berth.OwnerUID(&pod)
-	switch {
-	case !ours: // creating the berth will tell
-	case seen.vm != nil && owner == seen.vm.UID:
-		seen.berth = &pod
-		changes, err := berth.Changes(pod.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
-		if err != nil {
+	seen.outdated = berth.NewBerth(changes)
+	if err := r.observeKubelet(ctx, &seen); err != nil {
+		return seen, err
+	}
+	if len(seen.outdated) == 0 && seen.statusMatchesBerth() {
+		seen.mutation = berth.Mutation(seen.berth, seen.vm)
+	} else if len(seen.outdated) == 0 && seen.berth.Spec.NodeName != "" {
+		if err := r.compare(ctx, &seen); err != nil {
 			return seen, err
 		}
-		seen.outdated = berth.NewBerth(changes)
-		seen.altered = len(seen.outdated) == 0 && berth.Altered(&pod, seen.vm) != ""
-	default:
-		seen.orphan = &pod
 	}
-	return seen, r.observeHome(ctx, &seen, pod.Spec.NodeName)
-}
-
-// observeHome reads the node and the host of the berth, or those of the VirtualMachine's disks; all hosts if there are neither.
-func (r *Reconciler) observeHome(ctx context.Context, seen *snapshot, node string) error {
-	if node == "" && seen.berth == nil && seen.orphan == nil && seen.vm != nil {
-		node = seen.vm.Status.NodeName
+	if node := seen.berth.Spec.NodeName; node != seen.vm.Status.NodeName {
+		seen.node, seen.host, err = r.observeNode(ctx, node)
 	}
-	if node == "" {
+	if err == nil && seen.berth.Spec.NodeName == "" {
 		var hosts v1alpha1.VirtualMachineHostList
-		if err := r.Client.List(ctx, &hosts); err != nil {
-			return fmt.Errorf("listing hosts: %w", err)
+		if err = r.Client.List(ctx, &hosts); err != nil {
+			return seen, fmt.Errorf("listing hosts: %w", err)
 		}
 		seen.hosts = hosts.Items
-		return nil
 	}
-	var err error
-	seen.node, err = readNode(ctx, r.Client, node)
-	if err == nil && vouchedOff(seen.node) { // this is evidence: it must not be the cache that is behind
-		seen.node, err = readNode(ctx, r.Live, node)
-	}
-	if err != nil {
+	return seen, err
+}
+
+// observeBerths reads the VirtualMachine and the berths of all VirtualMachines of its name.
+func (r *Reconciler) observeBerths(ctx context.Context, seen *snapshot, name types.NamespacedName) error {
+	if err := r.observeVM(ctx, r.Client, seen, name); err != nil {
 		return err
 	}
-	var host v1alpha1.VirtualMachineHost
-	if err := r.Client.Get(ctx, types.NamespacedName{Name: node}, &host); err == nil {
-		seen.host = &host
-	} else if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("reading host: %w", err)
+	if seen.vm != nil && berth.Incomplete(seen.vm) {
+		if err := r.observeVM(ctx, r.Live, seen, name); err != nil {
+			return err
+		}
+	}
+	var list corev1.PodList
+	if err := r.Client.List(ctx, &list, client.InNamespace(name.Namespace), client.MatchingFields{indexOwner: name.Name}); err != nil {
+		return fmt.Errorf("listing berths: %w", err)
+	}
+	pods := list.Items
+	seen.assign(pods)
+	if seen.berth == nil && seen.expectsBerth() { // the cache may be behind
+		pod, err := read[corev1.Pod](ctx, r.Live, seen.berthName())
+		if err != nil {
+			return err
+		}
+		if pod != nil && berth.Owner(pod) != nil { // whose any other pod is, createBerth finds out
+			pods = append(slices.DeleteFunc(pods, func(p corev1.Pod) bool { return p.UID == pod.UID }), *pod)
+			seen.assign(pods)
+		}
+	}
+	if slices.ContainsFunc(seen.surplus, func(b placedBerth) bool { return !terminating(b.pod) }) || seen.berth != nil && seen.lacksFinalizer() {
+		// A berth is about to be deleted because the status does not name it, or the finalizer to be set, as it was a moment
+		// ago: it must not be the cache that is behind.
+		if err := r.observeVM(ctx, r.Live, seen, name); err != nil {
+			return err
+		}
+		seen.assign(pods)
+	}
+	for i := range seen.surplus {
+		var err error
+		b := &seen.surplus[i]
+		if b.node, b.host, err = r.observeNode(ctx, b.pod.Spec.NodeName); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// readNode returns nil when there is no such node.
-func readNode(ctx context.Context, from client.Reader, name string) (*corev1.Node, error) {
-	var node corev1.Node
-	err := from.Get(ctx, types.NamespacedName{Name: name}, &node)
+// compare tells whether a berth is as Berth makes it, before the status names it and a guest can start in it: admission may
+// have changed it, or somebody else made it. Later the API server lets nobody change more than what berth.Mutation looks at.
+func (r *Reconciler) compare(ctx context.Context, seen *snapshot) error {
+	pod, err := read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(seen.berth)) // the cache has a part of it
+	if err != nil {
+		return err
+	}
+	if pod == nil || pod.UID != seen.berth.UID {
+		return fmt.Errorf("berth %s was deleted meanwhile", seen.berth.Name)
+	}
+	if seen.mutation, err = r.unlike(pod, seen); err != nil {
+		return err
+	}
+	disks := seen.pinnedNode()
+	seen.misplaced = disks != "" && disks != pod.Spec.NodeName
+	if seen.mutation == "" && !seen.misplaced {
+		return nil
+	}
+	// It is about to be deleted as one without a guest: it must not be the cache that is behind.
+	version := seen.vm.ResourceVersion
+	if err := r.observeVM(ctx, r.Live, seen, client.ObjectKeyFromObject(seen.vm)); err != nil {
+		return err
+	}
+	if seen.vm == nil || seen.vm.ResourceVersion != version {
+		return fmt.Errorf("the VirtualMachine of berth %s changed meanwhile", pod.Name)
+	}
+	return nil
+}
+
+// unlike says how a pod is not the berth that Berth makes, "" if it is. The status may have said less of disks when it was
+// made, so it may be bound to no node, or to the one where it is.
+func (r *Reconciler) unlike(pod *corev1.Pod, seen *snapshot) (mutation string, err error) {
+	for _, node := range []string{seen.pinnedNode(), "", pod.Spec.NodeName} {
+		made, err := berth.PodFor(berth.Input{VM: seen.vm, Node: node, Options: r.Options})
+		if err != nil { // the administrator's options have changed
+			return err.Error(), nil //nolint:nilerr // it is told as such
+		}
+		differs, err := berth.Unlike(pod, made)
+		if err != nil || differs == "" {
+			return "", err
+		}
+		mutation = cmp.Or(mutation, differs)
+	}
+	return mutation, nil
+}
+
+// accepted: the berth has a node, and its guest may be started there. Nothing is made there before the finalizer is set.
+func (s *snapshot) accepted() bool {
+	return s.berth.Spec.NodeName != "" && (s.statusMatchesBerth() || s.mutation == "" && !s.misplaced && len(s.outdated) == 0 && !s.lacksFinalizer())
+}
+
+// observeVM reads the VirtualMachine, and the node and host of its status.
+func (r *Reconciler) observeVM(ctx context.Context, from client.Reader, seen *snapshot, name types.NamespacedName) (err error) {
+	if seen.vm, err = read[v1alpha1.VirtualMachine](ctx, from, name); err != nil || seen.vm == nil {
+		return err
+	}
+	seen.node, seen.host, err = r.observeNode(ctx, seen.vm.Status.NodeName)
+	return err
+}
+
+// observeNode reads a node and its host. Each is nil if there is none, or if the name is "".
+func (r *Reconciler) observeNode(ctx context.Context, name string) (*corev1.Node, *v1alpha1.VirtualMachineHost, error) {
+	if name == "" {
+		return nil, nil, nil
+	}
+	key := types.NamespacedName{Name: name}
+	node, err := read[corev1.Node](ctx, r.Client, key)
+	if err == nil && outOfService(node) { // this is evidence: it must not be the cache that is behind
+		node, err = read[corev1.Node](ctx, r.Live, key)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	host, err := read[v1alpha1.VirtualMachineHost](ctx, r.Client, key)
+	return node, host, err
+}
+
+// read returns nil when there is no such object.
+func read[T any, O interface {
+	*T
+	client.Object
+}](ctx context.Context, from client.Reader, key types.NamespacedName) (O, error) {
+	var object T
+	err := from.Get(ctx, key, O(&object))
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading node: %w", err)
+		return nil, fmt.Errorf("reading %T %s: %w", object, key.Name, err)
 	}
-	return &node, nil
+	return &object, nil
 }
 
-// vouchedOff: somebody says that nothing runs on the node, by removing it or by its taint.
-func vouchedOff(node *corev1.Node) bool {
+// assign finds the VirtualMachine's berth among the pods that VirtualMachines of its name own. It is the one that the
+// status names by UID. If there is no such pod, it is the pod of the VirtualMachine's name, as long as no guest is left
+// of what the status names: else a second guest could start. All other pods are surplus.
+func (s *snapshot) assign(pods []corev1.Pod) {
+	s.berth, s.surplus = nil, nil
+	find := func(is func(*corev1.Pod) bool) {
+		for i := range pods {
+			if owner, _ := berth.OwnerUID(&pods[i]); s.berth == nil && owner == s.vm.UID && is(&pods[i]) {
+				s.berth = &pods[i]
+			}
+		}
+	}
+	if s.vm != nil {
+		find(func(pod *corev1.Pod) bool { return s.vm.Status.Berth != nil && s.vm.Status.Berth.PodUID == pod.UID })
+		find(func(pod *corev1.Pod) bool { return pod.Name == s.vm.Name && s.previousReleased() })
+	}
+	for i := range pods {
+		if pod := &pods[i]; pod != s.berth {
+			s.surplus = append(s.surplus, placedBerth{pod: pod})
+		}
+	}
+}
+
+// outOfService: the administrator says that nothing runs on the node, by deleting it or by its taint.
+func outOfService(node *corev1.Node) bool {
 	return node == nil || slices.ContainsFunc(node.Spec.Taints, func(t corev1.Taint) bool { return t.Key == corev1.TaintNodeOutOfService })
 }
 
@@ -126,82 +259,99 @@ func (s *snapshot) wantsGuest() bool {
 	return s.vm != nil && s.vm.DeletionTimestamp.IsZero() && s.vm.Spec.State != v1alpha1.StateStopped
 }
 
-// kept: the VirtualMachine has had a berth, or is about to.
-func (s *snapshot) kept() bool { return controllerutil.ContainsFinalizer(s.vm, berth.DiskFinalizer) }
+// hasFinalizer: the VirtualMachine has a berth that may have disks, or had one.
+func (s *snapshot) hasFinalizer() bool {
+	return controllerutil.ContainsFinalizer(s.vm, berth.DiskFinalizer)
+}
 
-func ending(pod *corev1.Pod) bool { return !pod.DeletionTimestamp.IsZero() }
+// lacksFinalizer: the VirtualMachine is to have a guest, or may have disks on its node, and nothing keeps it until they are
+// gone. It is new, or somebody took the finalizer off, or left it out of what replaced it.
+func (s *snapshot) lacksFinalizer() bool {
+	return s.vm != nil && s.vm.DeletionTimestamp.IsZero() && !s.hasFinalizer() && (s.wantsGuest() || s.vm.Status.NodeName != "")
+}
 
-// provenGone: no process of the berth's guest can be alive. A dead container, or a pod that failed, proves nothing.
-func (s *snapshot) provenGone(pod *corev1.Pod) bool {
+func terminating(pod *corev1.Pod) bool { return !pod.DeletionTimestamp.IsZero() }
+
+// released: no process of the berth's guest can be alive. A dead container, or a pod that failed, proves nothing.
+func (s *snapshot) released(b placedBerth) bool {
 	switch {
-	case pod.Spec.NodeName == "": // no agent ever saw it
+	case b.pod.Spec.NodeName == "": // no agent ever saw it
 		return true
-	case vouchedOff(s.node):
+	case outOfService(b.node):
 		return true
-	case s.vm != nil && s.vm.Status.ReleasedBerth == pod.UID:
+	case s.vm != nil && s.vm.Status.ReleasedBerth == b.pod.UID:
 		return true
-	case s.host != nil && slices.Contains(s.host.Status.ReleasedBerths, pod.UID):
+	case b.host != nil && slices.Contains(b.host.Status.ReleasedBerths, b.pod.UID):
 		return true
 	}
 	return false
 }
 
-// formerGone: no guest can be left of the berth that the status still names, though its pod is no more. Somebody may
-// have taken the finalizer off that pod: then only its node's agent can tell.
-func (s *snapshot) formerGone() bool { return s.berthReleased() || vouchedOff(s.node) }
-
-// berthReleased: the status names no berth, or the agent says that nothing is left in it.
-func (s *snapshot) berthReleased() bool {
-	named := s.vm.Status.Berth
-	return named == nil || s.vm.Status.ReleasedBerth == named.PodUID
+// expectsBerth: going by the VirtualMachine alone, there is a berth, or was one.
+func (s *snapshot) expectsBerth() bool {
+	return s.vm != nil && (s.hasFinalizer() && s.wantsGuest() && s.vm.Status.Ended == nil || !s.statusReleased())
 }
 
-// home is the node where the guest may be, "" if there is none.
-func (s *snapshot) home() string {
+// berthName is the name of the berth that expectsBerth means.
+func (s *snapshot) berthName() types.NamespacedName {
+	name := client.ObjectKeyFromObject(s.vm)
+	if !s.statusReleased() {
+		name.Name = s.vm.Status.Berth.PodName
+	}
+	return name
+}
+
+// previousReleased: no guest is left of the berth that the status still names, though its pod is gone. Somebody may
+// have removed the finalizer of that pod: then only its node's agent knows.
+func (s *snapshot) previousReleased() bool { return s.statusReleased() || outOfService(s.node) }
+
+// statusReleased: the status names no berth, or one of which the agent reports that nothing is left.
+func (s *snapshot) statusReleased() bool {
+	reference := s.vm.Status.Berth
+	return reference == nil || s.vm.Status.ReleasedBerth == reference.PodUID
+}
+
+// guestNode is the node where the guest may be, "" if there is none.
+func (s *snapshot) guestNode() string {
 	switch {
 	case s.berth != nil:
 		return s.berth.Spec.NodeName
-	case s.formerGone():
+	case s.previousReleased():
 		return ""
 	default:
 		return s.vm.Status.NodeName
 	}
 }
 
-// nodeLost: the guest's node does not answer, so nobody knows of the guest.
+// nodeLost: the guest's node is not Ready or does not exist, so nobody knows whether the guest runs.
 func (s *snapshot) nodeLost() bool {
-	if s.home() == "" {
+	if s.guestNode() == "" {
 		return false
 	}
-	return s.node == nil || !answers(s.node)
+	return s.node == nil || !nodeReady(s.node)
 }
 
-// answers: kubelet tells of the node.
-func answers(node *corev1.Node) bool {
+// nodeReady: the node's kubelet reports, and its condition Ready is True.
+func nodeReady(node *corev1.Node) bool {
 	return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
 		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
 	})
 }
 
-// guestIdle: the agent says of this berth that no guest runs in it, or it has no node yet.
+// guestIdle: the agent reports that no guest runs in this berth, or it has no node yet.
 func (s *snapshot) guestIdle() bool {
-	return s.berth.Spec.NodeName == "" || s.named() && condition.Is(s.vm.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionFalse) &&
+	return s.berth.Spec.NodeName == "" || s.statusMatchesBerth() && condition.Is(s.vm.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionFalse) &&
 		condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning) != v1alpha1.ReasonPaused
 }
 
-// named: the status names the present berth, so what the agent wrote is about it.
-func (s *snapshot) named() bool {
+// statusMatchesBerth: the status names the present berth, so what the agent wrote is about it.
+func (s *snapshot) statusMatchesBerth() bool {
 	return s.vm.Status.Berth != nil && s.vm.Status.Berth.PodUID == s.berth.UID
 }
 
-// finished: the berth's container has ended for good.
-func finished(pod *corev1.Pod) bool {
+// completed: the berth's container has ended for good.
+func completed(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
-}
-
-// endedForGood: the guest has ended, and its restartPolicy leaves it so.
-func (s *snapshot) endedForGood() bool {
-	return s.berth != nil && finished(s.berth) && !ending(s.berth) && s.wantsGuest() && !s.mustReplace()
 }
 
 // disksGone: nothing of the VirtualMachine is left on any node.

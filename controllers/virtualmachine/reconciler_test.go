@@ -3,10 +3,12 @@ package virtualmachine
 import (
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/condition"
@@ -32,8 +34,8 @@ func TestNodeChange(t *testing.T) {
 		{"it is back", node("Unknown", 1), node("True", 2), true},
 		{"it is lost in another way", node("False", 1), node("Unknown", 1), false},
 		{"it is cordoned", node("True", 1), node("True", 1, "node.kubernetes.io/unschedulable"), false},
-		{"it is vouched off", node("Unknown", 1), node("Unknown", 1, "node.kubernetes.io/out-of-service"), true},
-		{"it is no longer vouched off", node("Unknown", 1, "node.kubernetes.io/out-of-service"), node("Unknown", 1), true},
+		{"it is out of service", node("Unknown", 1), node("Unknown", 1, "node.kubernetes.io/out-of-service"), true},
+		{"it is no longer out of service", node("Unknown", 1, "node.kubernetes.io/out-of-service"), node("Unknown", 1), true},
 	} {
 		if got := nodeChange.Update(event.UpdateEvent{ObjectOld: tt.old, ObjectNew: tt.now}); got != tt.want {
 			t.Errorf("%s: %t", tt.name, got)
@@ -64,5 +66,20 @@ func TestHostChange(t *testing.T) {
 		if got := hostChange.Update(event.UpdateEvent{ObjectOld: tt.old, ObjectNew: tt.now}); got != tt.want {
 			t.Errorf("%s: %t", tt.name, got)
 		}
+	}
+}
+
+// TestOnBerth: a berth wakes the VirtualMachine that owns it, whatever the pod is called.
+func TestOnBerth(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web-2", OwnerReferences: []metav1.OwnerReference{
+		{APIVersion: v1alpha1.GroupVersion.String(), Kind: "VirtualMachine", Name: "web", UID: "1", Controller: new(true)},
+	}}}
+	want := []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "web"}}}
+	if diff := cmp.Diff(want, onBerth(t.Context(), pod)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	pod.OwnerReferences[0].Kind = "ReplicaSet"
+	if got := onBerth(t.Context(), pod); got != nil {
+		t.Errorf("a pod of a ReplicaSet wakes %v", got)
 	}
 }

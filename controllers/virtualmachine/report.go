@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -24,38 +25,43 @@ var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionRead
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
 
-// quiet is how long a berth that comes or goes stays unreported as long as all is well: by then it mostly is there, or gone.
-const quiet = 3 * time.Second
+// statusDebounce is for how long the status may leave out that a berth is being created or deleted while nothing is
+// wrong: mostly that is over by then, and one write is saved.
+const statusDebounce = 3 * time.Second
 
-// report writes what Kubernetes knows of the guest, if it differs from what
-// stands there. failure is what act came back with. It returns when to look
-// again for want of something worth writing.
+// report writes the operator's part of the status, if it differs from what is
+// there. failure is the error of act. It returns after how long to reconcile
+// again if a write was put off.
 func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (time.Duration, error) {
 	if seen.vm == nil {
 		return 0, nil
 	}
 	want, have := statusOf(seen, failure), owned(&seen.vm.Status)
-	if wait := seen.underWay(want, have); wait > 0 {
+	if wait := seen.debounce(want, have); wait > 0 {
 		return wait, nil
 	}
 	wrote, err := r.Status.Write(ctx, seen.vm, want, have)
 	if wrote {
-		r.tell(seen.vm, have.Conditions, want.Conditions)
+		r.recordEvents(seen.vm, have.Conditions, want.Conditions)
+	}
+	c := meta.FindStatusCondition(want.Conditions, v1alpha1.ConditionReady)
+	if c != nil && v1alpha1.Reason(c.Reason).IsUsers() && meta.FindStatusCondition(want.Conditions, v1alpha1.ConditionStalled) == nil {
+		return max(usersLimit-seen.usersFor(c), time.Second), err
 	}
 	return 0, err
 }
 
-// underWay is for how long nothing needs to be told of a berth that comes or goes. That there is one is told at once:
-// its node's agent waits for that. So is whatever goes wrong, and that it is over.
-func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Duration {
+// debounce is for how long the status may leave out that a berth is being created or deleted. The berth's name is
+// written at once, since the agent of its node waits for that; so is what goes wrong, and that the deletion is over.
+func (s *snapshot) debounce(want, have *v1alpha1.VirtualMachineStatus) time.Duration {
 	var since time.Time
 	switch {
-	case want.Berth != nil && !equality.Semantic.DeepEqual(want.Berth, have.Berth),
-		slices.ContainsFunc(want.Conditions, isTrouble), slices.ContainsFunc(have.Conditions, isTrouble):
+	case want.Berth != nil && !equality.Semantic.DeepEqual(want.Berth, have.Berth), !equality.Semantic.DeepEqual(want.Ended, have.Ended),
+		slices.ContainsFunc(want.Conditions, isWarning), slices.ContainsFunc(have.Conditions, isWarning):
 		return 0
 	case !s.vm.DeletionTimestamp.IsZero():
 		since = s.vm.DeletionTimestamp.Time
-	case s.berth != nil && ending(s.berth) && s.berth.DeletionGracePeriodSeconds != nil:
+	case s.berth != nil && terminating(s.berth) && s.berth.DeletionGracePeriodSeconds != nil:
 		since = s.berth.DeletionTimestamp.Add(-time.Duration(*s.berth.DeletionGracePeriodSeconds) * time.Second)
 	case s.berth != nil && !condition.Is(want.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue):
 		since = s.berth.CreationTimestamp.Time
@@ -63,79 +69,90 @@ func (s *snapshot) underWay(want, have *v1alpha1.VirtualMachineStatus) time.Dura
 		return 0
 	}
 	age := s.now.Sub(since)
-	if age < 0 || age >= quiet { // our clock and the API server's may differ
+	if age < 0 || age >= statusDebounce { // our clock and the API server's may differ
 		return 0
 	}
-	return quiet - age
+	return statusDebounce - age
 }
 
-// tell raises an Event for what went wrong newly, with the condition's own words.
-func (r *Reconciler) tell(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
+// recordEvents raises an Event for each condition that newly says that something is wrong, with its message.
+func (r *Reconciler) recordEvents(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
 	for _, c := range has {
 		old := meta.FindStatusCondition(had, c.Type)
-		if isTrouble(c) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
+		if isWarning(c) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
 			r.Events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
 		}
 	}
 }
 
-// isTrouble: somebody has to act on what this condition says. Ready and Stalled only repeat what another says.
-func isTrouble(c metav1.Condition) bool {
+// isWarning: something or somebody has to act on this condition. Ready and Stalled only repeat what another says.
+func isWarning(c metav1.Condition) bool {
 	reason := v1alpha1.Reason(c.Reason)
 	return reason.StandsIn(c.Type) && reason.IsWarning()
 }
 
 // owned is the operator's part of a status.
 func owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
-	part := &v1alpha1.VirtualMachineStatus{
+	return &v1alpha1.VirtualMachineStatus{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, NodeName: s.NodeName, Berth: s.Berth,
-		Addresses: s.Addresses, Image: s.Image, VCPUs: s.VCPUs, Restarts: s.Restarts,
+		Addresses: s.Addresses, Image: s.Image, VCPUs: s.VCPUs, Restarts: s.Restarts, Ended: s.Ended,
+		Conditions: condition.Of(s.Conditions, ownConditions),
 	}
-	for _, c := range s.Conditions {
-		if slices.Contains(ownConditions, c.Type) {
-			part.Conditions = append(part.Conditions, c)
-		}
-	}
-	slices.SortFunc(part.Conditions, byType)
-	return part
 }
-
-func byType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
 
 // statusOf builds the operator's part of the status, whole.
 func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 	vm, pod := seen.vm, seen.berth
 	s := &v1alpha1.VirtualMachineStatus{
 		ObservedGeneration: vm.Generation,
-		NodeName:           vm.Status.NodeName, // the disks' home, until a new berth has one
+		NodeName:           vm.Status.NodeName, // where the disks are, until a new berth has a node
 		Image:              bootImage(vm),
 		VCPUs:              berth.VCPUs(vm),
+		Ended:              seen.ended(),
 	}
-	if pod == nil && !seen.formerGone() {
+	if pod == nil && !seen.previousReleased() {
 		s.Berth = vm.Status.Berth
 	}
-	if pod != nil && pod.Spec.NodeName != "" {
+	if pod != nil && seen.accepted() {
 		s.NodeName = pod.Spec.NodeName
-		s.Berth = &v1alpha1.BerthReference{PodName: pod.Name, PodUID: pod.UID}
+		s.Berth = &v1alpha1.BerthReference{PodName: pod.Name, PodUID: pod.UID, Image: berth.Image(pod)}
+		if seen.statusMatchesBerth() && vm.Status.Berth.Image != "" {
+			s.Berth.Image = vm.Status.Berth.Image
+		}
 		for _, ip := range pod.Status.PodIPs {
-			s.Addresses = append(s.Addresses, ip.IP)
+			if net.ParseIP(ip.IP).To4() != nil { // no other leads to the guest yet
+				s.Addresses = append(s.Addresses, ip.IP)
+			}
 		}
 		if c := guestStatus(pod); c != nil {
 			s.Restarts = c.RestartCount
 		}
 	}
-	placed := scheduled(seen, failure)
-	conditions := []metav1.Condition{placed}
-	if c := ready(seen, placed); c != nil {
+	isScheduled := scheduled(seen, failure)
+	conditions := []metav1.Condition{isScheduled}
+	if c := ready(seen, isScheduled); c != nil {
 		conditions = append(conditions, *c)
-		if seen.endedForGood() && seen.guestIdle() && !seen.nodeLost() { // it failed, and its agent says how
+		failed := s.Ended != nil && (pod == nil || !terminating(pod) && seen.guestIdle()) && !seen.nodeLost() // and the agent has said why
+		if failed || seen.usersFor(c) >= usersLimit {
 			conditions = append(conditions, condition.New(v1alpha1.ConditionStalled, true, v1alpha1.Reason(c.Reason), c.Message))
 		}
 	}
-	slices.SortFunc(conditions, byType)
-	s.Conditions = condition.Carry(conditions, vm.Status.Conditions, vm.Generation, seen.now)
+	slices.SortFunc(conditions, condition.ByType)
+	s.Conditions = condition.MergeTransitionTimes(conditions, vm.Status.Conditions, vm.Generation, seen.now)
 	s.Phase = phaseOf(seen)
 	return s
+}
+
+// usersLimit is for how long what waits for its user may be about to come: a Secret that another controller makes, say.
+const usersLimit = time.Minute
+
+// usersFor is for how long the VirtualMachine was not ready, if its user has to act; else 0.
+func (s *snapshot) usersFor(ready *metav1.Condition) time.Duration {
+	had := meta.FindStatusCondition(s.vm.Status.Conditions, v1alpha1.ConditionReady)
+	if had == nil || had.Status != metav1.ConditionFalse || ready.Status != metav1.ConditionFalse || !v1alpha1.Reason(ready.Reason).IsUsers() {
+		return 0
+	}
+	return s.now.Sub(had.LastTransitionTime.Time)
 }
 
 func bootImage(vm *v1alpha1.VirtualMachine) string {
@@ -156,7 +173,7 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 	no := func(reason v1alpha1.Reason, message string) metav1.Condition {
 		return condition.New(v1alpha1.ConditionScheduled, false, reason, message)
 	}
-	if reason := fault.ReasonOf(failure); failure != nil && reason.StandsIn(v1alpha1.ConditionScheduled) {
+	if reason := fault.ReasonOf(failure); failure != nil && reason.ToldIn() == v1alpha1.ConditionScheduled {
 		return no(reason, failure.Error())
 	}
 	switch {
@@ -164,26 +181,46 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 		return condition.Unknown(v1alpha1.ConditionScheduled, v1alpha1.ReasonNodeLost, lostMessage(seen))
 	case seen.berth == nil && !seen.wantsGuest():
 		return no(v1alpha1.ReasonNotWanted, "")
-	case seen.berth == nil && !seen.formerGone():
+	case seen.berth == nil && seen.previousReleased() && seen.ended() != nil:
+		return no(v1alpha1.ReasonNotWanted, "the guest has ended, and restartPolicy starts no other: change restartedAt to run it once more")
+	case seen.berth == nil && !seen.previousReleased():
 		return no(v1alpha1.ReasonBerthVanished, fmt.Sprintf(
-			"the berth was removed before its guest was proven gone, so no other may start until the agent on node %[1]s reports that it is. If node %[1]s is gone for good, delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home()))
-	case seen.berth == nil && seen.boundTo() != "" && seen.node == nil:
-		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which is gone: bring it back, or make the VirtualMachine anew", seen.boundTo()))
+			"the berth was removed before its guest was proven gone, so no other may start until the agent on node %[1]s reports that it is. If node %[1]s is gone for good, delete its Node object or taint it node.kubernetes.io/out-of-service", seen.guestNode()))
+	case seen.berth == nil && seen.pinnedNode() != "" && seen.node == nil:
+		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which does not exist. Bring the node back, or delete the VirtualMachine and create it again, without its data", seen.pinnedNode()))
+	case seen.berth == nil && len(seen.surplus) > 0:
+		return no(v1alpha1.ReasonPending, surplusMessage(seen.surplus[0].pod))
 	case seen.berth == nil:
 		return no(v1alpha1.ReasonPending, "")
 	case seen.berth.Spec.NodeName == "":
-		return waiting(seen, no)
+		return unscheduled(seen, no)
+	case seen.mutation != "" && !seen.statusMatchesBerth():
+		return no(v1alpha1.ReasonBerthMutated, fmt.Sprintf(
+			"the berth was changed on its way through admission, or is not of Berth's making: %s; exempt pods with the label %s from the webhook or policy that changes them", seen.mutation, berth.LabelVM))
+	case seen.misplaced:
+		return no(v1alpha1.ReasonPending, fmt.Sprintf("the berth is on node %s, and the guest's disks are on node %s: another berth replaces it", seen.berth.Spec.NodeName, seen.pinnedNode()))
+	case !seen.accepted():
+		return no(v1alpha1.ReasonPending, "")
 	default:
 		return condition.New(v1alpha1.ConditionScheduled, true, v1alpha1.ReasonScheduled, "")
 	}
 }
 
 func lostMessage(seen snapshot) string {
-	return fmt.Sprintf("node %s does not answer, the guest may still run: bring the node back, or if it is surely off delete its Node object or taint it node.kubernetes.io/out-of-service", seen.home())
+	if seen.node == nil {
+		return fmt.Sprintf("node %s does not exist. Kubernetes deletes the pods of such a node; a guest that is wanted is started again then", seen.guestNode())
+	}
+	return fmt.Sprintf("node %s is not Ready, and the guest may still run there. Bring the node back; if it is surely off, delete its Node object or taint it node.kubernetes.io/out-of-service", seen.guestNode())
 }
 
-// waiting says why the berth has no node.
-func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) metav1.Condition {
+// surplusMessage says why a berth that is wanted is not created.
+func surplusMessage(pod *corev1.Pod) string {
+	return fmt.Sprintf("pod %s (UID %s) of a VirtualMachine of this name is terminating on node %q: no other guest may start until the agent of that node reports that its guest is gone",
+		pod.Name, pod.UID, pod.Spec.NodeName)
+}
+
+// unscheduled says why the berth has no node.
+func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) metav1.Condition {
 	var problems []string
 	for i := range seen.hosts {
 		if c := meta.FindStatusCondition(seen.hosts[i].Status.Conditions, v1alpha1.ConditionHostReady); c != nil && c.Status != metav1.ConditionTrue {
@@ -196,15 +233,15 @@ func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) m
 		}
 		if len(problems) == len(seen.hosts) {
 			if len(problems) == 0 {
-				return no(v1alpha1.ReasonNoHost, "no node runs Berth's agent: label or untaint nodes so that its DaemonSet runs there")
+				return no(v1alpha1.ReasonNoHost, "no node runs berth-agent: label or untaint nodes so that its DaemonSet runs there")
 			}
 			return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
 		}
-		says := []string{c.Message}
-		if home := seen.boundTo(); home != "" {
-			says = []string{"the guest's disks are on node " + home, c.Message}
+		messages := []string{c.Message}
+		if node := seen.pinnedNode(); node != "" {
+			messages = []string{"the guest's disks are on node " + node, c.Message}
 		}
-		return no(v1alpha1.ReasonUnschedulable, strings.Join(append(says, problems...), "; "))
+		return no(v1alpha1.ReasonUnschedulable, strings.Join(append(messages, problems...), "; "))
 	}
 	return no(v1alpha1.ReasonPending, "")
 }
@@ -215,7 +252,8 @@ func waiting(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) m
 func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
 	disks := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
-	unspoken := seen.berth == nil || running == nil || !seen.named() // no agent has told of this berth yet
+	unreported := seen.berth == nil || running == nil || !seen.statusMatchesBerth() // no agent has reported on this berth yet
+	ended := seen.ended()
 	var c metav1.Condition
 	no := func(reason v1alpha1.Reason, message string) {
 		c = condition.New(v1alpha1.ConditionReady, false, reason, message)
@@ -225,22 +263,28 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		return nil
 	case seen.nodeLost():
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, lostMessage(seen))
-	case seen.endedForGood() && seen.berth.Status.Phase == corev1.PodSucceeded:
+	case ended != nil && ended.Phase == v1alpha1.PhaseSucceeded:
 		return nil
-	case unspoken && scheduled.Status != metav1.ConditionTrue:
+	case ended != nil && seen.berth == nil && seen.previousReleased():
+		no(ended.Reason, "")
+	case unreported && scheduled.Status != metav1.ConditionTrue:
 		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
-	case unspoken:
+	case seen.notStarted != "" && !terminating(seen.berth):
+		no(v1alpha1.ReasonBerthNotStarted, "kubelet does not run the berth's container: "+seen.notStarted)
+	case unreported:
 		no(v1alpha1.ReasonPending, "")
 	case running.Status == metav1.ConditionUnknown:
 		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
 	case running.Reason == string(v1alpha1.ReasonStarting) && disks != nil && disks.Status == metav1.ConditionFalse && disks.Reason != string(v1alpha1.ReasonPullingImage):
 		no(v1alpha1.Reason(disks.Reason), disks.Message)
-	case seen.vm.Spec.State == v1alpha1.StatePaused && running.Reason == string(v1alpha1.ReasonPaused) && !ending(seen.berth):
+	case seen.vm.Spec.State == v1alpha1.StatePaused && running.Reason == string(v1alpha1.ReasonPaused) && !terminating(seen.berth):
 		return nil
 	case running.Status == metav1.ConditionFalse:
 		no(v1alpha1.Reason(running.Reason), running.Message)
-	case ending(seen.berth):
+	case terminating(seen.berth):
 		no(v1alpha1.ReasonStopping, "")
+	case v1alpha1.Reason(running.Reason) == v1alpha1.ReasonGuestResetLoop:
+		no(v1alpha1.ReasonGuestResetLoop, running.Message)
 	case podReady(seen.berth):
 		c = condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, "")
 	default:
@@ -260,23 +304,27 @@ func phaseOf(seen snapshot) v1alpha1.Phase {
 	switch {
 	case seen.nodeLost():
 		return v1alpha1.PhaseUnknown
-	case seen.berth == nil && !seen.formerGone():
+	case seen.berth == nil && !seen.previousReleased():
 		return v1alpha1.PhaseStopping
+	case seen.berth == nil && seen.ended() != nil:
+		return seen.ended().Phase
 	case seen.berth == nil && seen.wantsGuest():
 		return v1alpha1.PhasePending
 	case seen.berth == nil && !seen.vm.DeletionTimestamp.IsZero():
 		return v1alpha1.PhaseStopping
 	case seen.berth == nil:
 		return v1alpha1.PhaseStopped
-	case ending(seen.berth):
+	case terminating(seen.berth):
 		return v1alpha1.PhaseStopping
 	case seen.berth.Status.Phase == corev1.PodSucceeded:
 		return v1alpha1.PhaseSucceeded
 	case seen.berth.Status.Phase == corev1.PodFailed:
 		return v1alpha1.PhaseFailed
-	case seen.berth.Spec.NodeName == "":
+	case !seen.accepted():
 		return v1alpha1.PhasePending
-	case running == nil || !seen.named():
+	case seen.notStarted != "":
+		return v1alpha1.PhaseWaiting
+	case running == nil || !seen.statusMatchesBerth():
 		return v1alpha1.PhaseStarting
 	case running.Status == metav1.ConditionUnknown:
 		return v1alpha1.PhaseUnknown
@@ -286,9 +334,18 @@ func phaseOf(seen snapshot) v1alpha1.Phase {
 		return v1alpha1.PhasePaused
 	case backingOff(seen.berth):
 		return v1alpha1.PhaseBackOff
+	case waits(seen.vm.Status.Conditions):
+		return v1alpha1.PhaseWaiting
 	default:
 		return v1alpha1.PhaseStarting
 	}
+}
+
+// waits: a start does not go on before something or somebody acts.
+func waits(conditions []metav1.Condition) bool {
+	return slices.ContainsFunc(conditions, func(c metav1.Condition) bool {
+		return (c.Type == v1alpha1.ConditionRunning || c.Type == v1alpha1.ConditionDisksReady) && c.Status == metav1.ConditionFalse && isWarning(c)
+	})
 }
 
 func backingOff(pod *corev1.Pod) bool {

@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,19 +24,29 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 	passing := func(pod *corev1.Pod) {
 		pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 	}
+	waiting := func(reason string) func(*corev1.Pod) {
+		return func(pod *corev1.Pod) {
+			waits := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: "kubelet's words"}}
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: waits}}
+		}
+	}
 	for name, tc := range map[string]struct {
 		seen snapshot
 		is   string
 	}{
 		"no guest is wanted":             {snapshot{vm: vm(stopped)}, ""},
 		"there is no berth yet":          {snapshot{vm: vm()}, "False Unschedulable no memory"},
-		"the berth has no node":          {snapshot{vm: vm(neverPlaced), berth: pod(unbound)}, "False Unschedulable no memory"},
+		"the berth has no node":          {snapshot{vm: vm(neverScheduled), berth: pod(withoutNode)}, "False Unschedulable no memory"},
 		"its agent has not spoken":       {snapshot{vm: vm(), berth: pod()}, "False Pending " + v1alpha1.ReasonPending.When()},
+		"its container is created":       {snapshot{vm: vm(), berth: pod(waiting("ContainerCreating"))}, "False Pending " + v1alpha1.ReasonPending.When()},
+		"its shim cannot be pulled":      {snapshot{vm: vm(), berth: pod(), notStarted: "ErrImagePull: words"}, "False BerthNotStarted kubelet does not run the berth's container: ErrImagePull: words"},
+		"nor later":                      {snapshot{vm: vm(starts), berth: pod(), notStarted: "ImagePullBackOff: words"}, "False BerthNotStarted kubelet does not run the berth's container: ImagePullBackOff: words"},
 		"it starts":                      {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
 		"its image is pulled":            {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
 		"its image cannot be had":        {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable " + registry.When()},
 		"it runs, and a disk is to come": {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready " + v1alpha1.ReasonReady.When()},
 		"its probes fail":                {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod()}, "False ProbesFailing the guest runs, but its probes do not pass yet"},
+		"it resets again and again":      {snapshot{vm: vm(says(running, true, v1alpha1.ReasonGuestResetLoop)), berth: pod(passing)}, "False GuestResetLoop " + v1alpha1.ReasonGuestResetLoop.When()},
 		"it is stopped":                  {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping " + v1alpha1.ReasonStopping.When()},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -55,17 +66,29 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 	}
 }
 
+// TestABerthIsNamedOnceItsDisksAreKept: an agent makes them for what the status names.
+func TestABerthIsNamedOnceItsDisksAreKept(t *testing.T) {
+	kept := statusOf(snapshot{vm: vm(neverScheduled), berth: pod(), node: node()}, nil)
+	if kept.Berth == nil || kept.NodeName != "n1" {
+		t.Errorf("the status names %+v on node %q", kept.Berth, kept.NodeName)
+	}
+	lacking := statusOf(snapshot{vm: vm(neverScheduled, noFinalizer), berth: pod(), node: node()}, errors.New("the finalizer could not be set"))
+	if lacking.Berth != nil || lacking.NodeName != "" || lacking.Phase != v1alpha1.PhasePending {
+		t.Errorf("without the finalizer the status is %s and names %+v on node %q", lacking.Phase, lacking.Berth, lacking.NodeName)
+	}
+}
+
 func TestEventsTellWhatIsWrongOnce(t *testing.T) {
 	recorder := events.NewFakeRecorder(4)
 	r := &Reconciler{Events: recorder}
-	r.tell(vm(), nil, []metav1.Condition{
+	r.recordEvents(vm(), nil, []metav1.Condition{
 		condition.New(v1alpha1.ConditionScheduled, false, v1alpha1.ReasonUnschedulable, "no memory"),
 		condition.New(v1alpha1.ConditionReady, false, v1alpha1.ReasonUnschedulable, "no memory"),
 		condition.New(v1alpha1.ConditionStalled, true, v1alpha1.ReasonGuestPanicked, "told by the agent"),
 		condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending, "cpu"),
 	})
-	if told := len(recorder.Events); told != 1 {
-		t.Errorf("there are %d Events, want one", told)
+	if n := len(recorder.Events); n != 1 {
+		t.Errorf("there are %d Events, want one", n)
 	}
 }
 
@@ -79,5 +102,14 @@ func TestNothingIsWrittenTwice(t *testing.T) {
 	}
 	if diff := cmp.Diff(s, owned(s)); diff != "" {
 		t.Errorf("-made +own:\n%s", diff)
+	}
+}
+
+// TestAddresses: those that lead to the guest.
+func TestAddresses(t *testing.T) {
+	dual := func(pod *corev1.Pod) { pod.Status.PodIPs = []corev1.PodIP{{IP: "fd00::7"}, {IP: "10.9.8.7"}} }
+	s := statusOf(snapshot{vm: vm(), berth: pod(dual), node: node()}, nil)
+	if diff := cmp.Diff([]string{"10.9.8.7"}, s.Addresses); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
 	}
 }

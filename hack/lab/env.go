@@ -61,8 +61,8 @@ func (t *tool) env() error {
 	if err != nil {
 		return err
 	}
-	if t.lab.HasCustomer() { // it comes and goes
-		raw = fmt.Appendf(raw, "export LAB_CUSTOMER='%s'\n", cluster.Customer.Name())
+	if t.lab.HasSystemdHost() { // it comes and goes
+		raw = fmt.Appendf(raw, "export LAB_SYSTEMD_HOST='%s'\n", cluster.SystemdHost.Name())
 	}
 	_, err = os.Stdout.Write(raw)
 	return err
@@ -93,6 +93,14 @@ func (t *tool) parts() error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Printf("export KUBEBUILDER_ASSETS='%s'\nexport BERTH_TINY_GUEST='%s'\nexport PATH='%s':$PATH\n", dir, tiny, dir)
+	program, err := t.hostile()
+	if err != nil {
+		return err
+	}
+	hostile, err := t.cache.Hostile(program)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Printf("export KUBEBUILDER_ASSETS='%s'\nexport BERTH_TINY_GUEST='%s'\nexport BERTH_HOSTILE_GUEST='%s'\nexport PATH='%s':$PATH\n", dir, tiny, hostile, dir)
 	return err
 }

@@ -1,5 +1,5 @@
 // Command lab brings up a real Kubernetes cluster with KVM hosts on one bare
-// Debian machine, and takes it down without a trace.
+// Debian machine, and removes all of it again.
 package main
 
 import (
@@ -19,7 +19,7 @@ import (
 const usage = `usage: lab [-root DIR] VERB
 
   up [-nodes N] [-no-chart]         bring up what is not up, install this tree
-  customer [-debian RELEASE] [down] add a host as customers have it, with systemd (slow), or remove it
+  systemd-host [-debian RELEASE] [down] add a host with systemd and cgroup v2 (slow), or remove it
   build                             fill the cache, start nothing
   down                              remove everything but the cache
   env                               print exports for eval
@@ -61,8 +61,8 @@ func run() error {
 	switch {
 	case verb == "up":
 		return t.locked(func() error { return t.up(args[1:]) })
-	case verb == "customer":
-		return t.locked(func() error { return t.customer(args[1:]) })
+	case verb == "systemd-host":
+		return t.locked(func() error { return t.systemdHost(args[1:]) })
 	case verb == "build" && len(args) == 1:
 		return t.build()
 	case verb == "down" && len(args) == 1:

@@ -175,7 +175,7 @@ func (t *tool) pushTools() (string, error) {
 	return reference, build.Push(img, reference)
 }
 
-var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud"}
+var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud", build.ImageHostile: "hostile"}
 
 // hasProduct tells whether the tree has all programs of Berth.
 func (t *tool) hasProduct() (bool, error) {

@@ -33,7 +33,7 @@ func (t *tool) up(args []string) error {
 	var group sync.WaitGroup
 	group.Go(func() {
 		if kvm, guestErr = t.cache.KVM(); guestErr == nil {
-			guests, guestErr = t.cache.Guests()
+			guests, guestErr = t.guests()
 		}
 	})
 	group.Go(func() {
@@ -88,6 +88,20 @@ func (t *tool) build() error {
 	if _, err := t.components(); err != nil {
 		return err
 	}
-	_, err := t.cache.Guests()
+	_, err := t.guests()
 	return err
+}
+
+// guests builds the test guests, and returns their images' directories.
+func (t *tool) guests() (map[string]string, error) {
+	program, err := t.hostile()
+	if err != nil {
+		return nil, err
+	}
+	return t.cache.Guests(program)
+}
+
+// hostile builds the program of the hostile guest.
+func (t *tool) hostile() (string, error) {
+	return t.cache.Program(filepath.Join(t.root, "hack"), "./lab/hostile")
 }

@@ -1,6 +1,4 @@
-// Package agent is the loop that joins thought and hands on one node: it
-// observes one guest, has the plan decide, does the steps and reports.
-//
-// Its only memory is the machine itself: whatever it keeps besides (connections,
-// hints) can be lost at any line.
+// Package agent wires the parts of the agent of one node: the guests' loop (virtualmachine), its VirtualMachineHost (host),
+// images on their way to it (pulls) and the sessions with the shims of its berths (shims). None of these knows another;
+// they meet here, with each other, with the host's daemons (internal/host) and with the API server. It decides nothing.
 package agent

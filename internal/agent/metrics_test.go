@@ -1,36 +1,26 @@
 package agent
 
 import (
-	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
-	"github.com/berth-dev/berth/internal/fault"
-	"github.com/berth-dev/berth/internal/guest/plan"
 )
 
 func TestMetrics(t *testing.T) {
-	m, registry := newMeters(), prometheus.NewPedanticRegistry()
-	if err := m.register(registry, t.TempDir(), func() bool { return true }); err != nil {
+	m, registry := newAgentMetrics(), prometheus.NewPedanticRegistry()
+	if err := m.register(registry, t.TempDir(), func() bool { return true }, func() int64 { return 0 }); err != nil {
 		t.Fatal(err)
 	}
-	m.stepped(plan.Create{}, 300*time.Millisecond, nil)
-	m.stepped(plan.Create{}, time.Second, fault.ByTime(v1alpha1.ReasonLibvirtRefused, errors.New("no")))
-	m.exited(v1alpha1.ReasonPoweredOff)
+	m.guests.Steps.WithLabelValues("CreateDomain").Observe(0.3)
+	m.guests.StepFailures.WithLabelValues("CreateDomain", string(v1alpha1.ReasonLibvirtRefused)).Inc()
+	m.guests.Exits.WithLabelValues(string(v1alpha1.ReasonPoweredOff)).Inc()
 	m.pulls.Pulls.Inc()
 	m.pulls.Failures.WithLabelValues(string(v1alpha1.ReasonImageNotFound)).Inc()
-	m.states.saw("a", "Running")
-	m.states.saw("b", "Running")
-	m.states.saw("b", "Stopped")
-	m.states.saw("c", "Running")
-	m.states.saw("c", "")
-
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -46,11 +36,11 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, want := range []string{
 		`berth_guest_exits_total{reason="PoweredOff"} 1`,
-		`berth_guests{state="Running"} 1`, `berth_guests{state="Stopped"} 1`, `berth_guests{state="Unknown"} 0`,
+		`berth_guests{state="Unknown"} 0`,
 		`berth_image_pulls_total 1`, `berth_image_pull_failures_total{reason="ImageNotFound"} 1`,
 		`berth_libvirt_connected 1`,
-		`berth_step_failures_total{reason="LibvirtRefused",step="Create"} 1`,
-		`berth_step_duration_seconds_count{step="Create"} 1`,
+		`berth_step_failures_total{reason="LibvirtRefused",step="CreateDomain"} 1`,
+		`berth_step_duration_seconds_count{step="CreateDomain"} 1`,
 	} {
 		if !strings.Contains(page.String(), "\n"+want+"\n") {
 			t.Errorf("no %s in\n%s", want, page.String())

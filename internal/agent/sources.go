@@ -35,16 +35,33 @@ func onGuest[T client.Object](of func(T) types.UID) handler.TypedEventHandler[T,
 	}
 }
 
-// slimPod keeps little of berths, and nothing of other pods but their names: a node has many.
-func slimPod(o any) (any, error) {
+// trimPod keeps little of berths, and nothing of other pods but their names: a node has many.
+func trimPod(o any) (any, error) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil
 	}
-	berth.Slim(pod)
+	berth.TrimForCache(pod)
 	if _, ours := berth.OwnerUID(pod); !ours {
 		pod.Spec, pod.Status = corev1.PodSpec{NodeName: pod.Spec.NodeName}, corev1.PodStatus{}
 		pod.Labels, pod.Annotations = nil, nil
 	}
 	return pod, nil
+}
+
+// maxCached is the most bytes that the cache keeps of a VirtualMachine beside its status: the longest first-boot data and
+// keys, and more than people write of all the rest.
+const maxCached = 128 << 10
+
+// trimVM keeps the texts of a VirtualMachine only while it may be started, which must not need the API server: those that
+// only have their disks here are in no quota of pods.
+func trimVM(o any) (any, error) {
+	vm, ok := o.(*v1alpha1.VirtualMachine)
+	if !ok {
+		return o, nil
+	}
+	if vm.Spec.State == v1alpha1.StateStopped || !vm.DeletionTimestamp.IsZero() {
+		berth.HashTexts(&vm.Spec)
+	}
+	return vm, berth.TrimVM(vm, maxCached)
 }

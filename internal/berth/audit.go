@@ -2,7 +2,7 @@ package berth
 
 import (
 	"fmt"
-	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,91 +11,90 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// OwnerUID returns the UID of the VirtualMachine whose berth the pod claims to
-// be. Only together with that VirtualMachine's status is the claim a proof.
-func OwnerUID(pod metav1.Object) (types.UID, bool) {
+// Owner returns the controller reference to the VirtualMachine whose berth the
+// pod claims to be, nil if it refers to none. The pod's own name says nothing.
+// Only together with that VirtualMachine's status is the claim a proof.
+func Owner(pod metav1.Object) *metav1.OwnerReference {
 	ref := metav1.GetControllerOf(pod)
 	if ref == nil || ref.Kind != "VirtualMachine" || ref.APIVersion != v1alpha1.GroupVersion.String() {
-		return "", false
+		return nil
 	}
-	return ref.UID, true
+	return ref
 }
 
-// Altered says how admission changed a berth so that its promises no longer
-// hold, or "" when they do. Such a berth gets no guest.
-func Altered(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
-	spec := &pod.Spec
-	for _, c := range spec.InitContainers {
-		return fmt.Sprintf("container %q was added", c.Name)
+// OwnerUID returns the UID of Owner.
+func OwnerUID(pod metav1.Object) (types.UID, bool) {
+	if ref := Owner(pod); ref != nil {
+		return ref.UID, true
 	}
-	for _, c := range spec.Containers {
-		if c.Name != Container {
-			return fmt.Sprintf("container %q was added", c.Name)
+	return "", false
+}
+
+// Mutation says what of a berth is no longer as the operator accepted it when it named it in the status, "" if all is. It
+// looks at what the API server lets anybody change of a pod: image, debug containers and resources. What is found decides
+// whether a guest starts, and never whether one goes on running.
+func Mutation(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
+	for _, c := range pod.Spec.EphemeralContainers {
+		return fmt.Sprintf("debug container %q was added", c.Name)
+	}
+	named := vm.Status.Berth
+	for _, c := range pod.Spec.Containers {
+		switch limit := c.Resources.Limits.Memory(); {
+		case named != nil && named.PodUID == pod.UID && named.Image != "" && c.Image != named.Image:
+			return fmt.Sprintf("the image of container %s is %.200s, not %s", c.Name, c.Image, named.Image)
+		case limit.Value() < vm.Spec.Memory.Size.Value():
+			return fmt.Sprintf("the memory limit of container %s is %s, less than the guest's memory", c.Name, limit)
 		}
-	}
-	if len(spec.Containers) != 1 {
-		return "container guest was removed"
-	}
-	guest := spec.Containers[0]
-	sc := guest.SecurityContext
-	switch {
-	case spec.HostNetwork, spec.HostPID, spec.HostIPC:
-		return fmt.Sprintf("hostNetwork, hostPID or hostIPC is true (%t, %t, %t)", spec.HostNetwork, spec.HostPID, spec.HostIPC)
-	case spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace:
-		return "shareProcessNamespace is true"
-	case spec.RuntimeClassName != nil: // only runc's and crun's containers can hold a guest, and nothing tells whose class it is
-		return fmt.Sprintf("runtimeClassName is %s", *spec.RuntimeClassName)
-	case sc == nil:
-		return "securityContext of container guest was removed"
-	case sc.Privileged != nil && *sc.Privileged:
-		return "securityContext.privileged of container guest is true"
-	case sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation:
-		return "securityContext.allowPrivilegeEscalation of container guest is not false"
-	case sc.Capabilities == nil:
-		return "securityContext.capabilities of container guest was removed"
-	case len(sc.Capabilities.Add) > 0:
-		return fmt.Sprintf("securityContext.capabilities.add of container guest is %v", sc.Capabilities.Add)
-	case !guest.Stdin || !guest.TTY:
-		return fmt.Sprintf("stdin or tty of container guest is false (%t, %t)", guest.Stdin, guest.TTY)
-	case len(guest.Command) > 0 || len(guest.Args) > 0:
-		return fmt.Sprintf("container guest has the command %.100q, not the image's", append(slices.Clone(guest.Command), guest.Args...))
-	case guest.Resources.Limits.Memory().Value() < vm.Spec.Memory.Size.Value()+shimMemory+qemuMemory:
-		return fmt.Sprintf("the memory limit of container guest is %s, less than the guest needs", guest.Resources.Limits.Memory())
 	}
 	return ""
 }
 
-// Slim keeps of a berth what Berth reads of it, for a cache of many thousands: what Altered and Changes look at, what
+// Image is the image of a berth's container.
+func Image(pod *corev1.Pod) string {
+	for _, c := range pod.Spec.Containers {
+		return c.Image
+	}
+	return ""
+}
+
+// maxWaiting bounds what is kept of kubelet's words, in bytes: they may carry those of a registry.
+const maxWaiting = 1024
+
+func bounded(s corev1.ContainerState) corev1.ContainerState {
+	if w := s.Waiting; w != nil && len(w.Message) > maxWaiting {
+		s.Waiting = &corev1.ContainerStateWaiting{Reason: w.Reason, Message: strings.Clone(w.Message[:maxWaiting])}
+	}
+	return s
+}
+
+// TrimForCache keeps of a berth what Berth reads of it, for a cache of many thousands: what Mutation and Changes look at, what
 // kubelet and scheduler say of it, and who it is.
-func Slim(pod *corev1.Pod) {
+func TrimForCache(pod *corev1.Pod) {
 	spec, status := &pod.Spec, &pod.Status
 	pod.ManagedFields, pod.Labels = nil, nil
 	pod.Annotations = map[string]string{
 		AnnotationSpec: pod.Annotations[AnnotationSpec], AnnotationRestartedAt: pod.Annotations[AnnotationRestartedAt],
 	}
-	slim := corev1.PodSpec{
-		NodeName: spec.NodeName, TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds, RuntimeClassName: spec.RuntimeClassName,
-		HostNetwork: spec.HostNetwork, HostPID: spec.HostPID, HostIPC: spec.HostIPC, ShareProcessNamespace: spec.ShareProcessNamespace,
-	}
-	for _, c := range spec.InitContainers {
-		slim.InitContainers = append(slim.InitContainers, corev1.Container{Name: c.Name})
+	trimmed := corev1.PodSpec{NodeName: spec.NodeName, TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds}
+	for _, c := range spec.EphemeralContainers {
+		trimmed.EphemeralContainers = append(trimmed.EphemeralContainers,
+			corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: c.Name}})
 	}
 	for _, c := range spec.Containers {
-		slim.Containers = append(slim.Containers, corev1.Container{
-			Name: c.Name, Command: c.Command, Args: c.Args, Stdin: c.Stdin, TTY: c.TTY, SecurityContext: c.SecurityContext,
-			Resources: corev1.ResourceRequirements{Limits: c.Resources.Limits},
+		trimmed.Containers = append(trimmed.Containers, corev1.Container{
+			Name: c.Name, Image: c.Image, Resources: corev1.ResourceRequirements{Limits: c.Resources.Limits},
 		})
 	}
-	said := corev1.PodStatus{Phase: status.Phase, PodIPs: status.PodIPs}
+	said := corev1.PodStatus{Phase: status.Phase, Reason: status.Reason, PodIPs: status.PodIPs, StartTime: status.StartTime}
 	for _, c := range status.Conditions {
-		if c.Type == corev1.PodReady || c.Type == corev1.PodScheduled {
+		if c.Type == corev1.PodReady || c.Type == corev1.PodScheduled || c.Type == corev1.DisruptionTarget {
 			said.Conditions = append(said.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status, Message: c.Message})
 		}
 	}
 	for _, c := range status.ContainerStatuses {
 		said.ContainerStatuses = append(said.ContainerStatuses, corev1.ContainerStatus{
-			Name: c.Name, RestartCount: c.RestartCount, State: c.State, LastTerminationState: c.LastTerminationState, Started: c.Started,
+			Name: c.Name, RestartCount: c.RestartCount, State: bounded(c.State), LastTerminationState: c.LastTerminationState, Started: c.Started,
 		})
 	}
-	pod.Spec, pod.Status = slim, said
+	pod.Spec, pod.Status = trimmed, said
 }

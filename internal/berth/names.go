@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
+	"strconv"
 	"strings"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -68,8 +69,17 @@ func TapName(vm types.UID, network string) string {
 	return "bt" + strings.ToLower(base32.StdEncoding.EncodeToString(digest(vm, network))[:13])
 }
 
-// MAC is the guest's hardware address, locally administered and stable for the life of the VirtualMachine.
-func MAC(vm types.UID, network string) net.HardwareAddr {
+// MAC is the hardware address of the guest's NIC of that number, from 0: locally administered, and stable for the life of
+// the VirtualMachine. It has 44 bits of what nobody chooses, the UID: to meet another's on purpose takes as many
+// VirtualMachines. Its first byte ends in 2, so it is never the 0xfe of taps.
+func MAC(vm types.UID, nic int) net.HardwareAddr {
+	mac := net.HardwareAddr(digest(vm, "nic"+strconv.Itoa(nic))[:6])
+	mac[0] = mac[0]&0xf0 | 0x02
+	return mac
+}
+
+// NetworkMAC is the hardware address that NICs had before MAC, for VirtualMachines from then: by the network's name.
+func NetworkMAC(vm types.UID, network string) net.HardwareAddr {
 	return append(net.HardwareAddr{0x02}, digest(vm, network)[:5]...)
 }
 

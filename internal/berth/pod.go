@@ -22,8 +22,8 @@ const GraceMargin = 10
 // shimUser is the uid and gid of the shim: any will do, but root.
 const shimUser = 65532
 
-// slim keeps the shim small on large machines: Go's runtime takes 30 kB for each processor that it may use.
-var slim = []corev1.EnvVar{{Name: "GOMAXPROCS", Value: "2"}, {Name: "GOGC", Value: "25"}}
+// shimEnv keeps the shim small on large machines: Go's runtime takes 30 kB for each processor that it may use.
+var shimEnv = []corev1.EnvVar{{Name: "GOMAXPROCS", Value: "2"}, {Name: "GOGC", Value: "25"}}
 
 // Options are the administrator's part in a berth.
 type Options struct {
@@ -35,6 +35,8 @@ type Options struct {
 	PullSecrets []string
 	// CPURequest is what a berth requests for each vCPU.
 	CPURequest resource.Quantity
+	// UnsizedDisk is what a berth requests for a disk whose spec has no size, and the most that such a disk may have.
+	UnsizedDisk resource.Quantity
 	// Emulation adds the memory that emulating hosts need.
 	Emulation bool
 	// AllowedAnnotations are the annotations that a VirtualMachine may put on its berth; a trailing * matches any rest.
@@ -50,10 +52,21 @@ func GraceSeconds(vm *v1alpha1.VirtualMachine) int64 {
 	return grace + GraceMargin
 }
 
+// Input is what a berth is made from.
+type Input struct {
+	// VM is the VirtualMachine that owns the berth.
+	VM *v1alpha1.VirtualMachine
+	// Node pins the berth to the node of this name; "" leaves the choice to the scheduler.
+	Node string
+	// Options are the administrator's.
+	Options Options
+}
+
 // PodFor makes the berth of a VirtualMachine: an unprivileged pod of the same
-// name whose one container runs the shim. node pins it there if not empty.
+// name, owned by the VirtualMachine, whose one container runs the shim.
 // A User fault says that the spec asks for what the administrator does not allow.
-func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, error) {
+func PodFor(in Input) (*corev1.Pod, error) {
+	vm := in.VM
 	record, err := Record(&vm.Spec)
 	if err != nil {
 		return nil, err
@@ -62,8 +75,8 @@ func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, e
 	annotations := map[string]string{}
 	if t := vm.Spec.Berth; t != nil {
 		for _, key := range slices.Sorted(maps.Keys(t.Annotations)) {
-			if !allowed(key, o.AllowedAnnotations) {
-				return nil, fault.ByUser(v1alpha1.ReasonBerthRefused, fmt.Errorf(
+			if !allowed(key, in.Options.AllowedAnnotations) {
+				return nil, fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf(
 					"annotation %q is not on the administrator's list: remove it from spec.berth.annotations, or have it added to operator.allowedAnnotations of the chart", key))
 			}
 		}
@@ -81,11 +94,12 @@ func PodFor(vm *v1alpha1.VirtualMachine, node string, o Options) (*corev1.Pod, e
 			Finalizers:      []string{PodFinalizer},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, v1alpha1.GroupVersion.WithKind("VirtualMachine"))},
 		},
-		Spec: podSpec(vm, node, o),
+		Spec: podSpec(in),
 	}, nil
 }
 
-func podSpec(vm *v1alpha1.VirtualMachine, node string, o Options) corev1.PodSpec {
+func podSpec(in Input) corev1.PodSpec {
+	vm, o := in.VM, in.Options
 	no, yes, grace, user := false, true, GraceSeconds(vm), int64(shimUser)
 	selector := map[string]string{}
 	maps.Copy(selector, vm.Spec.NodeSelector)
@@ -100,7 +114,7 @@ func podSpec(vm *v1alpha1.VirtualMachine, node string, o Options) corev1.PodSpec
 		AutomountServiceAccountToken:  &no,
 		EnableServiceLinks:            &no,
 		NodeSelector:                  selector,
-		Affinity:                      placement(vm.Spec.Affinity, node),
+		Affinity:                      placement(vm.Spec.Affinity, in.Node),
 		Tolerations:                   tolerations(vm),
 		TopologySpreadConstraints:     vm.Spec.TopologySpreadConstraints,
 		PriorityClassName:             vm.Spec.PriorityClassName,
@@ -115,7 +129,7 @@ func podSpec(vm *v1alpha1.VirtualMachine, node string, o Options) corev1.PodSpec
 			Name:            Container,
 			Image:           o.ShimImage,
 			ImagePullPolicy: o.PullPolicy,
-			Env:             slim,
+			Env:             shimEnv,
 			Stdin:           true, // for kubectl attach -it
 			TTY:             true,
 			Resources:       resources(vm, o),
@@ -186,7 +200,7 @@ func userProbe(p *v1alpha1.Probe) *corev1.Probe {
 // node: elsewhere it could not start.
 func tolerations(vm *v1alpha1.VirtualMachine) []corev1.Toleration {
 	list := slices.Clone(vm.Spec.Tolerations)
-	if KeepsDisks(vm) {
+	if HasLocalDisks(vm) {
 		for _, taint := range []string{corev1.TaintNodeNotReady, corev1.TaintNodeUnreachable} {
 			list = append(list, corev1.Toleration{Key: taint, Operator: corev1.TolerationOpExists, Effect: corev1.TaintEffectNoExecute})
 		}
@@ -239,13 +253,15 @@ var forbiddenAnnotations = []string{
 	"berth.dev/", "*.berth.dev/", "io.katacontainers.", "run.oci.", "devices.gvisor.dev/", "dev.gvisor.",
 }
 
+func forbidden(key string) bool {
+	return slices.ContainsFunc(forbiddenAnnotations, func(prefix string) bool {
+		rest, ok := strings.CutPrefix(prefix, "*")
+		return ok && strings.Contains(key, rest) || strings.HasPrefix(key, prefix)
+	})
+}
+
 func allowed(key string, list []string) bool {
-	for _, prefix := range forbiddenAnnotations {
-		if rest, ok := strings.CutPrefix(prefix, "*"); ok && strings.Contains(key, rest) || strings.HasPrefix(key, prefix) {
-			return false
-		}
-	}
-	return slices.ContainsFunc(list, func(pattern string) bool {
+	return !forbidden(key) && slices.ContainsFunc(list, func(pattern string) bool {
 		prefix, wild := strings.CutSuffix(pattern, "*")
 		return key == pattern || wild && strings.HasPrefix(key, prefix)
 	})

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"sigs.k8s.io/yaml"
 
@@ -71,19 +72,22 @@ func TestPodFor(t *testing.T) {
 		"live":  {vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Ephemeral = true }), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pod, err := PodFor(tt.vm, tt.node, options)
+			pod, err := PodFor(Input{VM: tt.vm, Node: tt.node, Options: options})
 			if err != nil {
 				t.Fatal(err)
 			}
-			if why := Altered(pod, tt.vm); why != "" {
-				t.Errorf("a berth as we make it counts as altered: %s", why)
+			if why, err := Unlike(pod, pod.DeepCopy()); why != "" || err != nil {
+				t.Errorf("a berth as we make it counts as another: %s, %v", why, err)
+			}
+			if why := Mutation(pod, tt.vm); why != "" {
+				t.Errorf("a berth as we make it counts as changed: %s", why)
 			}
 			if changes, err := Changes(pod.Annotations[AnnotationSpec], &tt.vm.Spec); err != nil || len(changes) > 0 {
 				t.Errorf("it differs from its own spec in %+v: %v", changes, err)
 			}
-			slim := pod.DeepCopy()
-			Slim(slim)
-			if changes, err := Changes(slim.Annotations[AnnotationSpec], &tt.vm.Spec); err != nil || len(changes) > 0 || slim.Annotations[AnnotationRestartedAt] != tt.vm.Spec.RestartedAt {
+			trimmed := pod.DeepCopy()
+			TrimForCache(trimmed)
+			if changes, err := Changes(trimmed.Annotations[AnnotationSpec], &tt.vm.Spec); err != nil || len(changes) > 0 || trimmed.Annotations[AnnotationRestartedAt] != tt.vm.Spec.RestartedAt {
 				t.Errorf("the cache forgets what a berth was made from: %+v, %v", changes, err)
 			}
 			got, err := yaml.Marshal(pod)
@@ -108,7 +112,7 @@ func TestPodFor(t *testing.T) {
 }
 
 func TestProbes(t *testing.T) {
-	pod, err := PodFor(vm(everything), "", options)
+	pod, err := PodFor(Input{VM: vm(everything), Options: options})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +127,7 @@ func TestProbes(t *testing.T) {
 		"readiness": func(s *v1alpha1.VirtualMachineSpec) { s.ReadinessProbe = &v1alpha1.Probe{} },
 		"liveness":  func(s *v1alpha1.VirtualMachineSpec) { s.LivenessProbe = &v1alpha1.Probe{} },
 	} {
-		pod, err = PodFor(vm(probe), "", options)
+		pod, err = PodFor(Input{VM: vm(probe), Options: options})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -131,7 +135,7 @@ func TestProbes(t *testing.T) {
 			t.Errorf("nothing holds a user's %s probe back until the guest runs", name)
 		}
 	}
-	pod, err = PodFor(vm(), "", options)
+	pod, err = PodFor(Input{VM: vm(), Options: options})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,64 +175,48 @@ func TestAnnotations(t *testing.T) {
 			t.Errorf("%s with %q: %t, want %t", tt.key, tt.list, got, tt.want)
 		}
 	}
-	_, err := PodFor(vm(func(s *v1alpha1.VirtualMachineSpec) {
+	_, err := PodFor(Input{VM: vm(func(s *v1alpha1.VirtualMachineSpec) {
 		s.Berth = &v1alpha1.BerthTemplate{Annotations: map[string]string{"example.com/x": "y"}}
-	}), "", options)
+	}), Options: options})
 	if fault.ClassOf(err) != fault.User || fault.ReasonOf(err) != v1alpha1.ReasonBerthRefused {
 		t.Errorf("a forbidden annotation: %v", err)
 	}
 }
 
-func TestAltered(t *testing.T) {
-	yes, ten := true, resource.MustParse("10Mi")
-	tests := []struct {
-		name   string
-		change func(*corev1.PodSpec)
-		says   string // "" where the promises hold
-	}{
-		{"as it was made", func(*corev1.PodSpec) {}, ""},
-		{"a CPU limit of a LimitRange", func(s *corev1.PodSpec) {
-			s.Containers[0].Resources.Limits[corev1.ResourceCPU] = resource.MustParse("1")
-		}, ""},
-		{"another registry", func(s *corev1.PodSpec) { s.Containers[0].Image = "mirror/berth-shim:1" }, ""},
-		{"more memory", func(s *corev1.PodSpec) {
-			s.Containers[0].Resources.Limits[corev1.ResourceMemory] = resource.MustParse("9Gi")
-		}, ""},
-		{"a sidecar", func(s *corev1.PodSpec) { s.Containers = append(s.Containers, corev1.Container{Name: "proxy"}) }, `"proxy" was added`},
-		{"an init container", func(s *corev1.PodSpec) { s.InitContainers = []corev1.Container{{Name: "init"}} }, `"init" was added`},
-		{"no container", func(s *corev1.PodSpec) { s.Containers = nil }, "guest was removed"},
-		{"the host's network", func(s *corev1.PodSpec) { s.HostNetwork = true }, "hostIPC is true (true, false, false)"},
-		{"the host's processes", func(s *corev1.PodSpec) { s.HostPID = true }, "(false, true, false)"},
-		{"the host's IPC", func(s *corev1.PodSpec) { s.HostIPC = true }, "(false, false, true)"},
-		{"shared processes", func(s *corev1.PodSpec) { s.ShareProcessNamespace = &yes }, "shareProcessNamespace is true"},
-		{"privilege", func(s *corev1.PodSpec) { s.Containers[0].SecurityContext.Privileged = &yes }, "securityContext.privileged"},
-		{"escalation", func(s *corev1.PodSpec) { s.Containers[0].SecurityContext.AllowPrivilegeEscalation = &yes }, "allowPrivilegeEscalation"},
-		{"no security context", func(s *corev1.PodSpec) { s.Containers[0].SecurityContext = nil }, "securityContext of container guest was removed"},
-		{"a capability", func(s *corev1.PodSpec) {
-			s.Containers[0].SecurityContext.Capabilities.Add = []corev1.Capability{"NET_ADMIN"}
-		}, "capabilities.add of container guest is [NET_ADMIN]"},
-		{"no capabilities that are dropped", func(s *corev1.PodSpec) { s.Containers[0].SecurityContext.Capabilities = nil }, "capabilities of container guest was removed"},
-		{"another command", func(s *corev1.PodSpec) { s.Containers[0].Command = []string{"sh"} }, `command ["sh"]`},
-		{"no terminal", func(s *corev1.PodSpec) { s.Containers[0].TTY = false }, "(true, false)"},
-		{"less memory", func(s *corev1.PodSpec) { s.Containers[0].Resources.Limits[corev1.ResourceMemory] = ten }, "10Mi, less"},
-		{"another runtime", func(s *corev1.PodSpec) { s.RuntimeClassName = new("kata") }, "runtimeClassName is kata"},
+func TestKubeletsWordsAreKeptAndBounded(t *testing.T) {
+	for name, message := range map[string]string{"short": "not found", "long": strings.Repeat("x", 1<<20)} {
+		pod := &corev1.Pod{Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{
+			State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: message}},
+		}}}}
+		TrimForCache(pod)
+		w := pod.Status.ContainerStatuses[0].State.Waiting
+		if w == nil || w.Reason != "ErrImagePull" || w.Message != message[:min(len(message), maxWaiting)] {
+			t.Errorf("%s: kept is %.80v", name, w)
+		}
 	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			pod, err := PodFor(vm(), "", options)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tt.change(&pod.Spec)
-			got := Altered(pod, vm())
-			if (got == "") != (tt.says == "") || !strings.Contains(got, tt.says) {
-				t.Errorf("it says %q, want %q", got, tt.says)
-			}
-			Slim(pod)
-			if slim := Altered(pod, vm()); slim != got {
-				t.Errorf("of what the cache keeps it says %q, not %q", slim, got)
-			}
-		})
+}
+
+func TestOwner(t *testing.T) {
+	ref := func(change func(*metav1.OwnerReference)) []metav1.OwnerReference {
+		r := metav1.OwnerReference{APIVersion: "berth.dev/v1alpha1", Kind: "VirtualMachine", Name: "web", UID: "1", Controller: new(true)}
+		change(&r)
+		return []metav1.OwnerReference{r}
+	}
+	for name, tt := range map[string]struct {
+		refs []metav1.OwnerReference
+		want types.UID // "" for no owner
+	}{
+		"its controller is a VirtualMachine":          {ref(func(*metav1.OwnerReference) {}), "1"},
+		"nobody owns it":                              {nil, ""},
+		"the VirtualMachine does not control it":      {ref(func(r *metav1.OwnerReference) { r.Controller = nil }), ""},
+		"its controller is of another kind":           {ref(func(r *metav1.OwnerReference) { r.Kind = "VirtualMachineHost" }), ""},
+		"it is a VirtualMachine of another API group": {ref(func(r *metav1.OwnerReference) { r.APIVersion = "kubevirt.io/v1" }), ""},
+	} {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "another", OwnerReferences: tt.refs}}
+		uid, ok := OwnerUID(pod)
+		if owner := Owner(pod); uid != tt.want || ok != (tt.want != "") || (owner != nil) != ok || ok && owner.Name != "web" {
+			t.Errorf("%s: owner %+v, UID %q", name, owner, uid)
+		}
 	}
 }
 
@@ -292,7 +280,7 @@ func FuzzPodFor(f *testing.F) {
 		if json.Unmarshal(raw, &m.Spec) != nil {
 			return
 		}
-		pod, err := PodFor(m, node, options)
+		pod, err := PodFor(Input{VM: m, Node: node, Options: options})
 		if err != nil {
 			return
 		}

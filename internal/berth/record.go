@@ -91,7 +91,7 @@ func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.P
 	maps.Copy(paths, is)
 	var changes []v1alpha1.PendingChange
 	for _, path := range slices.Sorted(maps.Keys(paths)) {
-		if from, to := was[path], is[path]; from != to {
+		if from, to := was[path], is[path]; from != to && path != actsAtOnce {
 			changes = append(changes, v1alpha1.PendingChange{Path: path, From: shown(from), To: shown(to), Effect: effectOf(path)})
 		}
 	}
@@ -138,6 +138,7 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 		was, known := then[name]
 		changed[name] = known && was != hex.EncodeToString(sum[:6]) || !known && !bytes.Equal(value, usual[name])
 	}
+	delete(changed, actsAtOnce)
 	for name := range then { // what the spec has no more
 		_, known := is[name]
 		changed[name] = changed[name] || !known
@@ -150,6 +151,9 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 	}
 	return changes, nil
 }
+
+// actsAtOnce is a field of records whose change is never pending.
+const actsAtOnce = "terminationGracePeriodSeconds"
 
 // inPlace are the fields that shape the guest and not its berth: a restart in place takes them.
 var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys"}
@@ -176,13 +180,7 @@ func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
 	s := spec.DeepCopy()
 	v1alpha1.Default(s)
 	s.State, s.RestartedAt = "", "" // they act at once
-	if c := s.CloudInit; c != nil {
-		for _, private := range []**string{&c.UserData, &c.NetworkData} {
-			if *private != nil {
-				*private = new(hashed(**private))
-			}
-		}
-	}
+	HashTexts(s)
 	raw, err := json.Marshal(s)
 	if err != nil {
 		return nil, fmt.Errorf("encoding spec: %w", err)
@@ -194,6 +192,23 @@ func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
 		return nil, fmt.Errorf("decoding spec: %w", err)
 	}
 	return shortened(tree), nil
+}
+
+// HashTexts replaces the private and the long texts of a spec by what a record has of them: a record of the spec stays the
+// same, and a cache of many thousands stays small.
+func HashTexts(s *v1alpha1.VirtualMachineSpec) {
+	if c := s.CloudInit; c != nil {
+		for _, private := range []**string{&c.UserData, &c.NetworkData} {
+			if *private != nil {
+				*private = new(hashed(**private))
+			}
+		}
+	}
+	for i, key := range s.SSHAuthorizedKeys {
+		if len(key) > maxRecorded {
+			s.SSHAuthorizedKeys[i] = hashed(key)
+		}
+	}
 }
 
 // shortened replaces the long strings of a tree, in place.

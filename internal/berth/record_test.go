@@ -48,6 +48,7 @@ func TestChanges(t *testing.T) {
 		want      []change
 	}{
 		{"nothing changed", everything, everything, nil},
+		{"what acts at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.TerminationGracePeriodSeconds = new(int64(5)) }, nil},
 		{"a changed field", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }, []change{leaf("cpu.cores", "1", "2", anew)}},
 		{
 			"two fields, sorted", none, func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size.Set(2 << 30); s.CPU.Cores = 2 },
@@ -187,7 +188,7 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		s.SSHAuthorizedKeys = []string{"a"}
 	}
 	podOf := func(change func(*v1alpha1.VirtualMachineSpec)) *corev1.Pod {
-		pod, err := PodFor(vm(full, change), "", options)
+		pod, err := PodFor(Input{VM: vm(full, change), Options: options})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -247,4 +248,28 @@ func FuzzChanges(f *testing.F) {
 			t.Errorf("not sorted: %+v", changes)
 		}
 	})
+}
+
+// TestHashTexts: a cache that keeps hashes for texts makes the same records, and the same berths.
+func TestHashTexts(t *testing.T) {
+	full := vm(everything, func(s *v1alpha1.VirtualMachineSpec) {
+		s.CloudInit = &v1alpha1.CloudInit{UserData: new(strings.Repeat("u", 1000)), NetworkData: new("version: 2")}
+		s.SSHAuthorizedKeys = []string{"ssh-ed25519 A", "ssh-rsa " + strings.Repeat("A", 500)}
+	})
+	cached := full.DeepCopy()
+	HashTexts(&cached.Spec)
+	if *cached.Spec.CloudInit.UserData == *full.Spec.CloudInit.UserData || len(cached.Spec.SSHAuthorizedKeys[1]) > maxRecorded {
+		t.Errorf("texts are kept: %+v", cached.Spec)
+	}
+	if diff := cmp.Diff(recordOf(t, full.Spec), recordOf(t, cached.Spec)); diff != "" {
+		t.Errorf("records -want +got:\n%s", diff)
+	}
+	was, err := PodFor(Input{VM: full, Options: options})
+	if err != nil {
+		t.Fatal(err)
+	}
+	is, err := PodFor(Input{VM: cached, Options: options})
+	if diff := cmp.Diff(was, is); diff != "" || err != nil {
+		t.Errorf("berths -want +got, %v:\n%s", err, diff)
+	}
 }

@@ -9,6 +9,13 @@ import (
 
 const mebi = 1 << 20
 
+// What a berth writes to its node's disk beside the guest's: what it requests for its log, and what its log may have. The
+// limit is stated, or a LimitRange's default could be less than what the disks request.
+const (
+	logRequest = 64 * mebi
+	logLimit   = 1024 * mebi
+)
+
 // Cost of a guest beyond its memory, in bytes; measured, docs/resources.md has the figures.
 const (
 	shimMemory     = 16 * mebi
@@ -37,33 +44,45 @@ func Memory(vm *v1alpha1.VirtualMachine, emulation bool) int64 {
 	return total
 }
 
-// resources are the berth's. CPU has no limit: vCPUs compete by their requests.
+// resources are the berth's. All are stated, or the defaults of a LimitRange, which nobody sees, would throttle or refuse a
+// guest. The limit of CPU is more than vCPUs can use: a core for QEMU's own threads. vCPUs compete by their requests.
 func resources(vm *v1alpha1.VirtualMachine, o Options) corev1.ResourceRequirements {
 	memory := *resource.NewQuantity(Memory(vm, o.Emulation), resource.BinarySI)
-	cpu := *resource.NewMilliQuantity(o.CPURequest.MilliValue()*int64(VCPUs(vm)), resource.DecimalSI)
-	requests := corev1.ResourceList{corev1.ResourceCPU: cpu, corev1.ResourceMemory: memory}
-	if local := localStorage(vm); !local.IsZero() {
-		requests[corev1.ResourceEphemeralStorage] = local
+	vcpus, disks := int64(VCPUs(vm)), localStorage(vm, o)
+	list := func(milliCPU, log int64) corev1.ResourceList {
+		storage := disks.DeepCopy()
+		storage.Add(*resource.NewQuantity(log, resource.BinarySI))
+		return corev1.ResourceList{
+			corev1.ResourceCPU: *resource.NewMilliQuantity(milliCPU, resource.DecimalSI), corev1.ResourceMemory: memory,
+			corev1.ResourceEphemeralStorage: storage,
+		}
 	}
-	return corev1.ResourceRequirements{
-		Requests: requests,
-		Limits:   corev1.ResourceList{corev1.ResourceMemory: memory},
-	}
+	limit := (vcpus + 1) * 1000
+	return corev1.ResourceRequirements{Requests: list(min(o.CPURequest.MilliValue()*vcpus, limit), logRequest), Limits: list(limit, logLimit)}
 }
 
-// localStorage is what the guest's disks may grow to on the node, as far as the spec says it.
-func localStorage(vm *v1alpha1.VirtualMachine) resource.Quantity {
-	var sum resource.Quantity
+// localStorage is what the guest's disks may grow to on the node.
+func localStorage(vm *v1alpha1.VirtualMachine, o Options) (sum resource.Quantity) {
 	for _, d := range vm.Spec.Disks {
-		if d.Size != nil {
-			sum.Add(*d.Size)
-		}
+		sum.Add(diskSize(vm, d, o))
 	}
 	return sum
 }
 
-// KeepsDisks is true when the guest has disks that outlive its berth, on the node where they were made.
-func KeepsDisks(vm *v1alpha1.VirtualMachine) bool {
+func diskSize(vm *v1alpha1.VirtualMachine, d v1alpha1.Disk, o Options) resource.Quantity {
+	if d.Size != nil {
+		return *d.Size
+	}
+	for _, has := range vm.Status.Disks {
+		if has.Name == d.Name && has.Image == d.Image && has.Size != nil { // a tag that moves does not change it
+			return *has.Size
+		}
+	}
+	return o.UnsizedDisk
+}
+
+// HasLocalDisks is true when the guest has disks that outlive its berth, on the node where they were made.
+func HasLocalDisks(vm *v1alpha1.VirtualMachine) bool {
 	for _, d := range vm.Spec.Disks {
 		if !d.Ephemeral {
 			return true

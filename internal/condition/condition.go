@@ -1,6 +1,8 @@
 package condition
 
 import (
+	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -22,17 +24,17 @@ func New(kind string, holds bool, reason v1alpha1.Reason, message string) metav1
 	if message == "" {
 		message = reason.When()
 	}
-	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Shorten(message)}
+	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Sanitize(message)}
 }
 
 // Unknown makes a condition of which nothing can be said now.
 func Unknown(kind string, reason v1alpha1.Reason, message string) metav1.Condition {
-	return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: string(reason), Message: Shorten(message)}
+	return metav1.Condition{Type: kind, Status: metav1.ConditionUnknown, Reason: string(reason), Message: Sanitize(message)}
 }
 
-// Carry completes wanted with the generation, and with the transition times of
+// MergeTransitionTimes completes wanted with the generation, and with the transition times of
 // those in have whose status is the same; now is that of the others.
-func Carry(wanted, have []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
+func MergeTransitionTimes(wanted, have []metav1.Condition, generation int64, now time.Time) []metav1.Condition {
 	for i := range wanted {
 		c := &wanted[i]
 		c.ObservedGeneration = generation
@@ -42,6 +44,20 @@ func Carry(wanted, have []metav1.Condition, generation int64, now time.Time) []m
 		}
 	}
 	return wanted
+}
+
+// ByType is the order in which statuses have their conditions.
+func ByType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
+
+// Of are those conditions of a list that have one of these types, in the order of their types.
+func Of(list []metav1.Condition, types []string) (part []metav1.Condition) {
+	for _, c := range list {
+		if slices.Contains(types, c.Type) {
+			part = append(part, c)
+		}
+	}
+	slices.SortFunc(part, ByType)
+	return part
 }
 
 // Is tells whether the condition of that type has that status. An absent one has none.
@@ -58,8 +74,8 @@ func Reason(list []metav1.Condition, kind string) v1alpha1.Reason {
 	return ""
 }
 
-// Shorten bounds a message and replaces what is not printable text.
-func Shorten(message string) string {
+// Sanitize bounds a message and replaces what is not printable text.
+func Sanitize(message string) string {
 	clean := make([]rune, 0, min(len(message), maxMessage))
 	size := 0
 	for _, r := range message {

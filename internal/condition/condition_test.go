@@ -29,7 +29,7 @@ func TestCarry(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := Carry([]metav1.Condition{tt.now}, []metav1.Condition{old}, 7, now)[0]
+			got := MergeTransitionTimes([]metav1.Condition{tt.now}, []metav1.Condition{old}, 7, now)[0]
 			if !got.LastTransitionTime.Time.Equal(tt.want.Truncate(time.Second)) || got.ObservedGeneration != 7 {
 				t.Errorf("time is %s, want %s; generation is %d, want 7", got.LastTransitionTime, tt.want, got.ObservedGeneration)
 			}
@@ -61,7 +61,7 @@ func TestShorten(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if diff := cmp.Diff(tt.want, Shorten(tt.in)); diff != "" {
+			if diff := cmp.Diff(tt.want, Sanitize(tt.in)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
@@ -72,12 +72,22 @@ func FuzzShorten(f *testing.F) {
 	f.Add("all is well")
 	f.Add(strings.Repeat("ä", maxMessage))
 	f.Fuzz(func(t *testing.T, in string) {
-		out := Shorten(in)
+		out := Sanitize(in)
 		if len(out) > maxMessage || !utf8.ValidString(out) || strings.ContainsAny(out, "\x00\x1b\r\x7f") {
 			t.Errorf("%q", out)
 		}
-		if Shorten(out) != out {
-			t.Errorf("%q is shortened again to %q", out, Shorten(out))
+		if Sanitize(out) != out {
+			t.Errorf("%q is shortened again to %q", out, Sanitize(out))
 		}
 	})
+}
+
+func TestOf(t *testing.T) {
+	list := []metav1.Condition{New("C", true, v1alpha1.ReasonStarted, ""), New("B", true, v1alpha1.ReasonStarted, ""), New("A", false, v1alpha1.ReasonPending, "")}
+	if diff := cmp.Diff([]metav1.Condition{list[2], list[0]}, Of(list, []string{"C", "A", "D"})); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if list[0].Type != "C" {
+		t.Error("the list was sorted")
+	}
 }

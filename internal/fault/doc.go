@@ -1,4 +1,4 @@
-// Package fault sorts errors by who can mend them: the user, time, or us.
+// Package fault sorts errors by who can correct them: the user, time (they are transient), or us.
 //
 // Adapters classify, because they know the foreign codes; everybody else wraps
 // and passes on. It never logs, retries or decides.

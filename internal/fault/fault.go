@@ -6,13 +6,13 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// Class says who can mend a failure.
+// Class says who can correct a failure.
 type Class uint8
 
 const (
 	// Internal is a bug of ours, and the class of every unclassified error: retried, counted, logged.
 	Internal Class = iota
-	// Transient mends itself, perhaps: retried with backoff.
+	// Transient may pass by itself: retried with backoff.
 	Transient
 	// User means that the spec, or what it names, is wrong: told in a condition and an Event.
 	User
@@ -31,13 +31,13 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the error inside.
 func (e *Error) Unwrap() error { return e.Err }
 
-// ByUser marks err as something that the user can mend.
-func ByUser(reason v1alpha1.Reason, err error) error {
+// NewUser marks err as one that the user can correct.
+func NewUser(reason v1alpha1.Reason, err error) error {
 	return &Error{Class: User, Reason: reason, Err: err}
 }
 
-// ByTime marks err as something that may mend itself.
-func ByTime(reason v1alpha1.Reason, err error) error {
+// NewTransient marks err as one that may pass by itself.
+func NewTransient(reason v1alpha1.Reason, err error) error {
 	return &Error{Class: Transient, Reason: reason, Err: err}
 }
 

@@ -43,9 +43,9 @@ type write struct {
 }
 
 // Write makes the manager's part of obj's status what want says, if have, that
-// part as the cache has it, differs. It tells whether it wrote.
+// part as the cache has it, differs. It returns whether it wrote.
 func (w *StatusWriter) Write(ctx context.Context, obj client.Object, want, have any) (bool, error) {
-	if equality.Semantic.DeepEqual(want, have) || w.wrote(obj.GetUID(), want) {
+	if equality.Semantic.DeepEqual(want, have) || w.wroteRecently(obj.GetUID(), want) {
 		return false, nil
 	}
 	if err := w.apply(ctx, obj, want); err != nil {
@@ -65,9 +65,9 @@ func (w *StatusWriter) Write(ctx context.Context, obj client.Object, want, have 
 	return true, nil
 }
 
-// butWhen compares as equality.Semantic does, but not when conditions changed: with a cache that is behind, they seem to
+// ignoringTransitionTimes compares as equality.Semantic does, but not when conditions changed: with a cache that is behind, they seem to
 // have done so just now.
-var butWhen = func() conversion.Equalities {
+var ignoringTransitionTimes = func() conversion.Equalities {
 	e := equality.Semantic.Copy()
 	if err := e.AddFunc(func(a, b metav1.Condition) bool {
 		a.LastTransitionTime = b.LastTransitionTime
@@ -78,16 +78,16 @@ var butWhen = func() conversion.Equalities {
 	return e
 }()
 
-// wrote: the same was written a moment ago, and the cache does not have it yet.
-func (w *StatusWriter) wrote(uid types.UID, want any) bool {
+// wroteRecently: the same was written a moment ago, and the cache does not have it yet.
+func (w *StatusWriter) wroteRecently(uid types.UID, want any) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	last, ok := w.recent[uid]
-	return ok && time.Since(last.at) < cacheLag && butWhen.DeepEqual(last.owned, want)
+	return ok && time.Since(last.at) < cacheLag && ignoringTransitionTimes.DeepEqual(last.owned, want)
 }
 
 // apply writes by server-side apply: what the manager owned before and left out
-// now is removed. It fails with a conflict if the object was deleted and made anew meanwhile.
+// now is removed. It fails with a conflict if the object was deleted and created again meanwhile.
 func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) error {
 	status, err := runtime.DefaultUnstructuredConverter.ToUnstructured(owned)
 	if err != nil {
@@ -105,8 +105,7 @@ func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) 
 	write := func() error {
 		return w.Client.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(patch), client.FieldOwner(w.Manager), client.ForceOwnership)
 	}
-	if err = write(); removeUndeclared(patch, err) {
-		err = write()
+	for err = write(); removeUndeclared(patch, err); err = write() { // it may tell of one field at a time
 	}
 	if err != nil {
 		return fmt.Errorf("writing status of %s %s: %w", gvk.Kind, client.ObjectKeyFromObject(obj), err)
@@ -118,14 +117,17 @@ func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) 
 // sign of them than these words of sigs.k8s.io/structured-merge-diff, and refuses all that comes with them.
 var undeclared = regexp.MustCompile(`\.(status[.a-zA-Z]+): field not declared in schema`)
 
-// removeUndeclared takes such fields out of a patch. They are written once the CRD has them.
+// removeUndeclared takes such fields out of a patch, and tells whether there were any. They are written once the CRD has them.
 func removeUndeclared(patch *unstructured.Unstructured, refusal error) (removed bool) {
 	if !apierrors.IsInternalError(refusal) {
 		return false
 	}
 	for _, found := range undeclared.FindAllStringSubmatch(refusal.Error(), -1) {
-		unstructured.RemoveNestedField(patch.Object, strings.Split(found[1], ".")...)
-		removed = true
+		field := strings.Split(found[1], ".")
+		if _, has, _ := unstructured.NestedFieldNoCopy(patch.Object, field...); has {
+			unstructured.RemoveNestedField(patch.Object, field...)
+			removed = true
+		}
 	}
 	return removed
 }

@@ -1,4 +1,4 @@
 // Package kube is what operator and agent share in talking to the API server:
 // the scheme, server-side apply of a status, and the one exit of a reconcile;
-// and what makes both of them small.
+// and what keeps their memory small.
 package kube

@@ -17,28 +17,28 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 )
 
-// How long a verdict on a reader of metrics is good for, and how many are kept.
+// How long a decision about a reader of metrics is cached, and how many are.
 const (
-	allowedFor  = time.Minute
-	refusedFor  = 10 * time.Second
-	maxVerdicts = 256
+	allowedTTL   = time.Minute
+	deniedTTL    = 10 * time.Second
+	maxDecisions = 256
 )
 
-// GuardMetrics lets only those read metrics whom the API server lets: by the bearer token of a request (TokenReview)
+// MetricsFilter lets only those read metrics whom the API server authorizes: by the bearer token of a request (TokenReview)
 // and a role with the nonResourceURL (SubjectAccessReview). controller-runtime's own filter does the same by means of
 // the API server's code, which makes each of our processes larger by a third.
-func GuardMetrics(config *rest.Config, httpClient *http.Client) (server.Filter, error) {
+func MetricsFilter(config *rest.Config, httpClient *http.Client) (server.Filter, error) {
 	c, err := client.New(config, client.Options{Scheme: Scheme(), HTTPClient: httpClient})
 	if err != nil {
 		return nil, fmt.Errorf("making client: %w", err)
 	}
-	g := &guard{client: c, now: time.Now, verdicts: map[[sha256.Size]byte]verdict{}}
+	g := &authorizer{client: c, now: time.Now, decisions: map[[sha256.Size]byte]decision{}}
 	return func(log logr.Logger, metrics http.Handler) (http.Handler, error) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			switch status, err := g.judge(r); {
+			switch status, err := g.authorize(r); {
 			case err != nil:
-				log.Error(err, "Asking who may read metrics")
-				http.Error(w, "the API server does not say whether you may", http.StatusInternalServerError)
+				log.Error(err, "Authorizing a request for metrics")
+				http.Error(w, "the API server could not authorize the request", http.StatusInternalServerError)
 			case status != http.StatusOK:
 				http.Error(w, http.StatusText(status), status)
 			default:
@@ -48,53 +48,53 @@ func GuardMetrics(config *rest.Config, httpClient *http.Client) (server.Filter, 
 	}, nil
 }
 
-// guard remembers for a while whom the API server lets.
-type guard struct {
+// authorizer caches for a while whom the API server lets.
+type authorizer struct {
 	client client.Client
 	now    func() time.Time
 
-	mu       sync.Mutex
-	verdicts map[[sha256.Size]byte]verdict
+	mu        sync.Mutex
+	decisions map[[sha256.Size]byte]decision
 }
 
-// verdict is an HTTP status.
-type verdict struct {
+// decision is an HTTP status.
+type decision struct {
 	status int
 	until  time.Time
 }
 
-// judge returns the status that a request deserves: OK, Unauthorized or Forbidden.
-func (g *guard) judge(r *http.Request) (int, error) {
-	token, is := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !is || token == "" {
+// authorize returns the status that a request deserves: OK, Unauthorized or Forbidden.
+func (g *authorizer) authorize(r *http.Request) (int, error) {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok || token == "" {
 		return http.StatusUnauthorized, nil
 	}
 	key := sha256.Sum256([]byte(r.Method + " " + r.URL.Path + " " + token))
 	g.mu.Lock()
-	known, is := g.verdicts[key]
+	cached, ok := g.decisions[key]
 	g.mu.Unlock()
-	if is && g.now().Before(known.until) {
-		return known.status, nil
+	if ok && g.now().Before(cached.until) {
+		return cached.status, nil
 	}
-	status, err := g.ask(r.Context(), token, r.URL.Path, strings.ToLower(r.Method))
+	status, err := g.review(r.Context(), token, r.URL.Path, strings.ToLower(r.Method))
 	if err != nil {
 		return 0, err
 	}
-	keep := refusedFor
+	ttl := deniedTTL
 	if status == http.StatusOK {
-		keep = allowedFor
+		ttl = allowedTTL
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if len(g.verdicts) >= maxVerdicts {
-		clear(g.verdicts)
+	if len(g.decisions) >= maxDecisions {
+		clear(g.decisions)
 	}
-	g.verdicts[key] = verdict{status, g.now().Add(keep)}
+	g.decisions[key] = decision{status, g.now().Add(ttl)}
 	return status, nil
 }
 
-// ask asks the API server whose the token is, and whether that user may.
-func (g *guard) ask(ctx context.Context, token, path, verb string) (int, error) {
+// review asks the API server whose the token is, and whether that user may.
+func (g *authorizer) review(ctx context.Context, token, path, verb string) (int, error) {
 	who := &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}
 	if err := g.client.Create(ctx, who); err != nil {
 		return 0, fmt.Errorf("reviewing a token: %w", err)

@@ -49,7 +49,7 @@ func TestGuardMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	filter, err := kube.GuardMetrics(counting, httpClient)
+	filter, err := kube.MetricsFilter(counting, httpClient)
 	if err != nil {
 		t.Fatal(err)
 	}

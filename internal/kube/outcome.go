@@ -9,8 +9,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// slowLook is how soon something that only its user can mend is looked at again, where nothing can be watched.
-const slowLook = 30 * time.Second
+// userErrorRetry is how soon an error that only the user can correct is tried again, where nothing can be watched.
+const userErrorRetry = 30 * time.Second
 
 // Outcome turns the end of a reconcile into its result. wake is when to look
 // again though nothing changed; zero is never.
@@ -23,8 +23,8 @@ func Outcome(err error, wake time.Duration) (ctrl.Result, error) {
 		// to somebody else's must be tried again even if nothing else changes.
 		return ctrl.Result{RequeueAfter: 50 * time.Millisecond}, nil
 	case fault.ClassOf(err) == fault.User:
-		if wake == 0 || wake > slowLook {
-			wake = slowLook
+		if wake == 0 || wake > userErrorRetry {
+			wake = userErrorRetry
 		}
 		return ctrl.Result{RequeueAfter: wake}, nil
 	default:
@@ -32,8 +32,8 @@ func Outcome(err error, wake time.Duration) (ctrl.Result, error) {
 	}
 }
 
-// Sooner is the shorter of two times to wait, of which zero is for ever.
-func Sooner(a, b time.Duration) time.Duration {
+// MinWait is the shorter of two times to wait, of which zero is for ever.
+func MinWait(a, b time.Duration) time.Duration {
 	if a == 0 || b > 0 && b < a {
 		return b
 	}

@@ -26,10 +26,10 @@ func TestOutcome(t *testing.T) {
 		{"all is well until then", nil, time.Hour, time.Hour, false},
 		{"the cache was behind", fmt.Errorf("writing: %w", apierrors.NewConflict(pods, "a", errors.New("changed"))), 0, 50 * time.Millisecond, false},
 		{"the object went", apierrors.NewNotFound(pods, "a"), 0, 50 * time.Millisecond, false},
-		{"the user must mend it", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), 0, slowLook, false},
-		{"the user must, and there is something to see to before", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Second, time.Second, false},
-		{"the user must, and there is something to see to much later", fault.ByUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Hour, slowLook, false},
-		{"it may mend itself", fault.ByTime(v1alpha1.ReasonPodNameTaken, errors.New("ending")), 0, 0, true},
+		{"the user must correct it", fault.NewUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), 0, userErrorRetry, false},
+		{"the user must, and there is something to see to before", fault.NewUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Second, time.Second, false},
+		{"the user must, and there is something to see to much later", fault.NewUser(v1alpha1.ReasonBerthRefused, errors.New("quota")), time.Hour, userErrorRetry, false},
+		{"it may pass", fault.NewTransient(v1alpha1.ReasonPodNameTaken, errors.New("ending")), 0, 0, true},
 		{"a bug of ours", errors.New("oops"), time.Second, 0, true},
 	}
 	for _, tt := range tests {
@@ -44,7 +44,7 @@ func TestOutcome(t *testing.T) {
 
 func TestSooner(t *testing.T) {
 	for _, tt := range []struct{ a, b, want time.Duration }{{0, 0, 0}, {0, 2, 2}, {2, 0, 2}, {1, 2, 1}, {2, 1, 1}} {
-		if got := Sooner(tt.a, tt.b); got != tt.want {
+		if got := MinWait(tt.a, tt.b); got != tt.want {
 			t.Errorf("the sooner of %d and %d is %d, want %d", tt.a, tt.b, got, tt.want)
 		}
 	}

@@ -20,8 +20,8 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// patience bounds every wait; none of them should come near it.
-const patience = 20 * time.Second
+// waitTimeout bounds every wait; none of them should come near it.
+const waitTimeout = 20 * time.Second
 
 // binary builds the shim as its image has it, once.
 var binary = sync.OnceValues(func() (string, error) {
@@ -126,11 +126,11 @@ func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for late := time.After(patience); !done(); {
+	for late := time.After(waitTimeout); !done(); {
 		select {
 		case <-tick.C:
 		case <-late:
-			t.Fatalf("%s: did not happen in %v", what, patience)
+			t.Fatalf("%s: did not happen in %v", what, waitTimeout)
 		}
 	}
 }
@@ -148,7 +148,7 @@ func (c *container) code() int {
 	c.t.Helper()
 	select {
 	case <-c.ended:
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		c.t.Fatal("the shim did not end")
 	}
 	return c.cmd.ProcessState.ExitCode()
@@ -173,10 +173,10 @@ func (c *container) exec(arg ...string) (output string, err error) {
 }
 
 // started runs the startup probe.
-func (c *container) started(patience ...string) (output string, err error) {
+func (c *container) started(timeout ...string) (output string, err error) {
 	c.t.Helper()
 	root := "--root=/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/root"
-	return c.exec(append([]string{root, "--setuid=65532", "--setgid=65532", "/berth-shim", "started"}, patience...)...)
+	return c.exec(append([]string{root, "--setuid=65532", "--setgid=65532", "/berth-shim", "started"}, timeout...)...)
 }
 
 // memory returns a line of the shim's /proc/PID/status, in KiB.
@@ -234,7 +234,7 @@ func (a *agent) send(m shimproto.Message, files ...*os.File) {
 // await waits for a state that fits.
 func (a *agent) await(what string, fits func(shimproto.State) bool) shimproto.State {
 	a.t.Helper()
-	late := time.After(patience)
+	late := time.After(waitTimeout)
 	for {
 		select {
 		case s, ok := <-a.states:
@@ -245,7 +245,7 @@ func (a *agent) await(what string, fits func(shimproto.State) bool) shimproto.St
 				return s
 			}
 		case <-late:
-			a.t.Fatalf("%s: did not happen in %v", what, patience)
+			a.t.Fatalf("%s: did not happen in %v", what, waitTimeout)
 		}
 	}
 }
@@ -305,7 +305,7 @@ func null(t *testing.T) *os.File {
 func expect(t *testing.T, from *os.File, want []byte) {
 	t.Helper()
 	got := make([]byte, len(want))
-	if err := from.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := from.SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := io.ReadFull(from, got); err != nil || !bytes.Equal(got, want) {
@@ -316,7 +316,7 @@ func expect(t *testing.T, from *os.File, want []byte) {
 // write writes all, in time.
 func write(t *testing.T, to *os.File, data []byte) {
 	t.Helper()
-	if err := to.SetWriteDeadline(time.Now().Add(patience)); err != nil {
+	if err := to.SetWriteDeadline(time.Now().Add(waitTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := to.Write(data); err != nil {

@@ -2,6 +2,7 @@ package shim_test
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -29,38 +30,43 @@ bound|renew|BOUND|RENEW|REBOOT)
 	dev=${interface:-eth0}
 	ip addr replace "${ip:-$new_ip_address}/24" dev "$dev"
 	echo "$1$reason: $ip$new_ip_address mask $subnet$new_subnet_mask router $router$new_routers mtu $mtu$new_interface_mtu host $hostname$new_host_name" \
-		"dns $dns$new_domain_name_servers domain $domain$new_domain_name search $search$new_domain_search lease $lease$new_dhcp_lease_time"
+		"dns $dns$new_domain_name_servers search $search$new_domain_search lease $lease$new_dhcp_lease_time"
 esac
 `
 
-const lease = ": 10.0.2.2 mask 255.255.255.0 router 10.0.2.1 mtu 1450 host web dns 10.96.0.10" +
-	" domain prod.svc.cluster.local search prod.svc.cluster.local%[1]s svc.cluster.local%[1]s lease 3600\n"
+// leaseOf is what the script says of the lease of a host with a search list. Clients write domains with a dot after each, or without.
+func leaseOf(hostname string, search []string, dot string) string {
+	return ": 10.0.2.2 mask 255.255.255.0 router 10.0.2.1 mtu 1450 host " + hostname + " dns 10.96.0.10" +
+		" search " + strings.Join(search, dot+" ") + dot + " lease 3600\n"
+}
 
 func TestRealClientsGetTheirLease(t *testing.T) {
+	udhcpc := []string{"udhcpc", "-f", "-i", "eth0", "-O", "mtu", "-O", "search", "-s"}
+	dhclient := []string{"dhclient", "-d", "-1", "-cf", "/dev/null", "-lf", "/dev/null", "-pf", "/dev/null", "eth0", "-sf"}
+	usual := []string{"prod.svc.cluster.local", "svc.cluster.local", "cluster.local"}
+	long := strings.Repeat("n", 63)
+	many := []string{long + ".svc.cluster.local", "svc.cluster.local", "cluster.local", "eu-central-1.compute.internal", "corp.example.org"}
 	for name, c := range map[string]struct {
-		command       []string
-		bound, dotted string
-		renew         func(client *os.Process)
-		renewed       string
+		kind     shimproto.Kind
+		command  []string
+		hostname string
+		search   []string
 	}{
-		"busybox": {
-			command: []string{"udhcpc", "-f", "-i", "eth0", "-O", "mtu", "-O", "search", "-s"},
-			bound:   "bound",
-			renew:   func(client *os.Process) { _ = client.Signal(unix.SIGUSR1) },
-			renewed: "renew",
-		},
-		"ISC": {
-			command: []string{"dhclient", "-d", "-1", "-cf", "/dev/null", "-lf", "/dev/null", "-pf", "/dev/null", "eth0", "-sf"},
-			bound:   "BOUND", dotted: ".",
-		},
+		"busybox":                           {shimproto.KindDHCP, udhcpc, "web", usual},
+		"ISC":                               {shimproto.KindDHCP, dhclient, "web", usual},
+		"busybox, long names":               {shimproto.KindDHCP, udhcpc, long, many},
+		"ISC, long names":                   {shimproto.KindDHCP, dhclient, long, many},
+		"busybox, by an older agent's shim": {shimproto.KindLease, udhcpc, "web", usual},
+		"ISC, by an older agent's shim":     {shimproto.KindLease, dhclient, "web", usual},
 	} {
 		t.Run(name, func(t *testing.T) {
 			need(t, c.command[0], "ip")
 			tap, guest := wire(t)
 			_, stdout := pipe(t)
 			shim := start(t, null(t), stdout)
+			shim.file("etc/resolv.conf", "search "+strings.Join(c.search, " ")+"\nnameserver 10.96.0.10\n", 0o644)
 			a := shim.take()
-			handOverLease(t, a, tap)
+			handOverLease(t, a, c.kind, tap, c.hostname)
 
 			leases, out := pipe(t)
 			path := filepath.Join(t.TempDir(), "script")
@@ -76,23 +82,25 @@ func TestRealClientsGetTheirLease(t *testing.T) {
 			}
 			t.Cleanup(func() { _, _ = client.Process.Kill(), client.Wait() })
 			lines := bufio.NewReader(leases)
-			wait := func(how string) {
+			wait := func(how, dot string) {
 				t.Helper()
-				_ = leases.SetReadDeadline(time.Now().Add(patience))
+				_ = leases.SetReadDeadline(time.Now().Add(waitTimeout))
 				got, err := lines.ReadString('\n')
 				if err != nil {
 					t.Fatalf("%s: %v", how, err)
 				}
-				if diff := cmp.Diff(how+fmt.Sprintf(lease, c.dotted), got); diff != "" {
+				if diff := cmp.Diff(how+leaseOf(c.hostname, c.search, dot), got); diff != "" {
 					t.Errorf("-want +got:\n%s", diff)
 				}
 			}
-			wait(c.bound)
-			t.Logf("bound after %v; VmRSS %d kB, RssAnon %d kB", time.Since(began), shim.memory("VmRSS"), shim.memory("RssAnon"))
-			if c.renew != nil {
-				c.renew(client.Process) // after 3 s at times: this client sends before it listens
-				wait(c.renewed)
+			if c.command[0] == "dhclient" {
+				wait("BOUND", ".")
+			} else {
+				wait("bound", "")
+				_ = client.Process.Signal(unix.SIGUSR1) // after 3 s at times: this client sends before it listens
+				wait("renew", "")
 			}
+			t.Logf("after %v; VmRSS %d kB, RssAnon %d kB", time.Since(began), shim.memory("VmRSS"), shim.memory("RssAnon"))
 		})
 	}
 }
@@ -103,7 +111,7 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := handOverLease(t, a, tap)
+	qemu := handOverLease(t, a, shimproto.KindDHCP, tap, "web")
 	for _, command := range []string{"set vtap down", "set vtap up", "set vtap down", "del vtap"} {
 		ip(t, append([]string{"-n", tap, "link"}, strings.Fields(command)...)...)
 	}
@@ -121,14 +129,14 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 }
 
 // handOverLease plays the agent that starts a guest on the tap. Another NIC comes first.
-func handOverLease(t *testing.T, a *agent, netns string) (qemu *os.File) {
+func handOverLease(t *testing.T, a *agent, kind shimproto.Kind, netns, hostname string) (qemu *os.File) {
 	t.Helper()
 	qemu, console := sockets(t)
 	_, other := sockets(t)
-	socket := packetSocket(t, netns)
+	socket := socketOf(t, kind, netns)
 	lease := func(name string, fd int, mac shimproto.MAC) shimproto.Device {
-		return shimproto.Device{Kind: shimproto.KindLease, Name: name, FD: fd, Lease: &shimproto.Lease{
-			MAC: mac, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: "web",
+		return shimproto.Device{Kind: kind, Name: name, FD: fd, Lease: &shimproto.Lease{
+			MAC: mac, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: hostname,
 		}}
 	}
 	message := consoleOf("r1")
@@ -156,6 +164,7 @@ func wire(t *testing.T) (pod, guest string) {
 	ip(t, "-n", pod, "link", "add", "vtap", "type", "veth", "peer", "name", "eth0", "address", string(mac), "netns", guest)
 	ip(t, "-n", pod, "addr", "add", "10.0.2.1/24", "dev", "vtap")
 	ip(t, "-n", pod, "link", "set", "vtap", "up")
+	ip(t, "-n", pod, "neigh", "add", "10.0.2.2", "lladdr", string(mac), "dev", "vtap", "nud", "permanent") // as podnet.Connect
 	ip(t, "-n", guest, "link", "set", "eth0", "up")
 	return pod, guest
 }
@@ -183,10 +192,13 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// packetSocket opens what the agent passes: a packet socket on the tap that
-// takes DHCP requests only, and whose filter its next owner cannot change.
-func packetSocket(t *testing.T, netns string) *os.File {
+// socketOf opens what the agent passes, or an older one did, for a device of the kind.
+func socketOf(t *testing.T, kind shimproto.Kind, netns string) *os.File {
 	t.Helper()
+	open := openUDPSocket
+	if kind == shimproto.KindLease {
+		open = openPacketSocket
+	}
 	type result struct {
 		fd  int
 		err error
@@ -194,7 +206,15 @@ func packetSocket(t *testing.T, netns string) *os.File {
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends with its namespace
-		fd, err := openPacketSocket(netns)
+		ns, err := os.Open("/run/netns/" + netns)
+		if err == nil {
+			err = errors.Join(unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET), ns.Close())
+		}
+		if err != nil {
+			done <- result{-1, err}
+			return
+		}
+		fd, err := open()
 		done <- result{fd, err}
 	}()
 	r := <-done
@@ -206,15 +226,22 @@ func packetSocket(t *testing.T, netns string) *os.File {
 	return f
 }
 
-func openPacketSocket(netns string) (int, error) {
-	ns, err := unix.Open("/run/netns/"+netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// openUDPSocket opens a UDP socket as podnet.DHCPSocket does, on a device that is no tap.
+func openUDPSocket() (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(ns)
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		return 0, err
-	}
+	return fd, errors.Join(
+		unix.BindToDevice(fd, "vtap"),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1),
+		unix.Bind(fd, &unix.SockaddrInet4{Port: 67}),
+	)
+}
+
+// openPacketSocket opens a packet socket that takes DHCP requests only, as agents did that knew no other.
+func openPacketSocket() (int, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return 0, err

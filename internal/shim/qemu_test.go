@@ -2,9 +2,8 @@ package shim_test
 
 import (
 	"bufio"
-	"net"
+	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,14 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/shimproto"
+	hostconsole "github.com/berth-dev/berth/internal/host/console"
 )
 
 func TestARealQEMUsConsole(t *testing.T) {
 	const program = "qemu-system-x86_64"
 	need(t, program)
-	path := filepath.Join(t.TempDir(), "console")
+	consoles, err := hostconsole.New(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
 	qemu := exec.Command(program, "-accel", "tcg", "-machine", "q35,graphics=off", "-m", "16", "-nodefaults", "-display", "none", "-S",
-		"-chardev", "socket,id=console,server=on,wait=off,path="+path, "-serial", "chardev:console",
+		"-chardev", "socket,id=console,server=on,wait=off,path="+consoles.Path("uid"), "-serial", "chardev:console",
 		"-monitor", "stdio")
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	monitor, err := qemu.StdinPipe()
@@ -36,16 +39,11 @@ func TestARealQEMUsConsole(t *testing.T) {
 	c := start(t, null(t), stdout)
 	_ = stdout.Close()
 	a := c.take()
-	var conn net.Conn
+	var console *os.File
 	eventually(t, "QEMU listens", func() bool {
-		conn, err = net.Dial("unix", path)
+		console, err = consoles.Connect(t.Context(), "uid")
 		return err == nil
 	})
-	console, err := conn.(*net.UnixConn).File()
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = conn.Close()
 	a.send(consoleOf("r1"), console)
 	_ = console.Close()
 	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
@@ -53,7 +51,7 @@ func TestARealQEMUsConsole(t *testing.T) {
 	if _, err := monitor.Write([]byte("cont\n")); err != nil {
 		t.Fatal(err)
 	}
-	_ = logs.SetReadDeadline(time.Now().Add(patience))
+	_ = logs.SetReadDeadline(time.Now().Add(waitTimeout))
 	lines := bufio.NewReader(logs)
 	for text := ""; !strings.Contains(text, "SeaBIOS"); { // from its first byte, the firmware's
 		if text, err = lines.ReadString('\n'); err != nil {

@@ -16,8 +16,8 @@ import (
 // flushTimeout bounds how long the end waits for somebody to read the console's rest.
 const flushTimeout = 2 * time.Second
 
-// kinds are the devices that handOver takes.
-var kinds = []shimproto.Kind{shimproto.KindConsole, shimproto.KindLease}
+// deviceKinds are the kinds of devices that handOver takes.
+var deviceKinds = []shimproto.Kind{shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease}
 
 // Options are the container's parts that a test replaces.
 type Options struct {
@@ -45,7 +45,7 @@ type received struct {
 }
 
 // Run stands for a guest until the agent says how it ended, and returns the
-// exit code for that. A SIGTERM is only told: the agent ends the guest.
+// exit code for that. A SIGTERM is only reported: the agent ends the guest.
 func Run(o Options) (int, error) {
 	// First of all, and before there is a socket: a PID 1 that nobody tells of a
 	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
@@ -54,12 +54,12 @@ func Run(o Options) (int, error) {
 	signal.Notify(terminate, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
 
-	s := &shim{Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: kinds}}
+	s := &shim{Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds}}
 	var err error
 	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
 		return 1, err
 	}
-	if err := s.show(); err != nil {
+	if err := s.publishState(); err != nil {
 		return 1, err
 	}
 	if s.conn, err = shimproto.Listen(); err != nil {
@@ -68,7 +68,7 @@ func Run(o Options) (int, error) {
 	messages, consoleClosed := make(chan received), make(chan struct{}, 1)
 	go s.conn.Receive(
 		func(m shimproto.Message, files []*os.File) { messages <- received{m, files} },
-		func(err error) { s.say("ignored the agent: %v", err) },
+		func(err error) { s.logf("ignored a message of the agent: %v", err) },
 	)
 	for s.exit == nil {
 		select {
@@ -83,18 +83,18 @@ func Run(o Options) (int, error) {
 			s.state.TerminatingSinceNS = bootTime()
 		}
 		s.conn.Publish(s.state)
-		if err := s.show(); err != nil {
-			s.say("%v", err)
+		if err := s.publishState(); err != nil {
+			s.logf("%v", err)
 		}
 	}
-	return s.end(), nil
+	return s.finish(), nil
 }
 
 // receive acts on one message. Whatever it is, State answers it.
-func (s *shim) receive(r received, closed func()) {
+func (s *shim) receive(r received, consoleClosed func()) {
 	switch m := r.message.(type) {
 	case shimproto.HandOver:
-		s.handOver(m, r.files, closed)
+		s.handOver(m, r.files, consoleClosed)
 	case shimproto.Running:
 		s.phase = m.Phase
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
@@ -110,17 +110,17 @@ func (s *shim) receive(r received, closed func()) {
 }
 
 // handOver takes over the guest's devices, and out of files what they need.
-func (s *shim) handOver(h shimproto.HandOver, files []*os.File, closed func()) {
+func (s *shim) handOver(h shimproto.HandOver, files []*os.File, consoleClosed func()) {
 	switch {
 	case s.state.InstanceID == h.InstanceID:
 		return // again, by an agent that could not know
 	case s.state.InstanceID != "":
-		s.say("refused instance %s: this container is instance %s", h.InstanceID, s.state.InstanceID)
+		s.logf("refused instance %s: this container is instance %s", h.InstanceID, s.state.InstanceID)
 		return
 	}
 	for _, d := range h.Devices {
 		if d.FD >= len(files) {
-			s.say("refused instance %s: %s %s is to have descriptor %d of %d", h.InstanceID, d.Kind, d.Name, d.FD, len(files))
+			s.logf("refused instance %s: %s %s names descriptor %d, %d were sent", h.InstanceID, d.Kind, d.Name, d.FD, len(files))
 			return
 		}
 	}
@@ -128,45 +128,47 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File, closed func()) {
 	for _, d := range h.Devices {
 		switch d.Kind {
 		case shimproto.KindConsole:
-			s.console.Attach(files[d.FD], closed)
+			s.console.Attach(files[d.FD], consoleClosed)
+		case shimproto.KindDHCP:
+			go s.serveDHCP(dhcp.Datagrams(files[d.FD]), *d.Lease)
 		case shimproto.KindLease:
-			go s.serveLease(files[d.FD], *d.Lease)
+			go s.serveDHCP(dhcp.Frames(files[d.FD], *d.Lease), *d.Lease)
 		default:
-			s.say("skipped %s %s, which this shim does not know", d.Kind, d.Name)
+			s.logf("skipped device %s %s: this shim does not support the kind", d.Kind, d.Name)
 			continue
 		}
 		files[d.FD] = nil
 	}
 }
 
-// serveLease serves DHCP. If it ends, the guest lives on with the lease that it has.
-func (s *shim) serveLease(socket *os.File, lease shimproto.Lease) {
+// serveDHCP serves a lease. If it ends, the guest lives on with the lease that it has.
+func (s *shim) serveDHCP(client dhcp.Client, lease shimproto.Lease) {
 	resolv, err := os.ReadFile(s.ResolvConf)
 	if err != nil {
-		s.say("the guest learns of no name servers: %v", err)
+		s.logf("DHCP names no servers to the guest: %v", err)
 	}
-	s.say("DHCP ended: %v", dhcp.Serve(socket, lease, string(resolv)))
+	s.logf("DHCP server ended: %v", dhcp.Serve(client, lease, string(resolv), s.logf))
 }
 
-// show makes the state visible to Started.
-func (s *shim) show() error {
-	comm := commWaiting
+// publishState makes the state visible to Started.
+func (s *shim) publishState() error {
+	state := stateWaiting
 	switch {
 	case s.exit != nil || s.state.ConsoleClosed || s.state.TerminatingSinceNS != 0:
-		comm = commEnding
+		state = stateEnding
 	case s.phase == shimproto.PhaseRunning:
-		comm = commRunning
+		state = stateRunning
 	case s.phase == shimproto.PhasePaused:
-		comm = commPaused
+		state = statePaused
 	}
-	if err := os.WriteFile(ownComm, []byte(comm), 0); err != nil {
-		return fmt.Errorf("showing state %s: %w", comm, err)
+	if err := os.WriteFile(ownCommPath, []byte(state), 0); err != nil {
+		return fmt.Errorf("writing state %s to /proc/self/comm: %w", state, err)
 	}
 	return nil
 }
 
-// end leaves the termination message and returns the exit code.
-func (s *shim) end() int {
+// finish writes the termination message and returns the exit code.
+func (s *shim) finish() int {
 	message := s.exit.TerminationMessage()
 	// Only where kubelet has made the file: the root file system is read-only.
 	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
@@ -175,14 +177,14 @@ func (s *shim) end() int {
 		_ = log.Close()
 	}
 	if err != nil {
-		s.say("leaving the termination message %q: %v", message, err)
+		s.logf("writing the termination message %q: %v", message, err)
 	}
 	s.console.Flush(flushTimeout)
 	return s.exit.Code
 }
 
-// say tells whoever reads the console's log of something out of the ordinary.
-func (s *shim) say(format string, args ...any) {
+// logf writes to stderr, and so into the console's log, what is out of the ordinary.
+func (s *shim) logf(format string, args ...any) {
 	go fmt.Fprintf(s.Stderr, "berth: "+format+"\r\n", args...) // stderr may be stuck
 }
 

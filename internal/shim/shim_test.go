@@ -270,7 +270,7 @@ func TestAgentsComeAndGoWithoutALostByte(t *testing.T) {
 // expectEnd waits until the other end is closed.
 func expectEnd(t *testing.T, f *os.File) {
 	t.Helper()
-	if err := f.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := f.SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 		t.Fatal(err)
 	}
 	if n, err := f.Read(make([]byte, 1)); err != io.EOF {
@@ -284,7 +284,7 @@ func TestOneContainerIsOneInstance(t *testing.T) {
 	a := c.take()
 	_, spare := sockets(t)
 	a.send(consoleOf("r0")) // without its descriptor
-	expect(t, logs, []byte("berth: refused instance r0: console console is to have descriptor 0 of 0\r\n"))
+	expect(t, logs, []byte("berth: refused instance r0: console console names descriptor 0, 0 were sent\r\n"))
 	a.handOver()
 	other, console := sockets(t)
 	a.send(consoleOf("r2"), console)
@@ -301,7 +301,7 @@ func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	want := []shimproto.Kind{shimproto.KindConsole, shimproto.KindLease}
+	want := []shimproto.Kind{shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease}
 	if s := a.await("a state", func(shimproto.State) bool { return true }); s.Minor != shimproto.Minor || !reflect.DeepEqual(s.Kinds, want) {
 		t.Errorf("the shim speaks minor version %d and takes %q; want %d, %q", s.Minor, s.Kinds, shimproto.Minor, want)
 	}
@@ -314,7 +314,7 @@ func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
 	_, _ = hologram.Close(), console.Close()
 	a.await("attached", func(s shimproto.State) bool { return s.InstanceID == "r1" })
 	expectEnd(t, other)
-	expect(t, logs, []byte("berth: skipped hologram h1, which this shim does not know\r\n"))
+	expect(t, logs, []byte("berth: skipped device hologram h1: this shim does not support the kind\r\n"))
 	write(t, qemu, []byte("login: "))
 	expect(t, logs, []byte("login: "))
 }
@@ -353,7 +353,7 @@ func TestAnAgentOfProtocol10IsServed(t *testing.T) {
 	write(t, qemu, []byte("reboot: Power down\r\n"))
 	expect(t, logs, []byte("reboot: Power down\r\n"))
 	_ = tap.Close()
-	expect(t, logs, []byte("berth: DHCP ended: ")) // so it was served
+	expect(t, logs, []byte("berth: DHCP server ended: ")) // so it was served
 	_ = qemu.Close()
 	send("exit")
 	if code := c.code(); code != 137 {

@@ -43,7 +43,8 @@ var rows = []row{
 	{"a class of error needs a reason", "internal/fault", nouns, join(clients, foreign, xml)},
 	{"talking to Kubernetes touches no host", "internal/kube", []string{"api/v1alpha1", "internal/fault"}, join(foreign, xml)},
 	{"thinking about guests touches nothing", "internal/guest/...", thoughts, join(clients, foreign)},
-	{"hands know neither siblings nor Kubernetes", "internal/host/*", join(nouns, []string{"internal/fault", "internal/guest/diskformat"}), clients},
+	{"the host in memory stands in for packages of internal/host alone", testsAlone, join(nouns, []string{"internal/fault", "internal/guest/diskformat", "internal/host/*"}), clients},
+	{"host packages know neither siblings nor Kubernetes", "internal/host/*", join(nouns, []string{"internal/fault", "internal/guest/diskformat"}), clients},
 	{"the operator touches no host", "controllers/...", join(thoughts, []string{"internal/kube"}), join(foreign, xml)},
 	{"a room of the agent knows no other", "internal/agent/*", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
@@ -53,6 +54,9 @@ var rows = []row{
 	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"tests stand outside", "test/...", []string{"..."}, nil},
 }
+
+// testsAlone is what no part of the product reaches.
+const testsAlone = "internal/host/hosttest"
 
 // owners of what is foreign: whoever reaches it, reaches it through them.
 var owners = map[string]string{
@@ -103,16 +107,24 @@ func TestBreaches(t *testing.T) {
 		pkg  pkg
 		want []string
 	}{
-		{"a hand may know reasons", pkg{"internal/host/cgroup", []string{module + "api/v1alpha1", "k8s.io/api/core/v1"}}, nil},
+		{"a host package may know reasons", pkg{"internal/host/cgroup", []string{module + "api/v1alpha1", "k8s.io/api/core/v1"}}, nil},
 		{"and what lies below it", pkg{"internal/host/cgroup", []string{module + "internal/host/cgroup/v2"}}, nil},
 		{"but no sibling", pkg{"internal/host/cgroup", []string{module + "internal/host/process"}}, []string{
-			"internal/host/cgroup reaches internal/host/process, but hands know neither siblings nor Kubernetes",
+			"internal/host/cgroup reaches internal/host/process, but host packages know neither siblings nor Kubernetes",
 		}},
 		{"nor what thinks", pkg{"internal/host/store", []string{module + "internal/guest/plan"}}, []string{
-			"internal/host/store reaches internal/guest/plan, but hands know neither siblings nor Kubernetes",
+			"internal/host/store reaches internal/guest/plan, but host packages know neither siblings nor Kubernetes",
 		}},
+		{"the host in memory joins them", pkg{"internal/host/hosttest", []string{module + "internal/host/store", module + "internal/fault"}}, nil},
+		{"and knows no agent", pkg{"internal/host/hosttest", []string{module + "internal/agent/shims"}}, []string{
+			"internal/host/hosttest reaches internal/agent/shims, but the host in memory stands in for packages of internal/host alone",
+		}},
+		{"no process stands on it", pkg{"internal/agent/shims", []string{module + "internal/host/hosttest"}}, []string{
+			"internal/agent/shims reaches internal/host/hosttest, which is for tests alone",
+		}},
+		{"tests do", pkg{"test/bench", []string{module + "internal/host/hosttest"}}, nil},
 		{"nor the API server", pkg{"internal/host/store", []string{"k8s.io/client-go/rest"}}, []string{
-			"internal/host/store reaches k8s.io/client-go/rest, but hands know neither siblings nor Kubernetes",
+			"internal/host/store reaches k8s.io/client-go/rest, but host packages know neither siblings nor Kubernetes",
 		}},
 		{"rooms of the agent do not meet", pkg{"internal/agent/host", []string{module + "internal/agent/host/x", module + "internal/agent/pulls", module + "internal/agent"}}, []string{
 			"internal/agent/host reaches internal/agent/pulls, but a room of the agent knows no other",
@@ -149,6 +161,9 @@ func breaches(p pkg) []string {
 		own, isOwn := strings.CutPrefix(dep, module)
 		if isOwn && !matchesAny(own, rows[i].ours) && !sameTree(own, rows[i].of, name) || !isOwn && within(dep, rows[i].never) {
 			found = append(found, name+" reaches "+own+", but "+rows[i].rule)
+		}
+		if own == testsAlone && !matches(name, "test/...") {
+			found = append(found, name+" reaches "+own+", which is for tests alone")
 		}
 	}
 	for thing, owner := range owners {

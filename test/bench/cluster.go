@@ -188,7 +188,7 @@ func (c *cluster) start(name string, args ...string) (*child, error) {
 	defer log.Close()
 	cmd := exec.Command(name, args...) // it ends in stop
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // of the thread: see inScale
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // of the thread: see inCluster
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,11 +27,7 @@ const (
 
 // crowd measures what Berth's processes take while n guests run on one node and nothing happens.
 func (b *bench) crowd(ctx context.Context, n int) (figures []figure, err error) {
-	token, err := metricsReader(ctx, b, b.ns)
-	if err != nil {
-		return nil, err
-	}
-	tidy, err := b.lightBerths(ctx)
+	token, tidy, err := b.prepare(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -75,9 +73,14 @@ func (b *bench) crowd(ctx context.Context, n int) (figures []figure, err error) 
 	for name, m := range after {
 		writes += m.writes() - before[name].writes()
 	}
+	agents, err := b.workingSets(ctx, b.node, agentName)
+	if err != nil {
+		return figures, err
+	}
 	seconds := watched.Seconds()
 	figures = append(figures,
-		one("crowd_agent_rss", "MiB", 40, "", is.value("process_resident_memory_bytes")/mebi),
+		of("crowd_agent_working_set", "MiB", 40, "", agents),
+		one("crowd_agent_rss", "MiB", 0, "its program's pages included", is.value("process_resident_memory_bytes")/mebi),
 		one("crowd_agent_cpu", "%", 1, "of a core", (is.value("process_cpu_seconds_total")-was.value("process_cpu_seconds_total"))/seconds*100),
 		one("crowd_writes", "1/s", 0.7, "operators and agents, their leases included", writes/seconds),
 	)
@@ -115,47 +118,57 @@ func (b *bench) berth(ctx context.Context, token string) (map[string]samples, er
 	return all, nil
 }
 
-// lightBerths has berths of this namespace request little, so that a crowd of them finds room on a machine that has not
-// got the memory that each might take; their limits stay. It returns how to take that back.
-func (b *bench) lightBerths(ctx context.Context) (func() error, error) {
-	object := func(kind string, spec map[string]any) *unstructured.Unstructured {
-		return &unstructured.Unstructured{Object: map[string]any{
-			"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": map[string]any{"name": b.ns}, "spec": spec,
-		}}
+// reader is who may read metrics, by its token. It returns how to take that back, too.
+// prepare lets this program read metrics, and a node of few CPUs have many guests. It returns how to take that back.
+func (b *bench) prepare(ctx context.Context) (token string, tidy func() error, err error) {
+	token, forget, err := b.reader(ctx)
+	if err != nil {
+		return "", nil, err
 	}
-	made := []client.Object{
-		object("MutatingAdmissionPolicy", map[string]any{
-			"failurePolicy": "Fail", "reinvocationPolicy": "Never",
-			"matchConstraints": map[string]any{
-				"namespaceSelector": map[string]any{"matchLabels": map[string]any{corev1.LabelMetadataName: b.ns}},
-				"resourceRules": []any{map[string]any{
-					"apiGroups": []any{""}, "apiVersions": []any{"v1"}, "operations": []any{"CREATE"}, "resources": []any{"pods"},
-				}},
-			},
-			"mutations": []any{map[string]any{"patchType": "JSONPatch", "jsonPatch": map[string]any{
-				"expression": `[JSONPatch{op: "replace", path: "/spec/containers/0/resources/requests/memory", value: "64Mi"},
-					JSONPatch{op: "replace", path: "/spec/containers/0/resources/requests/cpu", value: "1m"}]`,
-			}}},
-		}),
-		object("MutatingAdmissionPolicyBinding", map[string]any{"policyName": b.ns}),
+	back, err := b.shareCPUs(ctx)
+	tidy = func() error { return errors.Join(back(), forget()) }
+	if err != nil {
+		return "", nil, errors.Join(err, tidy())
 	}
-	for _, o := range made {
-		if err := b.Create(ctx, o); err != nil {
-			return nil, err
-		}
+	return token, tidy, nil
+}
+
+func (b *bench) reader(ctx context.Context) (token string, tidy func() error, err error) {
+	if token, err = metricsReader(ctx, b, b.ns); err != nil {
+		return "", nil, err
 	}
+	var made []client.Object
 	for _, kind := range []string{"ClusterRole", "ClusterRoleBinding"} {
 		o := &unstructured.Unstructured{Object: map[string]any{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind}}
 		o.SetName("metrics-reader-" + b.ns)
 		made = append(made, o)
 	}
-	return func() error {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	return token, func() error { return b.remove(ctx, made) }, nil
+}
+
+// shareCPUs has berths request so little of CPUs that a crowd finds room on a small machine: memory alone bounds it then. It
+// returns how to take that back.
+func (b *bench) shareCPUs(ctx context.Context) (back func() error, err error) {
+	set := func(ctx context.Context, value string) error {
+		ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 		defer cancel()
-		var errs []error
-		for _, o := range made {
-			errs = append(errs, b.Delete(ctx, o))
+		out, err := exec.CommandContext(ctx, "helm", "upgrade", "berth", filepath.Join("charts", "berth"), "--namespace=berth-system",
+			"--reset-then-reuse-values", "--set=operator.cpuRequestPerVCPU="+value, "--wait", "--timeout=2m").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("helm: %w: %s", err, out)
 		}
-		return errors.Join(errs...)
-	}, nil
+		return nil
+	}
+	return func() error { return set(context.WithoutCancel(ctx), "null") }, set(ctx, "1m")
+}
+
+// remove deletes objects, also when ctx has ended.
+func (b *bench) remove(ctx context.Context, objects []client.Object) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	var errs []error
+	for _, o := range objects {
+		errs = append(errs, b.Delete(ctx, o))
+	}
+	return errors.Join(errs...)
 }

@@ -22,14 +22,14 @@ const (
 	guestNamespace = "guests"
 	// guestsPerNode is what kubelets allow by default, less what else a node runs.
 	guestsPerNode = 100
-	// hands is how many requests this program has under way.
-	hands = 16
+	// connections is how many requests this program has under way.
+	connections = 16
 )
 
 // makeNodes makes nodes, and what their agents say of them.
 func (c *cluster) makeNodes(ctx context.Context, n int) error {
 	agent := &kube.StatusWriter{Client: c, Manager: kube.AgentManager}
-	return each(n, hands, func(i int) error {
+	return each(n, connections, func(i int) error {
 		name := fmt.Sprintf("node-%03d", i)
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name}}}
 		host := &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -70,32 +70,35 @@ func digest(i int) string { return fmt.Sprintf("sha256:%064x", i) }
 
 func guestName(i int) string { return fmt.Sprintf("guest-%05d", i) }
 
-// makeGuests makes VirtualMachines such as people have: a disk, and first-boot data.
+// makeGuests makes VirtualMachines such as people have.
 func (c *cluster) makeGuests(ctx context.Context, n int) error {
+	return each(n, connections, func(i int) error { return c.Create(ctx, usualGuest(guestName(i), i)) })
+}
+
+// usualGuest has a disk, and first-boot data.
+func usualGuest(name string, i int) *v1alpha1.VirtualMachine {
 	userData := "#cloud-config\npackages: [nginx]\nwrite_files:\n- path: /etc/motd\n  content: |\n    " + strings.Repeat("one of many. ", 40) + "\n"
 	size := resource.MustParse("20Gi")
-	return each(n, hands, func(i int) error {
-		return c.Create(ctx, &v1alpha1.VirtualMachine{
-			ObjectMeta: metav1.ObjectMeta{
-				Namespace: guestNamespace, Name: guestName(i),
-				Labels: map[string]string{"app.kubernetes.io/name": "web", "app.kubernetes.io/instance": fmt.Sprint(i % 100)},
-			},
-			Spec: v1alpha1.VirtualMachineSpec{
-				Memory:            v1alpha1.Memory{Size: resource.MustParse("2Gi")},
-				Disks:             []v1alpha1.Disk{{Name: "root", Image: "quay.io/containerdisks/debian:12", Size: &size}},
-				Networks:          []v1alpha1.Network{{Name: "default", Pod: &v1alpha1.PodNetwork{}}},
-				CloudInit:         &v1alpha1.CloudInit{UserData: &userData},
-				SSHAuthorizedKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ6yUOLG9uaWO1iZyGV3zYHZzQqJt6QJpTQb6QJ8pX4W admin@example.org"},
-				Berth:             &v1alpha1.BerthTemplate{Labels: map[string]string{"app": "web"}},
-			},
-		})
-	})
+	return &v1alpha1.VirtualMachine{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: guestNamespace, Name: name,
+			Labels: map[string]string{"app.kubernetes.io/name": "web", "app.kubernetes.io/instance": fmt.Sprint(i % 100)},
+		},
+		Spec: v1alpha1.VirtualMachineSpec{
+			Memory:            v1alpha1.Memory{Size: resource.MustParse("2Gi")},
+			Disks:             []v1alpha1.Disk{{Name: "root", Image: "quay.io/containerdisks/debian:12", Size: &size}},
+			Networks:          []v1alpha1.Network{{Name: "default", Pod: &v1alpha1.PodNetwork{}}},
+			CloudInit:         &v1alpha1.CloudInit{UserData: &userData},
+			SSHAuthorizedKeys: []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ6yUOLG9uaWO1iZyGV3zYHZzQqJt6QJpTQb6QJ8pX4W admin@example.org"},
+			Berth:             &v1alpha1.BerthTemplate{Labels: map[string]string{"app": "web"}},
+		},
+	}
 }
 
 // changeGuests changes one spec of a hundred, and returns how many that are.
 func (c *cluster) changeGuests(ctx context.Context, n int) (int, error) {
 	changed := (n + 99) / 100
-	return changed, each(changed, hands, func(i int) error {
+	return changed, each(changed, connections, func(i int) error {
 		vm := &v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: guestNamespace, Name: guestName(i * 100)}}
 		return c.Patch(ctx, vm, client.RawPatch(types.MergePatchType, []byte(`{"spec":{"restartPolicy":"OnFailure"}}`)))
 	})

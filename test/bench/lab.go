@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,10 +24,11 @@ import (
 // bench is a namespace of its own in the lab.
 type bench struct {
 	client.WithWatch
-	config *rest.Config
-	ns     string
-	nodes  []string
-	node   string // the first, on which is measured
+	clients kubernetes.Interface // for logs and DaemonSets
+	config  *rest.Config
+	ns      string
+	nodes   []string
+	node    string // the first, on which is measured
 }
 
 func open(ctx context.Context) (*bench, error) {
@@ -44,11 +46,15 @@ func open(ctx context.Context) (*bench, error) {
 	if err != nil {
 		return nil, err
 	}
+	clients, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, err
+	}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "bench-"}}
 	if err := c.Create(ctx, ns); err != nil {
 		return nil, fmt.Errorf("making namespace: %w", err)
 	}
-	return &bench{WithWatch: c, config: config, ns: ns.Name, nodes: nodes, node: nodes[0]}, nil
+	return &bench{WithWatch: c, clients: clients, config: config, ns: ns.Name, nodes: nodes, node: nodes[0]}, nil
 }
 
 func (b *bench) close(ctx context.Context) {

@@ -2,8 +2,10 @@
 // beat, in one run on one machine, in the lab. It asserts nothing.
 //
 //	eval "$(make -s lab-env)"; go run ./test/bench
-//	eval "$(make -s lab-env)"; go run ./test/bench -crowd 100
+//	eval "$(make -s lab-env)"; go run ./test/bench -crowd 70
+//	eval "$(make -s lab-env)"; go run ./test/bench -hostile 20
 //	make bench-scale # -scale 10000, on an API server of its own
+//	make bench-fat # -fat 1000, the same
 package main
 
 import (
@@ -32,43 +34,62 @@ type figure struct {
 	// Low and High are the spread of what Value is the median of.
 	Low  float64 `json:"low"`
 	High float64 `json:"high"`
+	// Timeline is "" or the timeline of which this is a part. Value is when that began then, Took how long it took,
+	// Longest how long at most, and Bare when a bare pod or virsh create is through with the same; each 0 where there
+	// is no such thing.
+	Timeline string  `json:"timeline,omitempty"`
+	Took     float64 `json:"took,omitempty"`
+	Longest  float64 `json:"longest,omitempty"`
+	Bare     float64 `json:"bare,omitempty"`
 }
 
 func main() {
 	n := flag.Int("n", 20, "repetitions of each measurement")
-	crowd := flag.Int("crowd", 0, "measure an agent that has so many guests instead")
-	scale := flag.Int("scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
+	var instead modes
+	flag.IntVar(&instead.crowd, "crowd", 0, "measure an agent that has so many guests instead")
+	flag.IntVar(&instead.hostile, "hostile", 0, "measure an agent and a guest beside so many of another tenant with hostile images instead")
+	flag.IntVar(&instead.scale, "scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
+	flag.IntVar(&instead.fat, "fat", 0, "measure an operator before and after somebody makes so many large VirtualMachines instead; this takes no lab")
 	out := flag.String("o", "_out/bench.json", "where the figures go as JSON, beside those of other measurements")
 	flag.Parse()
-	if err := run(*n, *crowd, *scale, *out); err != nil {
+	if err := run(*n, instead, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(n, crowd, scale int, out string) error {
+// modes are what is measured instead of the usual, each by how many VirtualMachines, if that is not 0.
+type modes struct{ crowd, hostile, scale, fat int }
+
+func run(n int, instead modes, out string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
-	measure := func() ([]figure, error) { return inLab(ctx, n, crowd) }
-	if scale > 0 {
-		measure = func() ([]figure, error) { return inScale(ctx, scale) }
+	measure := func() ([]figure, error) { return inLab(ctx, n, instead) }
+	switch {
+	case instead.scale > 0:
+		measure = func() ([]figure, error) { return inCluster(ctx, instead.scale, (*cluster).scale) }
+	case instead.fat > 0:
+		measure = func() ([]figure, error) { return inCluster(ctx, instead.fat, (*cluster).fat) }
 	}
 	figures, err := measure()
 	return errors.Join(err, show(figures), keep(out, figures)) // what could be measured is shown all the same
 }
 
-// inLab measures guests beside bare pods and bare domains, or a crowd of guests if that is not 0.
-func inLab(ctx context.Context, n, crowd int) (figures []figure, failed error) {
+// inLab measures guests beside bare pods and bare domains, or what is asked for instead.
+func inLab(ctx context.Context, n int, instead modes) (figures []figure, failed error) {
 	b, err := open(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer b.close(ctx)
-	measures := []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory}
-	if crowd > 0 {
-		n, measures = crowd, []func(context.Context, int) ([]figure, error){b.crowd}
+	measures := []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory, b.timelines}
+	switch {
+	case instead.crowd > 0:
+		n, measures = instead.crowd, []func(context.Context, int) ([]figure, error){b.crowd}
+	case instead.hostile > 0:
+		n, measures = instead.hostile, []func(context.Context, int) ([]figure, error){b.hostile}
 	}
 	for _, measure := range measures {
 		more, err := measure(ctx, n)
@@ -78,18 +99,21 @@ func inLab(ctx context.Context, n, crowd int) (figures []figure, failed error) {
 	return figures, failed
 }
 
-// show prints the table.
+// show prints the table of figures, and one for each timeline.
 func show(figures []figure) error {
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "FIGURE\tMEDIAN\tLOW\tHIGH\tUNIT\tGOAL\tVERSUS")
 	for _, f := range figures {
+		if f.Timeline != "" {
+			continue
+		}
 		goal := ""
 		if f.Goal != 0 {
 			goal = fmt.Sprintf("%.3g", f.Goal)
 		}
 		fmt.Fprintf(table, "%s\t%.3g\t%.3g\t%.3g\t%s\t%s\t%s\n", f.Name, f.Value, f.Low, f.High, f.Unit, goal, f.Versus)
 	}
-	return table.Flush()
+	return errors.Join(table.Flush(), showTimelines(os.Stdout, figures))
 }
 
 // keep writes figures beside those that other measurements have left.
@@ -103,7 +127,9 @@ func keep(path string, figures []figure) error {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	all = slices.DeleteFunc(all, func(old figure) bool {
-		return slices.ContainsFunc(figures, func(f figure) bool { return f.Name == old.Name })
+		return slices.ContainsFunc(figures, func(f figure) bool {
+			return f.Name == old.Name || f.Timeline != "" && f.Timeline == old.Timeline // which may have had other parts
+		})
 	})
 	if raw, err = json.MarshalIndent(append(all, figures...), "", "  "); err != nil {
 		return err
@@ -118,10 +144,10 @@ func one(name, unit string, goal float64, versus string, value float64) figure {
 
 // of makes a figure of several measurements.
 func of(name, unit string, goal float64, versus string, values []float64) figure {
-	sorted := slices.Clone(values)
-	slices.Sort(sorted)
 	return figure{
 		Name: name, Unit: unit, Goal: goal, Versus: versus, Better: "less",
-		Value: sorted[len(sorted)/2], Low: sorted[0], High: sorted[len(sorted)-1],
+		Value: median(values), Low: slices.Min(values), High: slices.Max(values),
 	}
 }
+
+func median(values []float64) float64 { return slices.Sorted(slices.Values(values))[len(values)/2] }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net/http"
+	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
@@ -20,6 +22,7 @@ type sample struct {
 	name   string
 	labels map[string]string
 	value  float64
+	at     time.Time // if the metrics tell it
 }
 
 type samples []sample
@@ -57,15 +60,24 @@ func scrape(ctx context.Context, from *http.Client, url, token string) (samples,
 	if answer.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("reading %s: %s", url, answer.Status)
 	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(answer.Body)
+	all, err := parse(answer.Body)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", url, err)
+	}
+	return all, nil
+}
+
+// parse reads counters and gauges.
+func parse(text io.Reader) (samples, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(text)
+	if err != nil {
+		return nil, err
 	}
 	var all samples
 	for name, family := range families {
 		for _, m := range family.GetMetric() {
-			s := sample{name, map[string]string{}, m.GetCounter().GetValue() + m.GetGauge().GetValue()}
+			s := sample{name, map[string]string{}, m.GetCounter().GetValue() + m.GetGauge().GetValue(), time.UnixMilli(m.GetTimestampMs())}
 			for _, l := range m.GetLabel() {
 				s.labels[l.GetName()] = l.GetValue()
 			}

@@ -44,7 +44,7 @@ func newPlay(c *cluster) *play {
 // run plays until ctx ends.
 func (p *play) run(ctx context.Context) {
 	var group sync.WaitGroup
-	for range hands {
+	for range connections {
 		group.Go(func() {
 			for vm := range p.queue {
 				if _, err := p.status.Write(ctx, vm, guestStatus(vm), nil); err != nil && ctx.Err() == nil {
@@ -151,5 +151,5 @@ func guestStatus(vm *v1alpha1.VirtualMachine) *v1alpha1.VirtualMachineStatus {
 }
 
 func stamped(had []metav1.Condition, generation int64, conditions ...metav1.Condition) []metav1.Condition {
-	return condition.Carry(conditions, had, generation, time.Now())
+	return condition.MergeTransitionTimes(conditions, had, generation, time.Now())
 }

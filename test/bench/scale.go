@@ -19,8 +19,8 @@ const (
 	maxStart = 30
 )
 
-// inScale measures an operator that has n VirtualMachines, beside no lab.
-func inScale(ctx context.Context, n int) (figures []figure, err error) {
+// inCluster measures on an API server of its own, beside no lab, with nodes for n VirtualMachines.
+func inCluster(ctx context.Context, n int, measure func(*cluster, context.Context, *play, int) ([]figure, error)) (figures []figure, err error) {
 	runtime.LockOSThread() // or what it starts might end with a thread of this process
 	ctx, cancel := context.WithCancelCause(ctx)
 	c, err := startCluster(ctx, cancel)
@@ -41,7 +41,11 @@ func inScale(ctx context.Context, n int) (figures []figure, err error) {
 	}
 	play := newPlay(c)
 	group.Go(func() { play.run(ctx) })
+	return measure(c, ctx, play, n)
+}
 
+// scale measures an operator that has n VirtualMachines.
+func (c *cluster) scale(ctx context.Context, play *play, n int) (figures []figure, err error) {
 	// All of them are made while the operator runs.
 	o, err := c.startOperator(ctx)
 	if err != nil {
@@ -135,15 +139,18 @@ func (c *cluster) restart(ctx context.Context, play *play, n int, into **operato
 	return took, u, err
 }
 
-// use is what a process has taken: CPU in seconds, memory in MiB.
-type use struct{ cpu, rss, peak float64 }
+// use is what a process has taken: CPU in seconds, memory in MiB. heap is what lives there, and what has died since the last collection.
+type use struct{ cpu, rss, peak, heap float64 }
 
 func (o *operator) use(ctx context.Context) (use, error) {
 	m, err := o.metrics(ctx)
 	if err != nil {
 		return use{}, err
 	}
-	u := use{cpu: m.value("process_cpu_seconds_total"), rss: m.value("process_resident_memory_bytes") / mebi}
+	u := use{
+		cpu: m.value("process_cpu_seconds_total"), rss: m.value("process_resident_memory_bytes") / mebi,
+		heap: m.value("go_memstats_heap_alloc_bytes") / mebi,
+	}
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", o.Pid))
 	if err != nil {
 		return u, err

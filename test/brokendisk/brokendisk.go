@@ -54,8 +54,8 @@ func (d *Disk) Unmount() error {
 
 // Orders.
 const (
-	Break = "break"
-	Mend  = "mend"
+	Break  = "break"
+	Repair = "repair"
 )
 
 // Serve is a disk for another process, until the end of its orders. It repeats each order, a line, once it is carried out.

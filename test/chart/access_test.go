@@ -10,6 +10,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -18,7 +19,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
-	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/kube"
 	"github.com/berth-dev/berth/test/env"
 )
@@ -45,6 +45,9 @@ func TestAccess(t *testing.T) {
 	install(t, c)
 	t.Run("roles", func(t *testing.T) { roles(t, c) })
 	t.Run("policies", func(t *testing.T) { policies(t, config, c) })
+	t.Run("tenants", func(t *testing.T) { tenants(t, config, c) })
+	t.Run("berths", func(t *testing.T) { berths(t, config, c) })
+	t.Run("the disks' finalizer", func(t *testing.T) { disksFinalizer(t, config, c) })
 	t.Run("kept disks", func(t *testing.T) { keptDisks(t, c) }) // by now the policies hold
 }
 
@@ -76,8 +79,9 @@ func roles(t *testing.T, c client.Client) {
 		"berth-operator berth.dev " + vms + "/finalizers " + anywhere: "update",
 		"berth-operator berth.dev " + hosts + " ":                     "get list watch delete",
 		"berth-operator events.k8s.io events " + anywhere:             "create patch update",
+		"berth-operator  events " + anywhere:                          "list",
 		"berth-operator coordination.k8s.io leases " + namespace:      "get create update",
-		"berth-operator  events " + namespace:                         "create patch",
+		"berth-operator  events " + namespace:                         "list create patch",
 		"berth-agent  pods " + anywhere:                               "get list watch",
 		"berth-agent berth.dev " + vms + " " + anywhere:               "get list watch",
 		"berth-agent berth.dev " + vms + "/status " + anywhere:        "patch",
@@ -208,25 +212,20 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 			return agent.Create(t.Context(), &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}})
 		}
 	}
-	// labels changes the labels of a berth as a user does.
-	pod, err := berth.PodFor(w.VM("mine"), "", berth.Options{ShimImage: "shim"})
-	if err != nil {
-		t.Fatal(err)
+	// tells makes an Event as that of a controller about an object of a kind.
+	tells := func(controller, apiVersion, kind string) func() error {
+		return func() error { return bound.Create(t.Context(), event(w.Namespace, controller, apiVersion, kind)) }
 	}
-	if err := c.Create(t.Context(), pod); err != nil {
-		t.Fatal(err)
-	}
-	labels := func(patch string, how ...client.PatchOption) func() error {
-		return func() error {
-			return c.Patch(t.Context(), pod.DeepCopy(), client.RawPatch(types.MergePatchType, []byte(`{"metadata":{"labels":`+patch+`}}`)), how...)
+	rewrites := func() error {
+		kubelets := event(w.Namespace, "kubelet", "v1", "Pod")
+		if err := c.Create(t.Context(), kubelets); err != nil {
+			t.Fatal(err)
 		}
+		return bound.Patch(t.Context(), kubelets, client.RawPatch(types.MergePatchType,
+			[]byte(`{"series":{"count":1000,"lastObservedTime":"2026-01-02T03:04:05.000000Z"}}`)))
 	}
 	const exit = `{"lastExit":{"reason":"PoweredOff","exitCode":0,"time":"2026-01-02T03:04:05Z"}}`
 	env.Eventually(t, "the policies to hold", func() bool { return apierrors.IsInvalid(says(bound, "theirs", exit)()) })
-
-	env.Eventually(t, "the policy of berths to hold", func() bool {
-		return apierrors.IsInvalid(labels(`null`, client.DryRunAll)())
-	})
 
 	tests := []struct {
 		name string
@@ -243,6 +242,11 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 		{"to drop a status", says(bound, "mine", `null`), "does not move guests"},
 		{"another host's status", seen(bound, "n2"), "its own host only"},
 		{"to make another host", makes(bound, "n3"), "its own host only"},
+		{"an Event about a guest", tells("berth-agent", "berth.dev/v1alpha1", "VirtualMachine"), ""},
+		{"an Event in the name of kubelet", tells("kubelet", "berth.dev/v1alpha1", "VirtualMachine"), "its own Events about VirtualMachines only"},
+		{"an Event about a pod", tells("berth-agent", "v1", "Pod"), "its own Events about VirtualMachines only"},
+		{"an Event about another's VirtualMachine", tells("berth-agent", "kubevirt.io/v1", "VirtualMachine"), "its own Events about VirtualMachines only"},
+		{"to rewrite an Event of kubelet", rewrites, "its own Events about VirtualMachines only"},
 		{"a guest's status without a node", says(unbound, "mine", exit), "not bound to a node"},
 		{"a host's status without a node", seen(unbound, "n1"), "its own host only"},
 		{"a spec", func() error {
@@ -254,10 +258,6 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 			vm.Spec.State = v1alpha1.StateStopped
 			return bound.Status().Patch(t.Context(), vm, client.MergeFrom(w.VM("mine")))
 		}, ""}, // the API server drops it; see below
-		{"the label of a berth, away", labels(`{"vm.berth.dev/name":null}`), "leave it as it is"},
-		{"the label of a berth, another", labels(`{"vm.berth.dev/name":"other"}`), "leave it as it is"},
-		{"all labels of a berth, away", labels(`null`), "leave it as it is"},
-		{"another label of a berth", labels(`{"app":"web"}`), ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -300,22 +300,32 @@ func policies(t *testing.T, config *rest.Config, c client.Client) {
 	})
 }
 
+// event is one about the object "mine".
+func event(in, controller, apiVersion, kind string) *eventsv1.Event {
+	return &eventsv1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: in, GenerateName: "mine-"}, EventTime: metav1.NowMicro(),
+		ReportingController: controller, ReportingInstance: controller + "-n1", Type: corev1.EventTypeNormal, Reason: "Started", Action: "Start",
+		Regarding: corev1.ObjectReference{APIVersion: apiVersion, Kind: kind, Namespace: in, Name: "mine"},
+	}
+}
+
 // grants let agents do anything with guests, as far as roles go.
 func grants() []client.Object {
-	role := func(kind string, rest map[string]any) client.Object {
-		o := &unstructured.Unstructured{Object: rest}
-		o.SetAPIVersion("rbac.authorization.k8s.io/v1")
-		o.SetKind(kind)
-		o.SetName("generous")
-		return o
-	}
 	return []client.Object{
-		role("ClusterRole", map[string]any{"rules": []any{
+		rbacObject("ClusterRole", "generous", map[string]any{"rules": []any{
 			map[string]any{"apiGroups": []any{"berth.dev"}, "resources": []any{"*"}, "verbs": []any{"*"}},
 		}}),
-		role("ClusterRoleBinding", map[string]any{
+		rbacObject("ClusterRoleBinding", "generous", map[string]any{
 			"roleRef":  map[string]any{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "generous"},
 			"subjects": []any{map[string]any{"kind": "ServiceAccount", "namespace": namespace, "name": "berth-agent"}},
 		}),
 	}
+}
+
+func rbacObject(kind, name string, rest map[string]any) client.Object {
+	o := &unstructured.Unstructured{Object: rest}
+	o.SetAPIVersion("rbac.authorization.k8s.io/v1")
+	o.SetKind(kind)
+	o.SetName(name)
+	return o
 }

@@ -78,12 +78,16 @@ func TestValues(t *testing.T) {
 			{"a typo among capabilities", "agent.capabilities.sysAdmin=true", "sysAdmin"},
 			{"an acceleration that is none", "agent.acceleration=kvm", "acceleration"},
 			{"no replica", "operator.replicas=0", "replicas"},
+			{"a CPU request of nothing", "operator.cpuRequestPerVCPU=0", "cpuRequestPerVCPU"},
 			{"a CPU request that is no quantity", "operator.cpuRequestPerVCPU=much", "cpuRequestPerVCPU"},
 			{"a directory that is relative", "agent.stateDir=var/lib/berth", "stateDir"},
 			{"a port out of range", "agent.metricsPort=70000", "metricsPort"},
 			{"a registry with a scheme", "agent.insecureRegistries={http://r}", "insecureRegistries"},
 			{"an annotation with a comma", `operator.allowedAnnotations={a\,b}`, "allowedAnnotations"},
 			{"a subnet that is none", "agent.guestSubnet=10.0.2.0", "guestSubnet"},
+			{"no pulls at all", "agent.pulls.perNode=0", "perNode"},
+			{"a share that is none", "agent.imageReserve.percent=100", "percent"},
+			{"a size that is none", "agent.imageReserve.size=much", "size"},
 			{"a pull policy that is none", "image.pullPolicy=Sometimes", "pullPolicy"},
 		}
 		for _, tt := range tests {
@@ -101,12 +105,21 @@ func TestValues(t *testing.T) {
 	t.Run("reach the manifests", func(t *testing.T) {
 		tests := []struct{ name, value, says string }{
 			{"a mirror", "image.registry=mirror:5000/berth", "mirror:5000/berth/berth-operator:"},
+			{"a whole CPU for each vCPU", "operator.cpuRequestPerVCPU=1", "-cpu-request-per-vcpu=1\n"},
+			{"a share of one", "operator.cpuRequestPerVCPU=0.5", "-cpu-request-per-vcpu=0.5\n"},
 			{"a tag", "image.tag=v9", "ghcr.io/berth-dev/berth-shim:v9"},
 			{"emulation", "agent.acceleration=Emulation", "-emulation=true"},
 			{"pull secrets of the shim", "image.shimPullSecrets={a,b}", "-shim-pull-secrets=a,b"},
 			{"no allowed annotations", "operator.allowedAnnotations=null", "-emulation=false"},
 			{"a node selector", "agent.nodeSelector.kvm=yes", "kvm: \"yes\""},
 			{"tolerations that are none", "agent.tolerations=null", "kind: DaemonSet"},
+			{"pulls", "agent.pulls.perNamespace=1", "-max-pulls-per-namespace=1"},
+			{"a reserve", "agent.imageReserve.size=20Gi", "-reserve-size=20Gi"},
+			{"required confinement", "agent.requireConfinement=true", "-require-confinement=true\n"},
+			{"a month for stray disks", "agent.keepStrayDisks=720h", "-keep-stray-disks=720h\n"},
+			{"a limit of images", "agent.maxImageSize=20Gi", "-max-image-size=20Gi\n"},
+			{"a limit of disks without a size", "agent.maxUnsizedDisk=5Gi", "-max-unsized-disk=5Gi\n"},
+			{"allowed annotations", "operator.allowedAnnotations={example.com/*}", "-allowed-annotations=example.com/*\n"},
 			{"a directory", "agent.stateDir=/data/berth", "/data/berth"},
 			{"the release's namespace in the policies", "image.tag=v9", "system:serviceaccount:" + namespace + ":berth-agent"},
 		}
@@ -134,6 +147,16 @@ func TestNothingIsPrivileged(t *testing.T) {
 			if privileged, _, _ := unstructured.NestedBool(c.(map[string]any), "securityContext", "privileged"); privileged {
 				t.Errorf("%s %s is privileged", o.GetKind(), o.GetName())
 			}
+		}
+	}
+}
+
+// TestNothingIsAdded: no webhook, and nothing that others could speak to but the ports of the pods.
+func TestNothingIsAdded(t *testing.T) {
+	for _, o := range objects(t) {
+		switch kind := o.GetKind(); kind {
+		case "MutatingWebhookConfiguration", "ValidatingWebhookConfiguration", "APIService", "Service", "Ingress":
+			t.Errorf("the chart has %s %s", kind, o.GetName())
 		}
 	}
 }

@@ -29,7 +29,7 @@ func TestNames(t *testing.T) {
 		}
 		names := c.name.FindAllStringSubmatch(string(source), -1)
 		if len(names) == 0 {
-			t.Errorf("%s has no names: mend this test", c.source)
+			t.Errorf("%s has no names: repair this test", c.source)
 		}
 		for _, name := range names {
 			if !strings.Contains(string(document), c.prefix+name[1]) {

@@ -44,7 +44,7 @@ func TestAdministrator(t *testing.T) {
 
 	t.Log("virsh suspend")
 	virsh("suspend", ours)
-	l.event("tiny", v1alpha1.ReasonSuspended)
+	l.event("tiny", v1alpha1.ReasonPausedExternally)
 	env.Eventually(t, "the guest to run on", func() bool { return virsh("domstate", ours) == "running" })
 
 	t.Log("a domain with the guest's UUID")

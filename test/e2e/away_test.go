@@ -82,7 +82,7 @@ func journeysOf(ns string) []journey {
 		{
 			name: "stops", before: isReady, does: asks(`{"state":"Stopped"}`), replaced: true,
 			after: func(vm *v1alpha1.VirtualMachine) bool {
-				return phase(v1alpha1.PhaseStopped)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 0)
+				return phase(v1alpha1.PhaseStopped)(vm) && exited(vm, v1alpha1.ReasonShutDown, 0)
 			},
 		},
 		{
@@ -123,7 +123,7 @@ func journeysOf(ns string) []journey {
 		{
 			name: "hangs", more: "  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +
 				"  startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 120}\n",
-			before: isReady, does: says("mute"), after: restartedAfter(v1alpha1.ReasonPoweredOff, 0),
+			before: isReady, does: says("mute"), after: restartedAfter(v1alpha1.ReasonShutDown, 0),
 		},
 		{
 			name: "overeats", memory: "160Mi", before: isReady, after: restartedAfter(v1alpha1.ReasonOOMKilled, 137),
@@ -264,7 +264,11 @@ func (c *company) finish() {
 }
 
 func (j journey) manifest() string {
-	return strings.NewReplacer("name: tiny", "name: "+j.name, "96Mi", cmp.Or(j.memory, "96Mi")).Replace(tiny) + j.more
+	return strings.NewReplacer(
+		"name: tiny", "name: "+j.name,
+		"96Mi", cmp.Or(j.memory, "96Mi"),
+		"terminationGracePeriodSeconds: 20", "terminationGracePeriodSeconds: 300", // a part is away for less
+	).Replace(tiny) + j.more
 }
 
 // elsewhere tells whether a guest has another berth now than before, or none any more.

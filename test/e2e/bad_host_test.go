@@ -37,7 +37,7 @@ func TestHostWithoutLibvirtd(t *testing.T) {
 	l.recovers(bad{
 		manifest:  tiny + here,
 		condition: v1alpha1.ConditionRunning, reason: v1alpha1.ReasonLibvirtUnreachable, says: "start it",
-		mend: func(*lab) { service("start") },
+		repair: func(*lab) { service("start") },
 	})
 	l.host(node, "to be ready", func(h *v1alpha1.VirtualMachineHost) bool {
 		return meta.IsStatusConditionTrue(h.Status.Conditions, v1alpha1.ConditionHostReady)
@@ -61,13 +61,13 @@ func TestHostWithoutKVM(t *testing.T) {
 	move := func(from, to string) {
 		l.undo("lab", "exec", node, "--", "sh", "-c", "test ! -e "+from+" || mv "+from+" "+to)
 	}
-	mend := func() {
+	repair := func() {
 		move("/dev/kvm.away", "/dev/kvm")
 		if os.Getenv("LAB_KVM") != "true" {
 			accelerate("Emulation")
 		}
 	}
-	t.Cleanup(mend)
+	t.Cleanup(repair)
 	move("/dev/kvm", "/dev/kvm.away")
 	accelerate("KVM")
 	l.host(node, "to miss /dev/kvm", func(h *v1alpha1.VirtualMachineHost) bool {
@@ -77,7 +77,7 @@ func TestHostWithoutKVM(t *testing.T) {
 	l.recovers(bad{
 		manifest:  tiny + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n",
 		condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonUnschedulable, says: node + ": KVM cannot be used",
-		mend: func(*lab) { mend() },
+		repair: func(*lab) { repair() },
 	})
 }
 
@@ -90,7 +90,7 @@ func TestTaintedNode(t *testing.T) {
 	l.recovers(bad{
 		manifest:  tiny + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n",
 		condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonUnschedulable, says: "untolerated taint",
-		mend: patched(`{"tolerations":[{"key":"e2e","operator":"Exists"}]}`),
+		repair: patched(`{"tolerations":[{"key":"e2e","operator":"Exists"}]}`),
 	})
 }
 

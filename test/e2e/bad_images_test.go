@@ -2,13 +2,55 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/test/badregistry"
+	"github.com/berth-dev/berth/test/env"
 )
+
+// misbehaving is at the address to which the lab's agents speak plain HTTP, while a test listens.
+var misbehaving = badregistry.New()
+
+var listeners struct {
+	sync.Mutex
+	n   int
+	end func()
+}
+
+// listen serves the registry until the test and its subtests are over, and others that listen.
+func listen(t testing.TB) {
+	t.Helper()
+	address := env.Need(t, "LAB_TEST_REGISTRY", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
+	listeners.Lock()
+	defer listeners.Unlock()
+	if listeners.n == 0 {
+		listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
+		if err != nil {
+			t.Fatalf("serving a registry to the lab: %v", err)
+		}
+		listeners.end = misbehaving.Serve(listener)
+	}
+	listeners.n++
+	t.Cleanup(func() {
+		listeners.Lock()
+		defer listeners.Unlock()
+		if listeners.n--; listeners.n == 0 {
+			listeners.end()
+		}
+	})
+}
+
+// newDisk is a raw disk of 1 MiB that no node has seen.
+func newDisk(l *lab) string {
+	return (l.Name() + l.ns + strings.Repeat("\x00", 1<<20))[:1<<20]
+}
 
 // imaged is a guest with a disk from an image of the misbehaving registry, and more lines of YAML.
 func imaged(repository, more string) string {
@@ -28,26 +70,26 @@ func TestRegistryAway(t *testing.T) {
 	l := startAlone(t)
 	l.recovers(bad{
 		manifest:  imaged(l.ns+"/away", ""),
-		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "it is tried again",
-		mend: func(l *lab) {
-			misbehaving.put(l.ns+"/away", newDisk(l))
-			misbehaving.listen(l)
+		condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonRegistryUnreachable, says: "retrying",
+		repair: func(l *lab) {
+			misbehaving.Push(l.ns+"/away", badregistry.Disk(newDisk(l)))
+			listen(l)
 		},
 	})
 }
 
 func TestBadImages(t *testing.T) {
 	t.Parallel()
-	misbehaving.listen(t)
+	listen(t)
 	const disks = v1alpha1.ConditionDisksReady
 	good := func(repository string) func(l *lab) {
-		return func(l *lab) { misbehaving.put(l.ns+repository, newDisk(l)) }
+		return func(l *lab) { misbehaving.Push(l.ns+repository, badregistry.Disk(newDisk(l))) }
 	}
 	behaves := func(repository string) func(l *lab) {
-		return func(l *lab) { misbehaving.mend(l.ns + repository) }
+		return func(l *lab) { misbehaving.Repair(l.ns + repository) }
 	}
 	holds := func(content func(l *lab) string) func(l *lab) {
-		return func(l *lab) { misbehaving.put(l.ns+"/disk", content(l)) }
+		return func(l *lab) { misbehaving.Push(l.ns+"/disk", badregistry.Disk(content(l))) }
 	}
 	for _, c := range []struct {
 		bad
@@ -55,60 +97,60 @@ func TestBadImages(t *testing.T) {
 	}{
 		{repository: "/stall", bad: bad{ // first: it takes long
 			name: "from a registry that stalls", before: good("/stall"),
-			reason: v1alpha1.ReasonRegistryUnreachable, says: "no data for", mend: behaves("/stall"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "no data for", repair: behaves("/stall"),
 		}},
 		{repository: "/missing", bad: bad{
 			name:   "missing",
-			reason: v1alpha1.ReasonImageNotFound, says: "correct the name, or push it", mend: good("/missing"),
+			reason: v1alpha1.ReasonImageNotFound, says: "correct the name, or push it", repair: good("/missing"),
 		}},
 		{repository: "/cut", bad: bad{
 			name: "from a registry that is cut off at any byte", before: good("/cut"),
-			reason: v1alpha1.ReasonRegistryUnreachable, says: "it is tried again", mend: behaves("/cut"),
+			reason: v1alpha1.ReasonRegistryUnreachable, says: "retrying", repair: behaves("/cut"),
 		}},
 		{repository: "/corrupt", bad: bad{
 			name: "other than its digest", before: good("/corrupt"),
-			reason: v1alpha1.ReasonImageDigestMismatch, says: "push the image again", mend: behaves("/corrupt"),
+			reason: v1alpha1.ReasonImageDigestMismatch, says: "push the image again", repair: behaves("/corrupt"),
 		}},
 		{repository: "/disk", bad: bad{
 			name: "no disk", before: holds(func(*lab) string { return "#!/bin/sh\n" }),
-			reason: v1alpha1.ReasonImageNotDisk, says: "no whole number of 512-byte sectors", mend: good("/disk"),
+			reason: v1alpha1.ReasonImageNotDisk, says: "less than a sector", repair: good("/disk"),
 		}},
 		{repository: "/disk", bad: bad{
 			name: "qcow2 with a backing file", before: holds(func(l *lab) string { return qcow2(l, "-b", "/etc/passwd", "-F", "raw") }),
-			reason: v1alpha1.ReasonImageUnsafe, says: "has a backing file: flatten it", mend: good("/disk"),
+			reason: v1alpha1.ReasonImageUnsafe, says: "has a backing file: flatten it", repair: good("/disk"),
 		}},
 		{repository: "/disk", bad: bad{
 			name: "qcow2 with a data file", before: holds(func(l *lab) string { return qcow2(l, "-o", "data_file=data") }),
-			reason: v1alpha1.ReasonImageUnsafe, says: "external data file: flatten it", mend: good("/disk"),
+			reason: v1alpha1.ReasonImageUnsafe, says: "external data file: flatten it", repair: good("/disk"),
 		}},
 		{repository: "/disk", more: "    size: 1Mi\n", bad: bad{
 			name: "larger than its disk", before: holds(func(l *lab) string { return newDisk(l) + newDisk(l) }),
 			reason: v1alpha1.ReasonDiskTooSmall, says: "give it a larger size",
-			mend: func(l *lab) { l.replace("/spec/disks/0/size", "4Mi") },
+			repair: func(l *lab) { l.replace("/spec/disks/0/size", "4Mi") },
 		}},
 		{repository: "/mistyped", bad: bad{
 			name: "mistyped", before: good("/disk"),
 			reason: v1alpha1.ReasonImageNotFound, says: "correct the name",
-			mend: func(l *lab) { l.replace("/spec/disks/0/image", imageOf(l.ns+"/disk")) },
+			repair: func(l *lab) { l.replace("/spec/disks/0/image", imageOf(l.ns+"/disk")) },
 		}},
 		{repository: "/private", bad: bad{
 			name: "private, without a pull secret", before: good("/private"),
 			reason: v1alpha1.ReasonImageUnauthorized, says: "name a Secret in imagePullSecrets",
-			mend: func(l *lab) {
-				pullSecret(l, password)
+			repair: func(l *lab) {
+				pullSecret(l, badregistry.Password)
 				l.patch("tiny", `{"imagePullSecrets":[{"name":"pull"}]}`)
 			},
 		}},
 		{repository: "/private", more: "  imagePullSecrets: [{name: pull}]\n", bad: bad{
 			name: "private, with a pull secret that is missing", before: good("/private"),
 			reason: v1alpha1.ReasonSecretMissing, says: "create it with kubectl create secret docker-registry",
-			mend: func(l *lab) { pullSecret(l, password) },
+			repair: func(l *lab) { pullSecret(l, badregistry.Password) },
 		}},
 		{repository: "/private", more: "  imagePullSecrets: [{name: pull}]\n", bad: bad{
 			name:   "private, with a wrong pull secret",
 			before: func(l *lab) { good("/private")(l); pullSecret(l, "wrong") },
-			reason: v1alpha1.ReasonImageUnauthorized, says: "mend the Secret",
-			mend: func(l *lab) { l.kubectl("", "delete", "secret", "pull"); pullSecret(l, password) },
+			reason: v1alpha1.ReasonImageUnauthorized, says: "correct the Secret",
+			repair: func(l *lab) { l.kubectl("", "delete", "secret", "pull"); pullSecret(l, badregistry.Password) },
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

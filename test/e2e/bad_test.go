@@ -13,7 +13,7 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 )
 
-// bad is something wrong with a VirtualMachine or around it, and what mends it.
+// bad is something wrong with a VirtualMachine or around it, and what repairs it.
 type bad struct {
 	name string
 	// before makes what surrounds it.
@@ -24,11 +24,11 @@ type bad struct {
 	condition string
 	reason    v1alpha1.Reason
 	says      string
-	// mend takes the cause away. The guest must then run by itself.
-	mend func(l *lab)
+	// repair takes the cause away. The guest must then run by itself.
+	repair func(l *lab)
 }
 
-// recovers applies a bad manifest, has it explained, mends it and sees the guest run.
+// recovers applies a bad manifest, has it explained, repairs it and sees the guest run.
 func (l *lab) recovers(b bad) {
 	l.Helper()
 	if b.before != nil {
@@ -48,8 +48,8 @@ func (l *lab) recovers(b bad) {
 	if message := l.event("tiny", b.reason); !strings.Contains(message, b.says) {
 		l.Errorf("the Event %s says %q, not %q", b.reason, message, b.says)
 	}
-	b.mend(l)
-	l.vm("tiny", "to be Ready once that is mended", isReady)
+	b.repair(l)
+	l.vm("tiny", "to be Ready once that is repaired", isReady)
 }
 
 func run(t *testing.T, cases []bad) {
@@ -61,7 +61,7 @@ func run(t *testing.T, cases []bad) {
 
 // undo runs a command that cleans up behind a test.
 func (l *lab) undo(command ...string) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, command[0], command[1:]...).CombinedOutput(); err != nil {
 		l.Errorf("%s: %v: %s", strings.Join(command, " "), err, out)
@@ -78,23 +78,23 @@ func TestBadPlacement(t *testing.T) {
 		{
 			name: "more memory than any node has", manifest: strings.Replace(tiny, "96Mi", "900Gi", 1),
 			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonUnschedulable, says: "Insufficient memory",
-			mend: patched(`{"memory":{"size":"96Mi"}}`),
+			repair: patched(`{"memory":{"size":"96Mi"}}`),
 		},
 		{
 			name: "a nodeSelector that fits nothing", manifest: tiny + "  nodeSelector: {disk: golden}\n",
 			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonUnschedulable, says: "didn't match Pod's node affinity/selector",
-			mend: patched(`{"nodeSelector":null}`),
+			repair: patched(`{"nodeSelector":null}`),
 		},
 		{
 			name: "an annotation that is not allowed", manifest: tiny + "  berth: {annotations: {io.containerd.x: hostile}}\n",
 			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonBerthRefused, says: "remove it from spec.berth.annotations",
-			mend: patched(`{"berth":null}`),
+			repair: patched(`{"berth":null}`),
 		},
 		{
 			name: "a quota that is used up", manifest: tiny,
 			before:    func(l *lab) { l.kubectl("", "create", "quota", "small", "--hard=limits.memory=64Mi") },
 			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonBerthRefused, says: "exceeded quota: small",
-			mend: func(l *lab) {
+			repair: func(l *lab) {
 				l.kubectl("", "patch", "quota", "small", "-p", `{"spec":{"hard":{"limits.memory":"4Gi"}}}`)
 			},
 		},
@@ -102,21 +102,21 @@ func TestBadPlacement(t *testing.T) {
 			name: "a stranger's pod of its name", manifest: tiny,
 			before:    func(l *lab) { l.apply(stranger) },
 			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonPodNameTaken, says: "delete that pod",
-			mend: func(l *lab) { l.kubectl("", "delete", "pod", "tiny", "--grace-period=1") },
+			repair: func(l *lab) { l.kubectl("", "delete", "pod", "tiny", "--grace-period=1") },
 		},
 		{
 			name:     "a missing Secret",
 			manifest: tiny + "  cloudInit: {userDataSecretRef: {name: tiny, key: userdata}}\n",
 
 			condition: v1alpha1.ConditionDisksReady, reason: v1alpha1.ReasonSecretMissing, says: "has no key userdata: create it",
-			mend: func(l *lab) {
+			repair: func(l *lab) {
 				l.kubectl("", "create", "secret", "generic", "tiny", "--from-literal=userdata=#cloud-config")
 			},
 		},
 		{
 			name: "a container that admission adds", manifest: tiny, before: injected,
-			condition: v1alpha1.ConditionRunning, reason: v1alpha1.ReasonBerthAltered, says: "exempt pods with the label",
-			mend: func(l *lab) { l.kubectl("", "delete", "mutatingadmissionpolicy", l.ns) },
+			condition: v1alpha1.ConditionScheduled, reason: v1alpha1.ReasonBerthMutated, says: "exempt pods with the label",
+			repair: func(l *lab) { l.kubectl("", "delete", "mutatingadmissionpolicy", l.ns) },
 		},
 	})
 }
@@ -138,19 +138,41 @@ spec:
 // injected has admission add a container to each pod of the namespace, as a service mesh does.
 func injected(l *lab) {
 	l.Helper()
-	l.Cleanup(func() {
+	l.mutates("name: mesh", `{op: "add", path: "/spec/containers/-", value: Object.spec.containers{
+          name: "mesh", image: "$REGISTRY/lab/pause:1",
+          securityContext: Object.spec.containers.securityContext{
+            allowPrivilegeEscalation: false,
+            capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}}}`)
+}
+
+// mutates has admission change each pod of the namespace, so that its manifest shows something, until the test or what it
+// returns ends it.
+func (l *lab) mutates(shows, patch string) (end func()) {
+	l.Helper()
+	remove := func() {
 		l.undo("kubectl", "delete", "mutatingadmissionpolicy,mutatingadmissionpolicybinding", l.ns, "--ignore-not-found")
-	})
-	l.apply(strings.ReplaceAll(injection, "$NS", l.ns))
-	// Nothing tells when the API server has begun to heed a policy, but what it would do with a pod.
-	for !strings.Contains(l.kubectl(stranger, "create", "-f", "-", "--dry-run=server", "-o", "yaml"), "name: mesh") {
-		if l.Context().Err() != nil {
-			l.Fatal("the API server does not heed the policy")
+	}
+	l.Cleanup(remove)
+	// Nothing tells when the API server heeds a policy, and when no more, but what it would do with a pod.
+	probe := strings.Replace(stranger, "name: tiny", "name: probe", 1)
+	heeded := func(want bool) {
+		l.Helper()
+		for strings.Contains(l.kubectl(probe, "create", "-f", "-", "--dry-run=server", "-o", "yaml"), shows) != want {
+			if l.Context().Err() != nil {
+				l.Fatalf("the API server heeds the policy: %t", !want)
+			}
 		}
+	}
+	l.apply(strings.NewReplacer("$NS", l.ns, "$PATCH", patch).Replace(mutation))
+	heeded(true)
+	return func() {
+		l.Helper()
+		remove()
+		heeded(false)
 	}
 }
 
-const injection = `
+const mutation = `
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingAdmissionPolicy
 metadata: {name: $NS}
@@ -164,11 +186,7 @@ spec:
   - patchType: JSONPatch
     jsonPatch:
       expression: >-
-        [JSONPatch{op: "add", path: "/spec/containers/-", value: Object.spec.containers{
-          name: "mesh", image: "$REGISTRY/lab/pause:1",
-          securityContext: Object.spec.containers.securityContext{
-            allowPrivilegeEscalation: false,
-            capabilities: Object.spec.containers.securityContext.capabilities{drop: ["ALL"]}}}}]
+        [JSONPatch$PATCH]
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: MutatingAdmissionPolicyBinding
@@ -191,7 +209,7 @@ func TestForeignDomain(t *testing.T) {
 		},
 		manifest:  tiny + "  nodeSelector: {kubernetes.io/hostname: " + node + "}\n",
 		condition: v1alpha1.ConditionRunning, reason: v1alpha1.ReasonDomainNameTaken, says: "rename or undefine it",
-		mend: func(l *lab) {
+		repair: func(l *lab) {
 			if now := virsh("domuuid " + name); now != uuid || strings.TrimSpace(virsh("domstate "+name)) != "shut off" {
 				l.Errorf("the foreign domain was touched: %s, was %s", now, uuid)
 			}

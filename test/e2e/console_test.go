@@ -70,7 +70,7 @@ func (c *console) await(text string) {
 // awaitTimes waits until the console has shown a text so many times.
 func (c *console) awaitTimes(text string, times int) {
 	c.l.Helper()
-	deadline := time.NewTimer(patience)
+	deadline := time.NewTimer(waitTimeout)
 	defer deadline.Stop()
 	for strings.Count(c.String(), text) < times {
 		select {

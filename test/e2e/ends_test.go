@@ -106,6 +106,9 @@ func TestReboot(t *testing.T) {
 	console.await("tiny: up")
 	l.say("tiny", "reboot")
 	console.awaitTimes("tiny: up", 2)
+	l.vm("tiny", "to have been reset once", func(vm *v1alpha1.VirtualMachine) bool {
+		return isReady(vm) && vm.Status.Resets == 1 && vm.Status.LastReset != nil
+	})
 	pod := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
 	if n := pod.Status.ContainerStatuses[0].RestartCount; n != 0 {
 		t.Errorf("a reboot inside the guest restarted the container %d times", n)

@@ -24,8 +24,8 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// patience is how long anything may take before a test gives up; guests are emulated on two cores.
-const patience = 5 * time.Minute
+// waitTimeout is how long anything may take before a test gives up; guests are emulated on two cores.
+const waitTimeout = 10 * time.Minute
 
 // lab is a test's own namespace in the lab.
 type lab struct {
@@ -64,7 +64,7 @@ func startAlone(t *testing.T) *lab {
 
 // end deletes the namespace with all that is in it, and fails the test if that gets stuck.
 func (l *lab) end(ns *corev1.Namespace) {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
 	if l.Failed() {
 		l.Log(l.describe(ctx))
@@ -99,7 +99,7 @@ func (l *lab) kubectl(stdin string, args ...string) string {
 }
 
 func (l *lab) tryKubectl(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(l.Context(), patience)
+	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -111,7 +111,7 @@ func (l *lab) tryKubectl(stdin string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// apply applies manifests as a user would; $TINY, $KERNEL, $CLOUD, $TOOLS and $REGISTRY stand for the lab's.
+// apply applies manifests as a user would; $TINY, $KERNEL, $HOSTILE, $CLOUD, $TOOLS and $REGISTRY stand for the lab's.
 func (l *lab) apply(manifest string) {
 	l.Helper()
 	l.kubectl(expand(manifest), "apply", "-f", "-")
@@ -120,7 +120,7 @@ func (l *lab) apply(manifest string) {
 func expand(manifest string) string {
 	return strings.NewReplacer(
 		"$TINY", os.Getenv("LAB_IMAGE_TINY"), "$KERNEL", os.Getenv("LAB_IMAGE_KERNEL"),
-		"$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$TOOLS", os.Getenv("LAB_IMAGE_TOOLS"), "$REGISTRY", os.Getenv("LAB_REGISTRY"),
+		"$HOSTILE", os.Getenv("LAB_IMAGE_HOSTILE"), "$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$TOOLS", os.Getenv("LAB_IMAGE_TOOLS"), "$REGISTRY", os.Getenv("LAB_REGISTRY"),
 	).Replace(manifest)
 }
 
@@ -148,14 +148,14 @@ func await[T any, O interface {
 	client.Object
 }](ctx context.Context, l *lab, list client.ObjectList, ns, name, what string, is func(O) bool) O {
 	l.Helper()
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, waitTimeout)
 	defer cancel()
-	last := "nothing seen"
+	var was history
 	for ctx.Err() == nil {
 		one := O(new(T))
 		err := l.Get(ctx, client.ObjectKey{Namespace: ns, Name: name}, one)
 		if client.IgnoreNotFound(err) != nil {
-			last = err.Error()
+			was.add(err.Error())
 			continue
 		}
 		if err != nil {
@@ -164,7 +164,7 @@ func await[T any, O interface {
 		if is(one) {
 			return one
 		}
-		last = "it is " + summary(one)
+		was.add(summary(one))
 		resource := ""
 		if one != nil {
 			resource = one.GetResourceVersion()
@@ -174,7 +174,7 @@ func await[T any, O interface {
 			Raw: &metav1.ListOptions{ResourceVersion: resource},
 		})
 		if err != nil {
-			last = err.Error()
+			was.add(err.Error())
 			continue
 		}
 		for event := range w.ResultChan() {
@@ -185,7 +185,7 @@ func await[T any, O interface {
 			if event.Type == watch.Deleted {
 				seen = nil
 			}
-			last = "it is " + summary(seen)
+			was.add(summary(seen))
 			if is(seen) {
 				w.Stop()
 				return seen
@@ -196,9 +196,21 @@ func await[T any, O interface {
 		}
 		w.Stop()
 	}
-	l.Fatalf("waited in vain for %s; %s", what, last)
+	l.Fatalf("waited in vain for %s; it was\n%s", what, was)
 	return nil
 }
+
+// history is how something was that a test waits for, and since when: how it came to what it is.
+type history []string
+
+func (h *history) add(summary string) {
+	if n := len(*h); n == 0 || !strings.HasSuffix((*h)[n-1], " "+summary) {
+		*h = append(*h, time.Now().UTC().Format("15:04:05 ")+summary)
+	}
+}
+
+// String leaves out what was before the last twenty changes.
+func (h history) String() string { return strings.Join(h[max(0, len(h)-20):], "\n") }
 
 func summary[O client.Object](o O) string {
 	switch o := any(o).(type) {
@@ -209,6 +221,12 @@ func summary[O client.Object](o O) string {
 		text := string(o.Status.Phase)
 		for _, c := range o.Status.Conditions {
 			text += fmt.Sprintf(" %s=%s(%s %s)", c.Type, c.Status, c.Reason, c.Message)
+		}
+		if e := o.Status.Ended; e != nil {
+			text += fmt.Sprintf(" ended=%+v", *e)
+		}
+		if e := o.Status.LastExit; e != nil {
+			text += fmt.Sprintf(" lastExit=%+v", *e)
 		}
 		return text
 	case *corev1.Pod:
@@ -247,7 +265,7 @@ func isGone[O any](o *O) bool { return o == nil }
 // events waits for an Event about an object with that reason, and returns its message.
 func (l *lab) event(name string, reason v1alpha1.Reason) string {
 	l.Helper()
-	ctx, cancel := context.WithTimeout(l.Context(), patience)
+	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
 	defer cancel()
 	w, err := l.Watch(ctx, &corev1.EventList{}, client.InNamespace(l.ns))
 	if err != nil {

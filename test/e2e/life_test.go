@@ -44,14 +44,14 @@ func TestLife(t *testing.T) {
 	node, digest := vm.Status.NodeName, vm.Status.Disks[0].ImageDigest
 	console := l.logs("disked")
 	console.await("tiny: up")
-	if first, _, _ := strings.Cut(console.String(), "tiny: up"); !strings.Contains(first, "Linux version") {
-		t.Errorf("the console does not begin with the kernel's first words: %.200q", first)
+	if first, _, _ := strings.Cut(console.String(), "tiny: up"); !strings.Contains(first, "SeaBIOS") || !strings.Contains(first, "Linux version") {
+		t.Errorf("the console does not begin with the firmware's first words, and then the kernel's: %.200q", first)
 	}
 
 	t.Log("stop")
 	l.patch("disked", `{"state":"Stopped"}`)
 	vm = l.vm("disked", "to be Stopped", phase(v1alpha1.PhaseStopped))
-	if vm.Status.LastExit == nil || vm.Status.LastExit.Reason != v1alpha1.ReasonPoweredOff || vm.Status.LastExit.ExitCode != 0 {
+	if vm.Status.LastExit == nil || vm.Status.LastExit.Reason != v1alpha1.ReasonShutDown || vm.Status.LastExit.ExitCode != 0 {
 		t.Errorf("a graceful stop left %+v", vm.Status.LastExit)
 	}
 	l.pod("disked", "to be gone", isGone)

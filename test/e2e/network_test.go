@@ -1,7 +1,12 @@
 package e2e
 
 import (
+	"bufio"
+	"bytes"
+	"context"
 	"encoding/json"
+	"net"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -63,6 +68,9 @@ func TestNetwork(t *testing.T) {
 		return has(vm, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonProbesFailing) && runs(vm)
 	})
 	l.endpoint("false")
+	if said := l.forward("tiny", "80"); !strings.Contains(said, "lost connection to pod") {
+		t.Errorf("kubectl port-forward to a port that nobody listens on ends with %q", said)
+	}
 	l.say("tiny", "serve")
 	l.vm("tiny", "to be Ready again", isReady)
 	l.endpoint("true")
@@ -72,6 +80,35 @@ func TestNetwork(t *testing.T) {
 		const least = 48 << 20 // more than a shim ever takes
 		return usage(l, vm) > least
 	})
+}
+
+// forward connects once to a pod's port by kubectl port-forward, until that ends, and returns what it said.
+func (l *lab) forward(pod, port string) string {
+	l.Helper()
+	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "kubectl", "-n", l.ns, "port-forward", "pod/"+pod, ":"+port)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		l.Fatalf("kubectl port-forward: %v", err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n') // Forwarding from 127.0.0.1:43210 -> 80
+	_, after, _ := strings.Cut(line, "127.0.0.1:")
+	local, _, _ := strings.Cut(after, " ")
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:"+local)
+	if err != nil {
+		l.Fatalf("kubectl port-forward said %q: %v", line, err)
+	}
+	defer conn.Close()
+	if err := cmd.Wait(); err == nil {
+		l.Error("kubectl port-forward ended well")
+	}
+	return said.String()
 }
 
 // endpoint waits until the one endpoint of the Service tiny is ready, or is not.
@@ -108,15 +145,22 @@ func usage(l *lab, vm *v1alpha1.VirtualMachine) int {
 // TestProbes: a guest that fails its livenessProbe is restarted, one that does not pass its startupProbe is ended.
 func TestProbes(t *testing.T) {
 	t.Parallel()
-	t.Run("liveness", func(t *testing.T) {
-		l := start(t)
-		l.apply(tiny + "  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +
-			"  startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 120}\n")
-		l.vm("tiny", "to be Ready", isReady)
-		l.logs("tiny").await("tiny: up")
-		l.say("tiny", "mute")
-		l.vm("tiny", "to be Ready again", restartedAfter(v1alpha1.ReasonPoweredOff, 0))
-	})
+	ended := func(vm *v1alpha1.VirtualMachine) bool {
+		return phase(v1alpha1.PhaseSucceeded)(vm) && exited(vm, v1alpha1.ReasonShutDown, 0)
+	}
+	for policy, after := range map[v1alpha1.RestartPolicy]func(*v1alpha1.VirtualMachine) bool{
+		v1alpha1.RestartOnFailure: restartedAfter(v1alpha1.ReasonShutDown, 0), v1alpha1.RestartNever: ended,
+	} {
+		t.Run("liveness under "+string(policy), func(t *testing.T) {
+			l := start(t)
+			l.apply(tiny + "  restartPolicy: " + string(policy) + "\n  livenessProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 2}\n" +
+				"  startupProbe: {tcpSocket: {port: 80}, periodSeconds: 1, failureThreshold: 120}\n")
+			l.vm("tiny", "to be Ready", isReady)
+			l.logs("tiny").await("tiny: up")
+			l.say("tiny", "mute")
+			l.vm("tiny", "to come to its end", after)
+		})
+	}
 	t.Run("startup", func(t *testing.T) {
 		l := start(t)
 		l.apply(tiny + "  restartPolicy: Never\n  startupProbe: {tcpSocket: {port: 81}, periodSeconds: 1, failureThreshold: 3}\n")

@@ -14,7 +14,7 @@ import (
 )
 
 // TestNodeLost cuts a node's power: its guests are unknown, and nobody starts them elsewhere, until the node is back or
-// somebody vouches that it is off. Then a guest without kept disks goes to another node, and one with them waits.
+// an administrator confirms that it is off. Then a guest without kept disks goes to another node, and one with them waits.
 func TestNodeLost(t *testing.T) {
 	other, home := nodes(t)[0], nodes(t)[1]
 	l := startOn(t, home)

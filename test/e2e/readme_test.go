@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -98,7 +99,7 @@ func (s shell) do(line string) bool {
 // enter runs a line to its end.
 func (s shell) enter(line string) {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.Context(), waitTimeout)
 	defer cancel()
 	if out, err := s.command(ctx, line).CombinedOutput(); err != nil {
 		s.Fatalf("%s: %v: %s", line, err, out)
@@ -126,6 +127,8 @@ func (s shell) open(line, text string) (leave func()) {
 	cmd := s.command(s.Context(), line)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = screen, screen, screen
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	// Under nohup SIGHUP is ignored, which programs inherit. A signal that is caught has its default effect in them.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	if err := cmd.Start(); err != nil {
 		s.Fatalf("%s: %v", line, err)
 	}
@@ -145,7 +148,7 @@ func (s shell) open(line, text string) (leave func()) {
 // greetThrough reaches the guest's sshd through kubectl port-forward, which ends if sshd has not started yet.
 func (s shell) greetThrough(line, text string) {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.Context(), waitTimeout)
 	defer cancel()
 	greeting := ""
 	for ctx.Err() == nil {

@@ -19,7 +19,7 @@ func TestStoreFull(t *testing.T) {
 		sh("umount -l /var/lib/berth")
 		agent.revive()
 	})
-	sh("mount -t tmpfs -o size=64m,mode=755 tmpfs /var/lib/berth")
+	sh("cp /var/lib/berth/id /run/store-id; mount -t tmpfs -o size=64m,mode=755 tmpfs /var/lib/berth; mv /run/store-id /var/lib/berth/id")
 	agent.revive()
 	fill := func() { l.Helper(); sh("dd if=/dev/zero of=/var/lib/berth/filler bs=1M 2>/dev/null || true") }
 	free := func() { l.Helper(); sh("rm /var/lib/berth/filler") }
@@ -40,7 +40,7 @@ func TestStoreFull(t *testing.T) {
 	fill()
 	l.say("disked", "write 8")
 	l.vm("disked", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
-		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskBlocked)
+		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskIOError)
 	})
 	free()
 	console.await("tiny: wrote 8")
@@ -60,7 +60,7 @@ func TestStoreFails(t *testing.T) {
 		sh("rm -r " + store + ".real")
 		agent.revive()
 	})
-	sh("mkdir " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
+	sh("mkdir " + store + ".real; cp " + store + "/id " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
 	disk := l.sabotage(node, breakDisk, store)
 
 	t.Log("before the agent begins")
@@ -69,7 +69,7 @@ func TestStoreFails(t *testing.T) {
 	l.host(node, "to tell of it", func(h *v1alpha1.VirtualMachineHost) bool {
 		return condition.Reason(h.Status.Conditions, v1alpha1.ConditionHostReady) == v1alpha1.ReasonStoreFailed
 	})
-	disk.order(brokendisk.Mend)
+	disk.order(brokendisk.Repair)
 	l.host(node, "to be ready", hostReady)
 
 	t.Log("before its disk is made")
@@ -79,7 +79,7 @@ func TestStoreFails(t *testing.T) {
 		return has(vm, v1alpha1.ConditionDisksReady, "False", v1alpha1.ReasonStoreFailed)
 	})
 	l.event("disked", v1alpha1.ReasonStoreFailed)
-	disk.order(brokendisk.Mend)
+	disk.order(brokendisk.Repair)
 	l.vm("disked", "to be Ready", isReady)
 	console := l.logs("disked")
 	console.await("tiny: up")
@@ -89,9 +89,9 @@ func TestStoreFails(t *testing.T) {
 	disk.order(brokendisk.Break)
 	l.say("disked", "write 8")
 	l.vm("disked", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
-		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskBlocked) || has(vm, v1alpha1.ConditionRunning, "Unknown", v1alpha1.ReasonStoreFailed)
+		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskIOError) || has(vm, v1alpha1.ConditionRunning, "Unknown", v1alpha1.ReasonStoreFailed)
 	})
-	disk.order(brokendisk.Mend)
+	disk.order(brokendisk.Repair)
 	console.await("tiny: wrote 8")
 	l.vm("disked", "to run on", runs)
 	if now, several := fmt.Sprint(qemus(string(vm.UID))), one(); now != qemu || several != "" {

@@ -70,21 +70,23 @@ func TestStorm(t *testing.T) {
 	}
 }
 
-// memory is what the processes of agents and operators take, in MiB.
+// memory is what the processes of agents and operators have for themselves, in MiB: not the pages of their programs,
+// which the kernel takes back.
 func memory(t *testing.T) map[string]int {
 	t.Helper()
 	taken := map[string]int{}
 	for _, name := range []string{"/berth-agent", "/berth-operator"} {
 		processes(name, func(pid string, _ []byte) {
-			raw, err := os.ReadFile("/proc/" + pid + "/statm")
+			status, err := os.ReadFile("/proc/" + pid + "/status")
 			if err != nil {
 				return
 			}
-			pages, err := strconv.Atoi(strings.Fields(string(raw))[1])
-			if err != nil {
-				t.Fatal(err)
+			_, anonymous, _ := strings.Cut(string(status), "\nRssAnon:")
+			kib := 0
+			if _, err := fmt.Sscan(anonymous, &kib); err != nil {
+				t.Fatalf("reading RssAnon of process %s: %v", pid, err)
 			}
-			taken[name[1:]+" "+pid] = pages * os.Getpagesize() >> 20
+			taken[name[1:]+" "+pid] = kib >> 10
 		})
 	}
 	return taken

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
@@ -49,10 +50,13 @@ func kinds() []kind {
 		{name: "failed", manifest: tiny + "  restartPolicy: Never\n", does: says("panic"), is: phase(v1alpha1.PhaseFailed)},
 		{name: "stopped", manifest: disked, does: asks(`{"state":"Stopped"}`), is: phase(v1alpha1.PhaseStopped)},
 		{name: "paused", manifest: tiny + "  state: Paused\n", is: phase(v1alpha1.PhasePaused)},
-		{name: pending, manifest: strings.Replace(disked, "$TINY", "$REGISTRY/lab/none:1", 1), is: func(vm *v1alpha1.VirtualMachine) bool {
-			return has(vm, v1alpha1.ConditionReady, "False", v1alpha1.ReasonImageNotFound)
-		}},
+		{name: pending, manifest: strings.Replace(disked, "$TINY", "$REGISTRY/lab/none:1", 1), is: waits},
 	}
+}
+
+// waits: it has no image.
+func waits(vm *v1alpha1.VirtualMachine) bool {
+	return has(vm, v1alpha1.ConditionReady, metav1.ConditionFalse, v1alpha1.ReasonImageNotFound)
 }
 
 // begin has guests come to what they are when an upgrade finds them.
@@ -90,8 +94,8 @@ func (u *upgrade) follow(name string) {
 // treat has the newer version do to guests of the older one all that is done to guests.
 func (u *upgrade) treat(older, newer product) {
 	u.Helper()
-	u.Log("the newer version restarts guests in place, in the older one's berths")
-	u.restart(older, append(remade, "disk")...)
+	u.Log("the newer version restarts guests, in the older one's berths or, where the shim there is too old, in new ones")
+	u.restart(older, newer, append(remade, "disk")...)
 
 	u.Log("it makes berths anew, starts, resumes, and finds an image at last")
 	asked := map[string]string{
@@ -108,7 +112,7 @@ func (u *upgrade) treat(older, newer product) {
 	for name := range asked {
 		vm := u.vm(name, "to be Ready again", func(vm *v1alpha1.VirtualMachine) bool {
 			had := before[name].Berth
-			return isReady(vm) && (name == "paused" || had == nil || vm.Status.Berth.PodUID != had.PodUID)
+			return isReady(vm) && (name == "paused" || vm.Status.Berth.PodUID != had)
 		})
 		if pod := u.berth(vm); name != "paused" && !isOfTag(pod, newer) {
 			u.Errorf("the new berth of %s has the image %s, want %s", name, pod.Spec.Containers[0].Image, newer.tag)
@@ -131,8 +135,9 @@ func (u *upgrade) treat(older, newer product) {
 	}
 }
 
-// restart has guests end by themselves. They start again in their berths, which have a product's shim.
-func (u *upgrade) restart(shim product, names ...string) {
+// restart has guests end by themselves. They start again in their berths, which have a product's shim, unless that is too
+// old for what is installed: then in new ones.
+func (u *upgrade) restart(shim, installed product, names ...string) {
 	u.Helper()
 	before := map[string]*v1alpha1.VirtualMachine{}
 	ends := []end{isKilled, powersOff} // under OnFailure, which is even in the list, only the first starts again
@@ -142,15 +147,30 @@ func (u *upgrade) restart(shim product, names ...string) {
 	}
 	for i, name := range names {
 		was, e := before[name].Status, ends[i%2]
+		if isShimOutdated(before[name]) {
+			vm := u.vm(name, "to be Ready in a new berth", func(vm *v1alpha1.VirtualMachine) bool {
+				return isReady(vm) && vm.Status.Berth.PodUID != was.Berth.PodUID && exited(vm, e.reason, e.code)
+			})
+			if pod := u.berth(vm); !isOfTag(pod, installed) {
+				u.Errorf("the new berth of %s has the image %s, want %s", name, pod.Spec.Containers[0].Image, installed.tag)
+			}
+			u.follow(name)
+			continue
+		}
 		vm := u.vm(name, "to be Ready after its restart", func(vm *v1alpha1.VirtualMachine) bool {
 			return isReady(vm) && vm.Status.Restarts == was.Restarts+1 && exited(vm, e.reason, e.code)
 		})
-		if pod := u.berth(vm); !isOfTag(pod, shim) || *vm.Status.Berth != *was.Berth || !slices.Equal(vm.Status.Addresses, was.Addresses) {
+		if pod := u.berth(vm); !isOfTag(pod, shim) || vm.Status.Berth.PodUID != was.Berth.PodUID || !slices.Equal(vm.Status.Addresses, was.Addresses) {
 			u.Errorf("%s has the berth %v at %v with the image %s; want %v at %v with %s", name,
 				vm.Status.Berth, vm.Status.Addresses, pod.Spec.Containers[0].Image, was.Berth, was.Addresses, shim.tag)
 		}
 		u.follow(name)
 	}
+}
+
+// isShimOutdated: its berth's shim does not take all that the guest needs.
+func isShimOutdated(vm *v1alpha1.VirtualMachine) bool {
+	return has(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonShimOutdated)
 }
 
 // berth is the pod that a guest is in.

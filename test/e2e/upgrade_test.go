@@ -24,7 +24,7 @@ import (
 )
 
 // TestUpgrade upgrades Berth from the commit in test/upgrade/BASE to the tree, back, and again, under guests of all
-// kinds: the CRDs come last the first time, and first the second time. Neither a guest nor a reader of its status may
+// kinds: the operator comes first and the CRDs last the first time, and CRDs first the second time. Neither a guest nor a reader of its status may
 // notice. What one version made, the other handles.
 func TestUpgrade(t *testing.T) {
 	u := &upgrade{lab: startAlone(t), uids: map[string]string{}, consoles: map[string]*console{}}
@@ -36,6 +36,7 @@ func TestUpgrade(t *testing.T) {
 	u.begin(kinds()...)
 	u.attached = u.attach(untouched)
 
+	u.stage("operator-first", func() { u.upgradeOperator(tree) })
 	u.stage("programs-first", func() { u.upgrade(tree, withoutCRDs(t, tree.chart)) })
 	u.stage("crds-last", func() { u.upgrade(tree, tree.chart) })
 	u.treat(base, tree)
@@ -43,7 +44,7 @@ func TestUpgrade(t *testing.T) {
 		u.helm("rollback", "berth", revision, "--wait", "--timeout=2m")
 		u.rolledOut(base)
 	})
-	u.restart(tree, "disks") // an agent serves a shim that is newer
+	u.restart(tree, base, "disks") // an agent serves a shim that is newer
 	u.stage("crds-first", func() {
 		u.kubectl("", "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(env.Root(), "config", "crd"))
 	})
@@ -111,8 +112,32 @@ func withoutCRDs(t *testing.T, chart string) string {
 // upgrade does what docs/upgrade.md says.
 func (u *upgrade) upgrade(to product, chart string) {
 	u.Helper()
-	u.helm("upgrade", "berth", chart, "--reset-then-reuse-values", "--set=image.tag="+to.tag, "--wait", "--timeout=2m")
+	u.helmUpgrade(to, chart, "--wait", "--timeout=2m")
 	u.rolledOut(to)
+}
+
+// upgradeOperator upgrades all but the agents, which follow a few at a time: both are at work for a while.
+func (u *upgrade) upgradeOperator(to product) {
+	u.Helper()
+	var release struct{ Manifest string }
+	if err := json.Unmarshal([]byte(u.helmUpgrade(to, withoutCRDs(u.T, to.chart), "--dry-run=server", "-o", "json")), &release); err != nil {
+		u.Fatalf("reading what helm would install: %v", err)
+	}
+	all := strings.Split(release.Manifest, "\n---\n")
+	others := slices.DeleteFunc(slices.Clone(all), func(manifest string) bool { return strings.Contains(manifest, "\nkind: DaemonSet\n") })
+	if len(others) != len(all)-1 {
+		u.Fatalf("the chart has %d DaemonSets, want the agents'", len(all)-len(others))
+	}
+	manifest := strings.Join(others, "\n---\n")
+	u.kubectl(manifest, "-n", "berth-system", "apply", "--server-side", "--force-conflicts", "--field-manager=helm", "-f", "-")
+	u.kubectl(manifest, "-n", "berth-system", "annotate", "--overwrite", "-f", "-", // helm takes what is new for its own then
+		"meta.helm.sh/release-name=berth", "meta.helm.sh/release-namespace=berth-system")
+	u.leads(to)
+}
+
+func (u *upgrade) helmUpgrade(to product, chart string, more ...string) string {
+	u.Helper()
+	return u.helm(append([]string{"upgrade", "berth", chart, "--reset-then-reuse-values", "--set=image.tag=" + to.tag}, more...)...)
 }
 
 func (u *upgrade) helm(args ...string) string {
@@ -139,14 +164,20 @@ func (u *upgrade) revision() string {
 // rolledOut waits until the operator that leads and all agents are a product's.
 func (u *upgrade) rolledOut(p product) {
 	u.Helper()
+	u.leads(p)
+	for _, node := range nodes(u) {
+		u.host(node, "to be told of by an agent "+p.version, func(h *v1alpha1.VirtualMachineHost) bool { return h.Status.AgentVersion == p.version })
+	}
+}
+
+// leads waits until the operator that leads is a product's.
+func (u *upgrade) leads(p product) {
+	u.Helper()
 	operator := victim{u.lab, "berth-operator", ""}
 	env.Eventually(u, "an operator of "+p.tag+" to lead", func() bool {
 		leader := operator.leader()
 		return slices.ContainsFunc(operator.pods(), func(pod corev1.Pod) bool { return pod.Name == leader && isOfTag(&pod, p) })
 	})
-	for _, node := range nodes(u) {
-		u.host(node, "to be told of by an agent "+p.version, func(h *v1alpha1.VirtualMachineHost) bool { return h.Status.AgentVersion == p.version })
-	}
 }
 
 // isOfTag: a pod's image, the shim's in a berth, is of a product.
@@ -215,7 +246,7 @@ type standing struct {
 	Phase      v1alpha1.Phase
 	Conditions map[string]string // status, reason and since when
 	Pending    []v1alpha1.PendingChange
-	Berth      *v1alpha1.BerthReference
+	Berth      types.UID
 	Container  string
 	Restarts   int32
 	Addresses  []string
@@ -224,11 +255,12 @@ type standing struct {
 	QEMU       []string // process and when it began
 }
 
-// in leaves out conditions that another version does not have.
+// in leaves out conditions that another version does not have, and that a shim is too old for one of them.
 func (s standing) in(other standing) standing {
 	common := map[string]string{}
 	for kind, c := range s.Conditions {
-		if _, ok := other.Conditions[kind]; ok {
+		theirs, ok := other.Conditions[kind]
+		if outdated := " " + string(v1alpha1.ReasonShimOutdated) + " "; ok && !strings.Contains(c+theirs, outdated) {
 			common[kind] = c
 		}
 	}
@@ -241,10 +273,21 @@ func (u *upgrade) look() map[string]standing {
 	u.Helper()
 	all := map[string]standing{}
 	for name := range u.uids {
-		vm := u.vm(name, "to be there", func(vm *v1alpha1.VirtualMachine) bool { return vm != nil })
+		vm := u.vm(name, "to be there", func(vm *v1alpha1.VirtualMachine) bool {
+			return vm != nil && (name != pending || isReady(vm) || waits(vm))
+		})
+		if waits(vm) { // it has not begun, and gets a new berth if its shim is too old
+			continue
+		}
 		s := standing{
-			Phase: vm.Status.Phase, Conditions: map[string]string{}, Pending: vm.Status.PendingChanges, Berth: vm.Status.Berth,
+			Phase: vm.Status.Phase, Conditions: map[string]string{}, Pending: vm.Status.PendingChanges,
 			Restarts: vm.Status.Restarts, Addresses: vm.Status.Addresses, LastExit: vm.Status.LastExit, Disks: vm.Status.Disks,
+		}
+		if b := vm.Status.Berth; b != nil {
+			s.Berth = b.PodUID
+		}
+		if s.Phase == v1alpha1.PhaseWaiting { // the version at BASE calls that Starting, too
+			s.Phase = v1alpha1.PhaseStarting
 		}
 		for _, c := range vm.Status.Conditions {
 			s.Conditions[c.Type] = fmt.Sprintf("%s %s since %s", c.Status, c.Reason, c.LastTransitionTime.UTC())

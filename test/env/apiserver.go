@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,11 +19,17 @@ func Root() string {
 	return filepath.Join(filepath.Dir(file), "..", "..")
 }
 
+// apiServerTimeout bounds the start and the stop of a kube-apiserver, on a machine that does much else beside.
+const apiServerTimeout = 3 * time.Minute
+
 // APIServer starts a kube-apiserver with Berth's CRDs for the time of a test.
 func APIServer(t testing.TB) (*rest.Config, client.Client) {
 	t.Helper()
 	Need(t, "KUBEBUILDER_ASSETS", "a directory with kube-apiserver and etcd")
-	server := &envtest.Environment{CRDDirectoryPaths: crds(t), ErrorIfCRDPathMissing: true}
+	server := &envtest.Environment{
+		CRDDirectoryPaths: crds(t), ErrorIfCRDPathMissing: true,
+		ControlPlaneStartTimeout: apiServerTimeout, ControlPlaneStopTimeout: apiServerTimeout,
+	}
 	t.Cleanup(func() { // also after a start that failed half-way
 		if err := server.Stop(); err != nil {
 			t.Errorf("stopping kube-apiserver: %v", err)

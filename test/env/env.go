@@ -40,3 +40,14 @@ func KVM(t testing.TB) {
 		t.Skipf("this machine has no KVM to use: %v: %.500s", err, out)
 	}
 }
+
+// Tmpfs makes a directory on a tmpfs, which is removed with the test.
+func Tmpfs(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "berth-") // POSIX shared memory: a tmpfs on every Linux
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}

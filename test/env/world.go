@@ -83,7 +83,7 @@ func (w *World) Host(name string, status v1alpha1.VirtualMachineHostStatus) {
 	host := &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	w.must("making host", client.IgnoreAlreadyExists(w.Create(w.T.Context(), host)))
 	w.must("reading host", w.Get(w.T.Context(), client.ObjectKeyFromObject(host), host))
-	status.Conditions = condition.Carry(status.Conditions, nil, 0, time.Now())
+	status.Conditions = condition.MergeTransitionTimes(status.Conditions, nil, 0, time.Now())
 	w.agentWrites(host, &status)
 }
 
@@ -98,7 +98,7 @@ func (w *World) agentWrites(obj client.Object, status any) {
 func (w *World) Agent(name string, status v1alpha1.VirtualMachineStatus) {
 	w.T.Helper()
 	vm := w.VM(name)
-	status.Conditions = condition.Carry(status.Conditions, vm.Status.Conditions, vm.Generation, time.Now())
+	status.Conditions = condition.MergeTransitionTimes(status.Conditions, vm.Status.Conditions, vm.Generation, time.Now())
 	w.agentWrites(vm, &status)
 }
 

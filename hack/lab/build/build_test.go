@@ -58,6 +58,28 @@ func TestCpioMembersArePadded(t *testing.T) {
 	}
 }
 
+func TestAnInitramfsIsAddedTo(t *testing.T) {
+	dir := t.TempDir()
+	base, all := filepath.Join(dir, "base"), filepath.Join(dir, "all")
+	if err := os.WriteFile(base, []byte("first"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := addToInitramfs(all, base, []entry{{"more", "", 0o755}}); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const gzipMagic = "\x1f\x8b"
+	if want := "first\x00\x00\x00" + gzipMagic; !strings.HasPrefix(string(raw), want) {
+		t.Errorf("it begins with %q, not with %q", raw[:min(len(raw), len(want))], want)
+	}
+	if left, err := os.ReadFile(base); err != nil || string(left) != "first" {
+		t.Errorf("what it was added to is %q now, %v", left, err)
+	}
+}
+
 func TestBootRecordHasBothPartitions(t *testing.T) {
 	r := bootRecord([]byte{0xfa})
 	if len(r) != sector || r[0] != 0xfa || r[446] != 0x80 || r[450] != 0x0c || r[466] != 0x83 || r[510] != 0x55 || r[511] != 0xaa {

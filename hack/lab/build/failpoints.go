@@ -6,7 +6,7 @@ import (
 )
 
 // failpointPackages have failpoints.
-var failpointPackages = []string{"internal/agent", "controllers/virtualmachine"}
+var failpointPackages = []string{"internal/agent/virtualmachine", "controllers/virtualmachine"}
 
 // FailpointsTag is the build tag of what failpoints need.
 const FailpointsTag = "failpoints"

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 )
 
-//go:embed tiny cloud customer
+//go:embed tiny cloud systemdhost
 var guestFiles embed.FS
 
 // defaultRelease of Debian is what guests are made of.
@@ -23,6 +23,8 @@ const (
 	ImageTiny   = "LAB_IMAGE_TINY"
 	ImageKernel = "LAB_IMAGE_KERNEL"
 	ImageCloud  = "LAB_IMAGE_CLOUD"
+	// ImageHostile is the kernel's with a program that attacks its host.
+	ImageHostile = "LAB_IMAGE_HOSTILE"
 	// ImageTools is no guest's: it is for pods that talk to guests.
 	ImageTools = "LAB_IMAGE_TOOLS"
 )
@@ -53,16 +55,15 @@ func unpack(files map[string][]byte, dir string) error {
 }
 
 // Guests builds the test guests and returns their images' directories, by the
-// variables that name them.
-func (c *Cache) Guests() (map[string]string, error) {
-	tiny, err := c.tiny()
+// variables that name them. hostile is the path of the hostile one's program.
+func (c *Cache) Guests(hostile string) (map[string]string, error) {
+	all, err := c.tiny()
 	if err != nil {
 		return nil, err
 	}
-	cloud, err := c.cloud()
-	if err != nil {
+	if all[ImageHostile], err = c.Hostile(hostile); err != nil {
 		return nil, err
 	}
-	tiny[ImageCloud] = cloud
-	return tiny, nil
+	all[ImageCloud], err = c.cloud()
+	return all, err
 }

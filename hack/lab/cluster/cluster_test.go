@@ -52,7 +52,7 @@ func TestNodesHaveTheirConfiguration(t *testing.T) {
 	if err := l.nodeFiles(1); err != nil {
 		t.Fatal(err)
 	}
-	if err := customerFiles(l.Dir); err != nil {
+	if err := systemdHostFiles(l.Dir); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{

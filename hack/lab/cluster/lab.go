@@ -64,11 +64,11 @@ func (l Lab) machines() []string {
 	return names
 }
 
-// Nodes that have a directory, but for the customer's.
+// Nodes that have a directory, but for the one with systemd.
 func (l Lab) Nodes() []string {
 	var nodes []string
 	for _, m := range l.machines() {
-		if m != control && m != Customer.Name() {
+		if m != control && m != SystemdHost.Name() {
 			nodes = append(nodes, m)
 		}
 	}

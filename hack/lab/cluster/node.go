@@ -55,7 +55,7 @@ func nodeData(n Node) map[string]any {
 	return map[string]any{
 		"Name": n.Name(), "Pods": n.pods(), "UUID": n.uuid(), "PodSubnet": podSubnet,
 		"DNS": serviceDNS, "Domain": clusterDomain, "Registry": Registry, "Pause": pauseImage,
-		"Systemd": n == Customer,
+		"Systemd": n == SystemdHost,
 	}
 }
 

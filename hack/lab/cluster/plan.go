@@ -26,8 +26,8 @@ const (
 	// MaxNodes fit into the addresses.
 	MaxNodes = 15
 
-	// Customer is one node more, for which another kind of machine is made: a host as Berth's customers have it.
-	Customer = Node(MaxNodes + 1)
+	// SystemdHost is one node more, for which another kind of machine is made: a host with systemd and cgroup v2.
+	SystemdHost = Node(MaxNodes + 1)
 )
 
 // Node is one of the cluster's nodes, counted from 1.
@@ -35,8 +35,8 @@ type Node int
 
 // Name of the node's machine and of its Kubernetes object.
 func (n Node) Name() string {
-	if n == Customer {
-		return "customer"
+	if n == SystemdHost {
+		return "systemd-host"
 	}
 	return fmt.Sprintf("node%d", n)
 }
@@ -56,7 +56,7 @@ func routes(self string) map[string]string {
 	if self != "" && self != control {
 		all[serviceSubnet] = controlAddress
 	}
-	for n := Node(1); n <= Customer; n++ {
+	for n := Node(1); n <= SystemdHost; n++ {
 		if n.Name() != self {
 			all[n.pods()] = n.address()
 		}

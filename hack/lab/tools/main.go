@@ -1,7 +1,8 @@
-// Command tools is what pods of the lab talk to guests with.
+// Command tools is what pods of the lab talk to guests with, and worry their nodes.
 //
-//	tools get URL           print what URL answers
-//	tools serve ADDRESS X   answer X to everybody
+//	tools get URL                 print what URL answers
+//	tools serve ADDRESS X         answer X to everybody
+//	tools pretend COUNT NAME ARG… run so many programs of that name with these arguments
 package main
 
 import (
@@ -15,9 +16,13 @@ import (
 	"time"
 )
 
-const patience = 20 * time.Second
+const requestTimeout = 20 * time.Second
 
 func main() {
+	if os.Getenv(idle) != "" {
+		awaitEnd()
+		return
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "tools:", err)
 		os.Exit(1)
@@ -27,7 +32,7 @@ func main() {
 func run(args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == "get":
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), requestTimeout)
 		defer cancel()
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, args[1], nil)
 		if err != nil {
@@ -42,13 +47,20 @@ func run(args []string) error {
 		return err
 	case len(args) == 3 && args[0] == "serve":
 		server := http.Server{
-			Addr: args[1], ReadHeaderTimeout: patience,
+			Addr: args[1], ReadHeaderTimeout: requestTimeout,
 			Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, args[2]) }),
 		}
-		signals := make(chan os.Signal, 1)
-		signal.Notify(signals, syscall.SIGTERM) // what a container's first process does not handle does not end it
-		go func() { <-signals; os.Exit(0) }()
+		go func() { awaitEnd(); os.Exit(0) }()
 		return server.ListenAndServe()
+	case len(args) >= 3 && args[0] == "pretend":
+		return pretend(args[1], args[2], args[3:])
 	}
-	return fmt.Errorf("usage: tools get URL | tools serve ADDRESS TEXT")
+	return fmt.Errorf("usage: tools get URL | tools serve ADDRESS TEXT | tools pretend COUNT NAME ARG…")
+}
+
+// awaitEnd waits for SIGTERM: what a container's first process does not handle does not end it.
+func awaitEnd() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM)
+	<-signals
 }

@@ -9,68 +9,68 @@ import (
 )
 
 const (
-	// factsAge is how long what libvirt told of its host is good for.
-	factsAge = 20 * time.Second
-	// factsTimeout bounds the question: after libvirtd's installation it takes many seconds.
+	// factsTTL is how long the facts of libvirt are cached.
+	factsTTL = 20 * time.Second
+	// factsTimeout bounds the query: after libvirtd's installation it takes many seconds.
 	factsTimeout = 3 * time.Minute
-	// reconnectGrace is how long libvirtd may be away, to restart or because we just began, before the host says so.
+	// reconnectGrace is how long libvirtd may be disconnected, to restart or because the agent just started, before the host's status says so.
 	reconnectGrace = 10 * time.Second
 )
 
-// factsCache is what libvirt has told of its host.
+// factsCache has the facts of libvirt about its host.
 type factsCache struct {
-	mu     sync.Mutex
-	asking bool
-	known  bool // it was asked at least once
-	facts  libvirtd.HostFacts
-	err    error
-	at     time.Time
-	// away is why there is no connection, nil while there is one; since when it is so.
-	away  error
-	since time.Time
+	mu       sync.Mutex
+	querying bool
+	known    bool // at least one query has ended
+	facts    libvirtd.HostFacts
+	err      error
+	asked    time.Time
+	// disconnected is why there is no connection, nil while there is one; since when it is so.
+	disconnected error
+	since        time.Time
 }
 
-// Facts are what libvirt told of this host; if that is too old it is asked, and the host looked at if the answer is
-// new. They are not known while libvirtd may be about to come back, or has not answered yet.
+// Facts are what libvirt reports of this host. If they are too old it is asked in the background, and the host is
+// reconciled if the answer is new. They are not known while libvirtd may be about to come back, or has not answered yet.
 func (r *Reconciler) Facts() (facts libvirtd.HostFacts, known bool, err error) {
 	c, now := &r.facts, r.Now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.away != nil {
-		return c.facts, now.Sub(c.since) >= reconnectGrace, c.away
+	if c.disconnected != nil {
+		return c.facts, now.Sub(c.since) >= reconnectGrace, c.disconnected
 	}
-	if !c.asking && (!c.known || now.Sub(c.at) >= factsAge || c.err != nil) {
-		c.asking = true
-		go r.askFacts()
+	if !c.querying && (!c.known || now.Sub(c.asked) >= factsTTL || c.err != nil) {
+		c.querying = true
+		go r.queryFacts()
 	}
 	return c.facts, c.known, c.err
 }
 
-// LibvirtConnectivity takes note of libvirtd coming, with nil, and going.
-func (r *Reconciler) LibvirtConnectivity(away error) {
+// LibvirtConnectivity takes note that libvirtd is connected (nil), or why not.
+func (r *Reconciler) LibvirtConnectivity(err error) {
 	c := &r.facts
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.away, c.since, c.at = away, r.Now(), time.Time{}
+	c.disconnected, c.since, c.asked = err, r.Now(), time.Time{}
 	if c.err != nil {
 		c.known, c.err = false, nil
 	}
 }
 
-func (r *Reconciler) askFacts() {
-	ctx, cancel := context.WithTimeout(r.life, factsTimeout)
+func (r *Reconciler) queryFacts() {
+	ctx, cancel := context.WithTimeout(r.background, factsTimeout)
 	defer cancel()
 	facts, err := r.Libvirt.HostFacts(ctx)
 	c := &r.facts
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	isNew := !c.known || (c.err == nil) != (err == nil)
-	c.asking, c.known, c.err, c.at = false, true, err, r.Now()
+	changed := !c.known || (c.err == nil) != (err == nil)
+	c.querying, c.known, c.err, c.asked = false, true, err, r.Now()
 	if err == nil {
-		isNew = isNew || (c.facts.WhyNoKVM == nil) != (facts.WhyNoKVM == nil) || (c.facts.StateDirClosed == nil) != (facts.StateDirClosed == nil) || c.facts.QEMUVersion != facts.QEMUVersion
+		changed = changed || (c.facts.KVMUnavailable == nil) != (facts.KVMUnavailable == nil) || (c.facts.StateDirInaccessible == nil) != (facts.StateDirInaccessible == nil) || c.facts.QEMUVersion != facts.QEMUVersion
 		c.facts = facts
 	}
-	if isNew {
+	if changed {
 		r.Wake()
 	}
 }

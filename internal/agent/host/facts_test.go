@@ -58,18 +58,18 @@ func testFacts(t *testing.T) {
 	look("an answer", true, false)
 	asks("an answer that is new", 0)
 
-	now = now.Add(factsAge)
+	now = now.Add(factsTTL)
 	look("an old answer, while libvirt is asked", true, false)
 	answered("the same answer", sound, nil, false)
 	for what, facts := range map[string]libvirtd.HostFacts{
 		"another QEMU":                         {QEMUVersion: "8.0.0"},
-		"KVM is gone":                          {QEMUVersion: "7.2.0", WhyNoKVM: refused},
-		"a directory that QEMU cannot pass by": {QEMUVersion: "7.2.0", StateDirClosed: refused},
+		"KVM is gone":                          {QEMUVersion: "7.2.0", KVMUnavailable: refused},
+		"a directory that QEMU cannot pass by": {QEMUVersion: "7.2.0", StateDirInaccessible: refused},
 	} {
-		now = now.Add(factsAge)
+		now = now.Add(factsTTL)
 		look(what, true, false)
 		answered(what, facts, nil, true)
-		now = now.Add(factsAge)
+		now = now.Add(factsTTL)
 		look(what, true, false)
 		answered(what+", and back", sound, nil, true)
 	}

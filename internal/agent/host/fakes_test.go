@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/store"
@@ -49,8 +50,14 @@ type fakeStore struct {
 	images []store.Image
 	err    error // of all but Check
 
-	looks   atomic.Int32 // how often it was checked
-	failure atomic.Pointer[error]
+	strays  map[string]time.Time // since when guests are strays
+	markErr error
+	removed []string
+
+	id, wanted string       // its ID, and the one that was asked for last
+	notThis    error        // why it is not that
+	looks      atomic.Int32 // how often it was checked
+	failure    atomic.Pointer[error]
 }
 
 func (f *fakeStore) Check() error {
@@ -61,9 +68,28 @@ func (f *fakeStore) Check() error {
 	return nil
 }
 
+func (f *fakeStore) Identify(want string) (string, error) {
+	f.wanted = want
+	return f.id, f.notThis
+}
+
 func (f *fakeStore) List() ([]store.Guest, error) { return f.guests, f.err }
 
 func (f *fakeStore) Images() ([]store.Image, error) { return f.images, f.err }
+
+func (f *fakeStore) MarkStray(uid string) (time.Time, error) { return f.strays[uid], f.markErr }
+
+func (f *fakeStore) UnmarkStray(uid string) error {
+	delete(f.strays, uid)
+	return nil
+}
+
+func (f *fakeStore) Allocated(string) (int64, error) { return 1 << 20, nil }
+
+func (f *fakeStore) Remove(uid string) error {
+	f.removed = append(f.removed, uid)
+	return nil
+}
 
 func (f *fakeStore) Has(uid string) (bool, error) {
 	for _, g := range f.guests {

@@ -19,24 +19,26 @@ import (
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/host/kubelet"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
 )
 
 // maxListed bounds the lists in a host's status.
 const maxListed = 100
 
-// snapshot is what one look at the host shows.
+// snapshot is what one reconcile reads of the host.
 type snapshot struct {
 	host   *v1alpha1.VirtualMachineHost       // has no UID while there is none
-	status *v1alpha1.VirtualMachineHostStatus // what needs no judgement; what cannot be read is as it was
+	status *v1alpha1.VirtualMachineHostStatus // what is reported as it is read; what cannot be read is as it was
 
-	storeErr   error // why the store cannot be used
-	facts      libvirtd.HostFacts
-	factsKnown bool
-	factsErr   error
-	foreign    []string // running domains that are not Berth's
-	foreignErr error
-	kubelet    kubelet.Config
-	kubeletErr error
+	strays         []stray
+	storeErr       error // why the store cannot be used
+	facts          libvirtd.HostFacts
+	factsKnown     bool
+	factsErr       error
+	foreignRunning []string // running domains that are not Berth's
+	foreignErr     error
+	kubelet        kubelet.Config
+	kubeletErr     error
 
 	qemuConf, cpuinfo, selinux file
 }
@@ -47,18 +49,25 @@ type file struct {
 	err  error
 }
 
-// observe looks at the host. It fails only if the API server cannot say what was reported of it.
+// observe reads the host. It fails only if the API server cannot say what was reported of it.
 func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
 	seen := snapshot{host: r.object(), storeErr: r.Store.Check()}
 	if err := r.Client.Get(ctx, client.ObjectKeyFromObject(seen.host), seen.host); client.IgnoreNotFound(err) != nil {
-		return seen, fmt.Errorf("reading host: %w", err)
+		return seen, fmt.Errorf("reading VirtualMachineHost: %w", err)
 	}
 	seen.facts, seen.factsKnown, seen.factsErr = r.Facts() //nolint:contextcheck // libvirt is asked in the background, which ends with the agent
 	s := seen.host.Status.DeepCopy()
 	seen.status = s
+	id, err := r.Store.Identify(s.StoreID) // also of a disk that takes no file: what is on it may be read
+	if err == nil {
+		s.StoreID = id
+	} else if seen.storeErr == nil {
+		seen.storeErr = err
+	}
 	s.BootID, s.KernelVersion = sysctl("kernel/random/boot_id"), sysctl("kernel/osrelease")
-	s.Images, s.StrayDisks, s.ReleasedBerths = r.images(s.Images), r.strayDisks(ctx, s.StrayDisks), r.releasedBerths(ctx, s.ReleasedBerths)
-	s.ForeignDomains, seen.foreign, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)
+	s.Images, s.ReleasedBerths = r.images(s.Images), r.releasedBerths(ctx, s.ReleasedBerths)
+	seen.strays = r.observeStrays(ctx, s)
+	s.ForeignDomains, seen.foreignRunning, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)
 	seen.kubelet, seen.kubeletErr = kubelet.Read()
 	root, err := r.Libvirt.Root()
 	seen.qemuConf, seen.selinux = readFile(root, "etc/libvirt/qemu.conf", err), readFile(root, "sys/fs/selinux/enforce", err)
@@ -69,9 +78,9 @@ func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
 func sysctl(name string) string { return strings.TrimSpace(readFile("/proc/sys", name, nil).text) }
 
 // readFile reads a file below root, unless that is unknown. One that is absent is empty.
-func readFile(root, path string, unknown error) file {
-	if unknown != nil {
-		return file{err: unknown}
+func readFile(root, path string, rootErr error) file {
+	if rootErr != nil {
+		return file{err: rootErr}
 	}
 	raw, err := os.ReadFile(filepath.Join(root, path))
 	if errors.Is(err, os.ErrNotExist) {
@@ -81,10 +90,10 @@ func readFile(root, path string, unknown error) file {
 }
 
 // foreignDomains are the names of those that are not ours, and of those of them that run.
-func (r *Reconciler) foreignDomains(ctx context.Context, had []string) (all, running []string, err error) {
+func (r *Reconciler) foreignDomains(ctx context.Context, old []string) (all, running []string, err error) {
 	domains, err := r.Libvirt.Domains(ctx)
 	if err != nil {
-		return had, nil, err
+		return old, nil, err
 	}
 	for _, d := range domains {
 		if !r.IsOurs(ctx, d.UUID) {
@@ -110,10 +119,10 @@ func (r *Reconciler) IsOurs(ctx context.Context, uuid string) bool {
 	return err == nil && facts.Identity != nil
 }
 
-func (r *Reconciler) images(had []v1alpha1.HostImage) []v1alpha1.HostImage {
+func (r *Reconciler) images(old []v1alpha1.HostImage) []v1alpha1.HostImage {
 	images, err := r.Store.Images()
 	if err != nil {
-		return had
+		return old
 	}
 	var list []v1alpha1.HostImage
 	for _, i := range images {
@@ -123,28 +132,13 @@ func (r *Reconciler) images(had []v1alpha1.HostImage) []v1alpha1.HostImage {
 	return list[:min(len(list), maxListed)]
 }
 
-// strayDisks are the disks of guests that the API server does not know, say after it was restored from a backup.
-func (r *Reconciler) strayDisks(ctx context.Context, had []string) []string {
-	guests, err := r.Store.List()
-	if err != nil {
-		return had
-	}
-	var stray []string
-	for _, g := range guests {
-		name := fmt.Sprintf("%s/%s %s", g.Namespace, g.Name, g.UID)
-		vm, err := r.VirtualMachine(ctx, types.UID(g.UID))
-		if err == nil && vm == nil || err != nil && slices.Contains(had, name) {
-			stray = append(stray, name)
-		}
-	}
-	return bounded(stray, maxListed)
-}
-
-// releasedBerths are the ending berths whose VirtualMachine is gone, and of which no process is left.
-func (r *Reconciler) releasedBerths(ctx context.Context, had []types.UID) []types.UID {
+// releasedBerths are the terminating berths of which no process is left and that no VirtualMachine's status names: the
+// VirtualMachine is gone, or its berth is another pod, where its guest may run. The berth that it names is reported in its
+// own status.
+func (r *Reconciler) releasedBerths(ctx context.Context, old []types.UID) []types.UID {
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods); err != nil {
-		return had
+		return old
 	}
 	var uids []types.UID
 	for i := range pods.Items {
@@ -153,18 +147,28 @@ func (r *Reconciler) releasedBerths(ctx context.Context, had []types.UID) []type
 		if !ours || pod.DeletionTimestamp.IsZero() || !slices.Contains(pod.Finalizers, berth.PodFinalizer) {
 			continue
 		}
-		if slices.Contains(had, pod.UID) { // what is proven stays so
+		if slices.Contains(old, pod.UID) { // what is proven stays so
 			uids = append(uids, pod.UID)
 			continue
 		}
-		if vm, err := r.VirtualMachine(ctx, owner); err != nil || vm != nil {
+		vm, err := r.VirtualMachine(ctx, owner)
+		if err != nil || vm != nil && vm.Status.Berth != nil && vm.Status.Berth.PodUID == pod.UID {
 			continue
 		}
-		if left, err := r.FindQEMU(string(owner)); err == nil && len(left) == 0 && len(uids) < maxListed {
+		if len(uids) < maxListed && r.provenEmpty(pod.UID, owner) {
 			uids = append(uids, pod.UID)
 		}
 	}
 	return bounded(uids, maxListed)
+}
+
+// provenEmpty: each QEMU of the guest is in another pod's container. One that is in none may be about to be placed.
+func (r *Reconciler) provenEmpty(pod, vm types.UID) bool {
+	qemus, err := r.FindQEMU(string(vm))
+	return err == nil && !slices.ContainsFunc(qemus, func(q process.Process) bool {
+		in, err := r.PodOf(q.PID)
+		return err != nil || in == "" || in == pod
+	})
 }
 
 // bounded sorts a list, whose order means nothing, and keeps the first of it.

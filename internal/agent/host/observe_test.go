@@ -29,11 +29,14 @@ import (
 
 var errAway = errors.New("away")
 
-// virtualMachines answers for the API server: "known" exists, "unsure" cannot be read, all else is gone.
+// virtualMachines answers for the API server: "known" exists, "placed" has the berth "q", "unsure" cannot be read, all else is
+// gone.
 func virtualMachines(_ context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
 	switch uid {
 	case "known":
 		return &v1alpha1.VirtualMachine{}, nil
+	case "placed":
+		return &v1alpha1.VirtualMachine{Status: v1alpha1.VirtualMachineStatus{Berth: &v1alpha1.BerthReference{PodUID: "q"}}}, nil
 	case "unsure":
 		return nil, errAway
 	}
@@ -60,27 +63,6 @@ func TestForeignDomains(t *testing.T) {
 	check("all and those that run", nil, []string{"bad", "ended", "other"}, []string{"other"})
 	libvirt.err = errAway
 	check("libvirtd is away", errAway, []string{"had"}, nil)
-}
-
-func TestStrayDisks(t *testing.T) {
-	const strange, unsure = "shop/vm strange", "shop/vm unsure"
-	for name, c := range map[string]struct {
-		store     *fakeStore
-		had, want []string
-	}{
-		"a guest whose VirtualMachine exists":         {store: &fakeStore{guests: []store.Guest{guest("known")}}, had: []string{"shop/vm known"}},
-		"one whose VirtualMachine is gone":            {store: &fakeStore{guests: []store.Guest{guest("strange"), guest("known")}}, want: []string{strange}},
-		"one of which the API server says nothing":    {store: &fakeStore{guests: []store.Guest{guest("unsure")}}},
-		"the same, of which was said that it is gone": {store: &fakeStore{guests: []store.Guest{guest("unsure")}}, had: []string{unsure}, want: []string{unsure}},
-		"a store that cannot be read":                 {store: &fakeStore{err: errAway}, had: []string{strange}, want: []string{strange}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			r := &Reconciler{Options: Options{Store: c.store, VirtualMachine: virtualMachines}}
-			if diff := cmp.Diff(c.want, r.strayDisks(t.Context(), c.had)); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
-	}
 }
 
 func TestImages(t *testing.T) {
@@ -114,12 +96,25 @@ func endingBerth(uid, owner types.UID) *corev1.Pod {
 func TestReleasedBerths(t *testing.T) {
 	findQEMU := func(uuid string) ([]process.Process, error) {
 		switch uuid {
-		case "runs":
+		case "runs", "placed":
 			return []process.Process{{PID: 7}}, nil
+		case "starts":
+			return []process.Process{{PID: 7}, {PID: 8}}, nil
+		case "ends":
+			return []process.Process{{PID: 9}}, nil
 		case "unseen":
 			return nil, errAway
 		}
 		return nil, nil
+	}
+	podOf := func(pid int) (types.UID, error) {
+		switch pid {
+		case 7:
+			return "q", nil
+		case 8:
+			return "", nil
+		}
+		return "", errAway
 	}
 	but := func(change func(*corev1.Pod)) *corev1.Pod {
 		pod := endingBerth("p", "gone")
@@ -131,20 +126,25 @@ func TestReleasedBerths(t *testing.T) {
 		had, want []types.UID
 	}{
 		"its VirtualMachine and its QEMU are gone":  {pod: endingBerth("p", "gone"), want: []types.UID{"p"}},
-		"its VirtualMachine exists":                 {pod: endingBerth("p", "known")},
+		"its VirtualMachine names no berth":         {pod: endingBerth("p", "known"), want: []types.UID{"p"}},
+		"its VirtualMachine has another berth":      {pod: endingBerth("p", "placed"), want: []types.UID{"p"}}, // where its QEMU is
+		"it is the VirtualMachine's berth":          {pod: endingBerth("q", "placed")},
 		"its VirtualMachine cannot be read":         {pod: endingBerth("p", "unsure")},
-		"its QEMU runs":                             {pod: endingBerth("p", "runs")},
+		"its QEMU runs in it":                       {pod: endingBerth("q", "runs")},
+		"its QEMU runs in another pod":              {pod: endingBerth("p", "runs"), want: []types.UID{"p"}},
+		"one of its QEMUs is in no pod yet":         {pod: endingBerth("p", "starts")},
+		"it cannot be seen where its QEMU is":       {pod: endingBerth("p", "ends")},
 		"it cannot be seen whether its QEMU runs":   {pod: endingBerth("p", "unseen")},
 		"the same, after it was proven gone":        {pod: endingBerth("p", "unseen"), had: []types.UID{"p"}, want: []types.UID{"p"}},
 		"it is released already":                    {pod: but(func(p *corev1.Pod) { p.Finalizers = []string{"other"} }), had: []types.UID{"p"}},
 		"it is not being deleted":                   {pod: but(func(p *corev1.Pod) { p.DeletionTimestamp = nil })},
 		"it is no berth":                            {pod: but(func(p *corev1.Pod) { p.OwnerReferences = nil })},
-		"another pod of which something was proven": {pod: endingBerth("p", "known"), had: []types.UID{"q"}},
+		"another pod of which something was proven": {pod: endingBerth("p", "starts"), had: []types.UID{"q"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := &Reconciler{Options: Options{
 				Client:         fake.NewClientBuilder().WithScheme(kube.Scheme()).WithObjects(c.pod).Build(),
-				VirtualMachine: virtualMachines, FindQEMU: findQEMU,
+				VirtualMachine: virtualMachines, FindQEMU: findQEMU, PodOf: podOf,
 			}}
 			if diff := cmp.Diff(c.want, r.releasedBerths(t.Context(), c.had)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -218,4 +218,28 @@ func newReconciler(t *testing.T, c client.Client, libvirt Libvirt, s Store) *Rec
 		Node: "n1", Version: "v1", Acceleration: v1alpha1.AccelerationEmulation, Client: c, Libvirt: libvirt, Store: s,
 		VirtualMachine: virtualMachines, FindQEMU: process.Find, Now: time.Now,
 	})
+}
+
+// TestStoreThatIsAnother: the host knows its store by the ID that it was first told, and says so.
+func TestStoreThatIsAnother(t *testing.T) {
+	host := &v1alpha1.VirtualMachineHost{}
+	host.Name, host.UID = "n1", "u"
+	images := &fakeStore{id: "a"}
+	look := func() snapshot {
+		t.Helper()
+		c := fake.NewClientBuilder().WithScheme(kube.Scheme()).WithObjects(host).WithStatusSubresource(host).Build()
+		seen, err := newReconciler(t, c, &fakeLibvirt{root: t.TempDir()}, images).observe(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return seen
+	}
+	if seen := look(); seen.status.StoreID != "a" || images.wanted != "" || seen.storeErr != nil {
+		t.Errorf("of a node that had none %q was asked for; the status is %+v, %v", images.wanted, seen.status, seen.storeErr)
+	}
+	host.Status.StoreID = "a"
+	images.id, images.notThis = "b", errAway
+	if seen := look(); seen.status.StoreID != "a" || images.wanted != "a" || !errors.Is(seen.storeErr, errAway) {
+		t.Errorf("of a node that had another %q was asked for; the status is %+v, %v", images.wanted, seen.status, seen.storeErr)
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -33,46 +34,68 @@ type Libvirt interface {
 // Store is what a Reconciler asks of the store of images and disks.
 type Store interface {
 	Check() error
+	Identify(want string) (id string, err error)
+	Images() ([]store.Image, error)
+	Guests
+	Strays
+}
+
+// Guests are those that have disks on this node.
+type Guests interface {
 	Has(uid string) (bool, error)
 	List() ([]store.Guest, error)
-	Images() ([]store.Image, error)
+}
+
+// Strays are the disks that nobody knows any more.
+type Strays interface {
+	MarkStray(uid string) (since time.Time, err error)
+	UnmarkStray(uid string) error
+	Allocated(uid string) (int64, error)
+	Remove(uid string) error
 }
 
 // Options are what a Reconciler knows and uses.
 type Options struct {
 	Node, Version  string // the node's name, which is its VirtualMachineHost's, and the agent's version
 	Acceleration   v1alpha1.Acceleration
-	UnifiedCgroups bool          // the host uses cgroup v2
+	UnifiedCgroups bool // the host uses cgroup v2
+	// RequireConfinement: no guest starts where QEMU is not confined by seccomp and a security driver.
+	RequireConfinement bool
+	// KeepStrayDisks is for how long disks are kept whose VirtualMachine nobody knows; 0 is for ever.
+	KeepStrayDisks time.Duration
 	Client         client.Client // reads from the cache, which holds this node's objects
 	Libvirt        Libvirt
 	Store          Store
 	// VirtualMachine finds one by its UID, nil if there is none, and FindQEMU the processes of its guest.
 	VirtualMachine func(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error)
 	FindQEMU       func(uuid string) ([]process.Process, error)
-	Now            func() time.Time
+	// PodOf is the UID of the pod in whose container a process is, "" if it is in none.
+	PodOf func(pid int) (types.UID, error)
+	Now   func() time.Time
 }
 
 // Reconciler keeps the VirtualMachineHost of one node true.
 type Reconciler struct {
 	Options
-	status *kube.StatusWriter
-	facts  factsCache
-	wakes  chan event.GenericEvent
-	life   context.Context // ends with the agent: questions to libvirt outlive a reconcile
+	status     *kube.StatusWriter
+	facts      factsCache
+	strayBytes atomic.Int64
+	wakes      chan event.GenericEvent
+	background context.Context // ends with the agent: queries of libvirt outlive a reconcile
 }
 
 // New makes a Reconciler. What it does in the background ends with ctx.
 func New(ctx context.Context, o Options) *Reconciler {
 	return &Reconciler{
-		Options: o,
-		status:  &kube.StatusWriter{Client: o.Client, Manager: kube.AgentManager},
-		facts:   factsCache{away: errors.New("libvirtd was not reached yet"), since: o.Now()},
-		wakes:   make(chan event.GenericEvent, 1),
-		life:    ctx,
+		Options:    o,
+		status:     &kube.StatusWriter{Client: o.Client, Manager: kube.AgentManager},
+		facts:      factsCache{disconnected: errors.New("not connected to libvirtd yet"), since: o.Now()},
+		wakes:      make(chan event.GenericEvent, 1),
+		background: ctx,
 	}
 }
 
-// Setup registers the reconciler, its watches, and a first look.
+// Setup registers the reconciler and its watches, and enqueues the host.
 func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 	r.Wake()
 	return ctrl.NewControllerManagedBy(mgr).Named("host").
@@ -80,11 +103,11 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		Complete(r)
 }
 
-// Wake has the host looked at. It never blocks, and may be called by anyone at any time.
+// Wake enqueues the host. It never blocks, and may be called from anywhere.
 func (r *Reconciler) Wake() {
 	select {
 	case r.wakes <- event.GenericEvent{Object: r.object()}:
-	default: // the one before it was not heard yet, and does for both
+	default: // the host is in the queue already
 	}
 }
 
@@ -104,9 +127,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ ctrl.Request) (ctrl.Result
 		if err := r.Client.Create(ctx, seen.host); apierrors.IsAlreadyExists(err) {
 			return kube.Outcome(nil, time.Second) // the cache is behind
 		} else if err != nil {
-			return kube.Outcome(fmt.Errorf("making host %s: %w", r.Node, err), 0)
+			return kube.Outcome(fmt.Errorf("creating VirtualMachineHost %s: %w", r.Node, err), 0)
 		}
 	}
-	wake, err := r.report(ctx, seen)
-	return kube.Outcome(err, wake)
+	if seen.storeErr == nil {
+		err = r.removeStrays(ctx, seen.strays)
+	}
+	wake, e := r.report(ctx, seen)
+	return kube.Outcome(errors.Join(err, e), wake)
 }

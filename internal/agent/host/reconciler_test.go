@@ -57,7 +57,7 @@ func TestReconcile(t *testing.T) {
 		t.Fatal(err)
 	}
 	images, libvirt := &fakeStore{}, &fakeLibvirt{
-		root: t.TempDir(), facts: libvirtd.HostFacts{LibvirtVersion: "9.0.0", QEMUVersion: "7.2.0", Emulation: &libvirtd.Virt{}},
+		root: t.TempDir(), facts: libvirtd.HostFacts{LibvirtVersion: "9.0.0", QEMUVersion: "7.2.0", Emulation: &libvirtd.DomainCaps{}},
 	}
 	r := newReconciler(t, mgr.GetClient(), libvirt, images)
 	if err := r.Setup(mgr); err != nil {
@@ -95,7 +95,7 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("the same status was written again: %+v", host.Status)
 	}
 
-	failure := fault.ByTime(v1alpha1.ReasonStoreFailed, errors.New("input/output error"))
+	failure := fault.NewTransient(v1alpha1.ReasonStoreFailed, errors.New("input/output error"))
 	images.failure.Store(&failure)
 	r.Wake()
 	env.Eventually(t, "its store fails", is(metav1.ConditionFalse, v1alpha1.ReasonStoreFailed))

@@ -8,12 +8,12 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 )
 
-// collectEvery is how often images are looked through; their last use is known as exactly.
-const collectEvery = 10 * time.Minute
+// collectPeriod is how often unused images are removed; their last use is known as exactly.
+const collectPeriod = 10 * time.Minute
 
 // GarbageCollect removes images that nothing has used for long, again and again until ctx ends.
 func (p *Puller) GarbageCollect(ctx context.Context) error {
-	wait.UntilWithContext(ctx, func(context.Context) { p.collect() }, collectEvery)
+	wait.UntilWithContext(ctx, func(context.Context) { p.collect() }, collectPeriod)
 	return nil
 }
 
@@ -25,7 +25,7 @@ func (p *Puller) collect() {
 		log.Error(err, "Removing unused images")
 	}
 	for _, i := range removed {
-		log.Info("Removed an image that nothing used", "image", i.Digest, "bytes", i.Allocated)
+		log.Info("Removed unused image", "image", i.Digest, "bytes", i.Allocated)
 		p.Metrics.Removals.Inc()
 	}
 	if len(removed) > 0 {

@@ -28,9 +28,8 @@ type memory struct {
 	images   map[store.Content]bool
 	tags     map[string]string
 	proofs   map[store.Content][]string
-	imports  map[string]*job  // by source and content
 	failures map[string]error // by method
-	joined   chan struct{}    // is told of each import that was joined
+	needs    []int64          // what each import was known to need
 }
 
 func (m *memory) do(method string, work func()) error {
@@ -58,73 +57,55 @@ func (m *memory) Image(c store.Content) (store.Image, error) {
 	return store.Image{Content: c}, err
 }
 
-func (m *memory) Recall(reference string) (digest string, err error) {
-	err = m.do("Recall", func() { digest = m.tags[reference] })
+func (m *memory) ResolveTag(reference string) (digest string, err error) {
+	err = m.do("ResolveTag", func() { digest = m.tags[reference] })
 	return digest, err
 }
 
-func (m *memory) Remember(reference, digest string) error {
-	return m.do("Remember", func() { m.tags[reference] = digest })
+func (m *memory) SetTag(reference, digest string) error {
+	return m.do("SetTag", func() { m.tags[reference] = digest })
 }
 
-func (m *memory) Allowed(c store.Content, proofs []string) (may bool, err error) {
-	err = m.do("Allowed", func() {
+func (m *memory) HasAccess(c store.Content, proofs []string) (may bool, err error) {
+	err = m.do("HasAccess", func() {
 		may = slices.ContainsFunc(proofs, func(p string) bool { return slices.Contains(m.proofs[c], p) })
 	})
 	return may, err
 }
 
-func (m *memory) Allow(c store.Content, proof string) error {
-	return m.do("Allow", func() { m.proofs[c] = append(m.proofs[c], proof) })
+func (m *memory) GrantAccess(c store.Content, proof string) error {
+	return m.do("GrantAccess", func() { m.proofs[c] = append(m.proofs[c], proof) })
 }
 
-// Import joins the import of the same content from the same source, as the real store does.
-func (m *memory) Import(ctx context.Context, c store.Content, source string, fetch store.Fetch) Import {
+// Import brings a content at once; of several imports the first to end makes it, as in the real store.
+func (m *memory) Import(ctx context.Context, i store.Import) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	from := fmt.Sprint(source, c)
-	if running := m.imports[from]; running != nil {
-		m.joined <- struct{}{}
-		return running
+	m.needs = append(m.needs, i.Needs)
+	m.mu.Unlock()
+	if _, err := m.Image(i.Content); err == nil {
+		return nil
 	}
-	j := &job{done: make(chan struct{})}
-	m.imports[from] = j
-	j.run = sync.OnceFunc(func() {
-		go func() {
-			defer close(j.done)
-			if _, err := m.Image(c); err != nil {
-				j.err = fetch(ctx, func(string) (io.Writer, error) { return j, nil })
-			}
-			if err := m.do("Import", func() {}); err != nil {
-				j.err = err
-			}
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			m.images[c] = m.images[c] || j.err == nil
-			delete(m.imports, from)
-		}()
-	})
-	return j
+	if i.Needs > 0 {
+		if err := m.do("Room", func() {}); err != nil {
+			return err
+		}
+	}
+	w := &counter{i.Progress}
+	if err := i.Fetch(ctx, func(string, int64) (io.Writer, error) { return w, nil }); err != nil {
+		return err
+	}
+	if err := m.do("Import", func() {}); err != nil {
+		return err
+	}
+	return m.do("", func() { m.images[i.Content] = true })
 }
 
-// job runs from when it is first waited for: by then the Puller knows it.
-type job struct {
-	run   func()
-	done  chan struct{}
-	err   error
-	bytes atomic.Int64
-}
+// counter tells the progress.
+type counter struct{ progress *store.Progress }
 
-func (j *job) Wait() error {
-	j.run()
-	<-j.done
-	return j.err
-}
-
-func (j *job) Bytes() int64 { return j.bytes.Load() }
-
-func (j *job) Write(b []byte) (int, error) {
-	j.bytes.Add(int64(len(b)))
+func (c *counter) Write(b []byte) (int, error) {
+	c.progress.Bytes.Add(int64(len(b)))
+	c.progress.Stored.Add(int64(len(b)))
 	return len(b), nil
 }
 
@@ -137,15 +118,22 @@ type remote struct {
 	begun chan struct{}
 	hold  chan struct{}
 	err   error
+
+	transfers atomic.Int32
 }
 
-func (r *remote) transfer(w io.Writer) error {
+func (r *remote) transfer(ctx context.Context, w io.Writer) error {
+	r.transfers.Add(1)
 	if _, err := w.Write(make([]byte, r.size/2)); err != nil {
 		return err
 	}
 	if r.hold != nil {
 		r.begun <- struct{}{}
-		<-r.hold
+		select {
+		case <-r.hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	if r.err != nil {
 		return r.err
@@ -154,24 +142,24 @@ func (r *remote) transfer(w io.Writer) error {
 	return err
 }
 
-func (r *remote) Disk(_ context.Context, create image.Create) error {
-	w, err := create(image.DiskName)
+func (r *remote) Disk(ctx context.Context, create image.Create) error {
+	w, err := create(image.DiskName, 0)
 	if err != nil {
 		return err
 	}
-	return r.transfer(w)
+	return r.transfer(ctx, w)
 }
 
-func (r *remote) Files(_ context.Context, paths map[string]string, create image.Create) error {
+func (r *remote) Files(ctx context.Context, paths map[string]image.File, create image.Create) error {
 	for _, p := range slices.Sorted(maps.Keys(paths)) {
-		if p != "/boot/"+paths[p] {
-			return fmt.Errorf("no file %s", p)
+		if p != "/boot/"+paths[p].Name || paths[p].MaxBytes == 0 {
+			return fmt.Errorf("no file %s, or without a limit", p)
 		}
-		w, err := create(paths[p])
+		w, err := create(paths[p].Name, 0)
 		if err != nil {
 			return err
 		}
-		if err := r.transfer(w); err != nil {
+		if err := r.transfer(ctx, w); err != nil {
 			return err
 		}
 	}
@@ -187,6 +175,7 @@ type fixture struct {
 	remotes map[string]*remote // by full reference
 	asked   []string
 	hold    chan struct{} // a registry that does not answer yet
+	refuses error         // or not at all
 	clock   time.Time
 	unused  []store.Image
 	collect error
@@ -200,15 +189,15 @@ func newFixture(t *testing.T) *fixture {
 	f := &fixture{
 		store: &memory{
 			images: map[store.Content]bool{}, tags: map[string]string{}, proofs: map[store.Content][]string{},
-			imports: map[string]*job{}, failures: map[string]error{}, joined: make(chan struct{}, 9),
+			failures: map[string]error{},
 		},
-		remotes: map[string]*remote{}, clock: time.Unix(1e9, 0), woken: make(chan types.UID, 9),
+		remotes: map[string]*remote{}, clock: time.Unix(1e9, 0), woken: make(chan types.UID, 99),
 	}
 	counter := func() prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "n_total", Help: "n"})
 	}
 	f.Puller = New(t.Context(), Options{
-		Store: f.store, Import: f.store.Import, Resolve: f.resolve,
+		Store: f.store, Limits: Limits{PerNode: 9, PerNamespace: 9}, Import: f.store.Import, Resolve: f.resolve,
 		Collect: func(time.Time) ([]store.Image, error) { return f.collected() },
 		Wake:    func(vm types.UID) { f.woken <- vm }, Removed: func() { f.removed++ },
 		Metrics: Metrics{
@@ -230,26 +219,32 @@ func (f *fixture) collected() ([]store.Image, error) {
 	return removed, f.collect
 }
 
-func (f *fixture) resolve(_ context.Context, ref image.Reference, keys image.Keychain) (Resolved, error) {
+func (f *fixture) resolve(ctx context.Context, ref image.Reference, keys image.Keychain) (Resolved, error) {
 	f.mu.Lock()
 	f.asked = append(f.asked, ref.String())
 	hold := f.hold
 	f.mu.Unlock()
 	if hold != nil {
-		<-hold
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return Resolved{}, ctx.Err()
+		}
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := f.remotes[ref.String()]
 	switch {
+	case f.refuses != nil:
+		return Resolved{}, f.refuses
 	case r == nil:
-		return Resolved{}, fault.ByUser(v1alpha1.ReasonImageNotFound, fmt.Errorf("image %s: not found", ref))
+		return Resolved{}, fault.NewUser(v1alpha1.ReasonImageNotFound, fmt.Errorf("image %s: not found", ref))
 	case !r.private:
-		return Resolved{Digest: r.digest, Proof: image.Anonymous, Layers: r}, nil
-	case slices.Contains(keys.Proofs(ref), proof(ref)):
-		return Resolved{Digest: r.digest, Proof: proof(ref), Layers: r}, nil
+		return Resolved{Digest: r.digest, Fingerprint: image.Anonymous, Layers: r}, nil
+	case slices.Contains(keys.Fingerprints(ref), proof(ref)):
+		return Resolved{Digest: r.digest, Fingerprint: proof(ref), Layers: r}, nil
 	}
-	return Resolved{}, fault.ByUser(v1alpha1.ReasonImageUnauthorized, fmt.Errorf("image %s: refused", ref))
+	return Resolved{}, fault.NewUser(v1alpha1.ReasonImageUnauthorized, fmt.Errorf("image %s: refused", ref))
 }
 
 // count is what a counter has counted.
@@ -265,11 +260,11 @@ func count(t *testing.T, c prometheus.Collector) float64 {
 }
 
 // push puts an image into the registry, and returns it.
-func (f *fixture) push(reference string, r remote) *remote {
+func (f *fixture) push(reference string, r *remote) *remote {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.remotes[reference] = &r
-	return &r
+	f.remotes[reference] = r
+	return r
 }
 
 // answer has the registry not answer until the channel is closed; nil is at once.
@@ -308,5 +303,5 @@ func proof(ref image.Reference) string {
 	if err != nil {
 		panic(err)
 	}
-	return keys.Proofs(ref)[0]
+	return keys.Fingerprints(ref)[0]
 }

@@ -5,151 +5,232 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
+	"strings"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/store"
 )
 
-// How long a failed pull rests before it is tried again.
+// Backoff of a failed pull. What only a user can correct is asked for ever more seldom: another spec, or another
+// Secret, is another pull.
 const (
-	firstRetry = 2 * time.Second
-	lastRetry  = time.Minute
+	minBackoff     = 2 * time.Second
+	maxBackoff     = time.Minute
+	maxUserBackoff = time.Hour
 )
 
-// key names a pull: each VM has its own, and waits for nobody else's backoff.
-type key struct {
-	vm    types.UID
-	image Image
+// The most that a kernel and an initrd may have, in bytes: QEMU reads them into memory that the berth does not pay for.
+const (
+	maxKernel = 128 << 20
+	maxInitrd = 512 << 20
+)
+
+// source is what a pull is shared by: VMs that name the same, with the same credentials, wait for the same answer.
+// Nobody waits for a source that he did not name, or hears of it.
+type source struct {
+	reference      string // with the digest, if the VM had one
+	kernel, initrd string
+	fingerprints   string    // of the credentials
+	vm             types.UID // whose credentials cannot be read; "" otherwise
 }
 
-// pull is an image on its way, or one that failed.
+func sourceOf(vm types.UID, i machine.Image, keys image.Keychain, err error) source {
+	s := source{reference: i.Reference, kernel: i.Kernel, initrd: i.Initrd}
+	if err != nil {
+		s.vm = vm
+		return s
+	}
+	if ref, err := image.ParseReference(i.Reference); err == nil {
+		s.reference, s.fingerprints = asked(ref, i).String(), strings.Join(keys.Fingerprints(ref), " ")
+	}
+	return s
+}
+
+// asked is what the registry is asked for.
+func asked(ref image.Reference, i machine.Image) image.Reference {
+	if i.Digest != "" {
+		return ref.At(i.Digest)
+	}
+	return ref
+}
+
+// pull is an image on its way, waiting for its turn, or one that failed.
 type pull struct {
+	source
+	image    machine.Image
+	keys     image.Keychain
+	wanted   map[types.UID]string // by which VMs, with their namespaces; never empty
 	state    plan.Image
 	failures int
-	job      Import // once the registry has answered
+	needs    need
+
+	// While it has a place:
+	cancel    context.CancelFunc
+	namespace string          // whose place it is
+	progress  *store.Progress // once the registry has answered
 }
 
-// Start begins to pull an image, unless that goes on already, and does not wait. Its end wakes the VM.
-func (p *Puller) Start(vm types.UID, i Image, keys Keys) {
-	k := key{vm, i}
-	if !p.begin(k) {
-		return
+// need is the space in bytes that a content is known to take at least, as there was too little for it.
+type need struct {
+	content store.Content
+	bytes   int64
+}
+
+// run is one attempt of a pull that has a place.
+func (p *Puller) run(ctx context.Context, u *pull) {
+	err := p.fetch(ctx, u)
+	if fault.ReasonOf(err) == v1alpha1.ReasonStoreFull {
+		p.collect() // before it is tried again
 	}
-	held, err := keys()
-	go func() {
-		if err == nil {
-			err = p.fetch(p.life, k, held)
-		}
-		if err == nil {
-			p.Metrics.Pulls.Inc()
-		} else {
-			p.Metrics.Failures.WithLabelValues(string(fault.ReasonOf(err))).Inc()
-		}
-		if fault.ReasonOf(err) == v1alpha1.ReasonStoreFull {
-			p.collect() // before it is tried again
-		}
-		p.end(k, err)
+	p.mu.Lock()
+	u.cancel()
+	delete(p.running, u)
+	var woken []types.UID
+	if p.pulls[u.source] == u { // else nobody wants it any more
+		woken = p.end(u, err)
+	}
+	p.dispatch() //nolint:contextcheck // a pull ends with those that want it, not with another
+	p.mu.Unlock()
+	for _, vm := range woken {
 		p.Wake(vm)
-	}()
+	}
 }
 
-// named is an error that names its image already.
-type named struct{ error }
+// end notes how an attempt ended, and returns who waited for it.
+func (p *Puller) end(u *pull, err error) (woken []types.UID) {
+	for vm := range u.wanted {
+		woken = append(woken, vm)
+	}
+	if err == nil {
+		p.Metrics.Pulls.Inc()
+		for _, vm := range woken {
+			p.leaveAll(vm, func(_ machine.Image, other *pull) bool { return other == u })
+		}
+		return woken
+	}
+	p.Metrics.Failures.WithLabelValues(string(fault.ReasonOf(err))).Inc()
+	longest := maxBackoff
+	if fault.ClassOf(err) == fault.User {
+		longest = maxUserBackoff
+	}
+	rest := max(min(minBackoff<<min(u.failures, 12), longest), image.RetryAfter(err))
+	u.state = plan.Image{State: plan.ImageFailed, Err: err, Retry: p.Now().Add(rest)}
+	u.failures++
+	if fault.ReasonOf(err) == v1alpha1.ReasonStoreFull && u.progress != nil {
+		u.needs.bytes = max(u.needs.bytes, u.progress.Stored.Load())
+	}
+	u.progress = nil
+	return woken
+}
 
-func (n named) Unwrap() error { return n.error }
+// imageError is an error that names its image already.
+type imageError struct{ error }
 
-// fetch brings one image into the store, whoever else waits for it.
-func (p *Puller) fetch(ctx context.Context, k key, keys image.Keychain) error {
-	i := k.image
+func (n imageError) Unwrap() error { return n.error }
+
+// fetch pulls one image into the store.
+func (p *Puller) fetch(ctx context.Context, u *pull) error {
+	i := u.image
 	ref, err := image.ParseReference(i.Reference)
 	if err != nil {
 		return err
 	}
-	asked := ref
-	if i.Digest != "" {
-		asked = ref.At(i.Digest)
-	}
-	found, err := p.Resolve(ctx, asked, keys)
+	found, err := p.Resolve(ctx, asked(ref, i), u.keys)
 	if err != nil {
 		return err
 	}
-	content := i.Content(found.Digest)
-	transfers := false // and does not wait for another's transfer
-	job := p.Import(ctx, content, asked.String()+"\x00"+found.Proof, func(ctx context.Context, create func(string) (io.Writer, error)) (err error) {
-		transfers = true
-		defer func() {
-			if err != nil {
-				err = named{err}
-			}
-		}()
-		if i.Kernel == "" {
-			return found.Layers.Disk(ctx, func(string) (io.Writer, error) { return create(store.Disk) })
-		}
-		files := map[string]string{i.Kernel: store.Kernel}
-		if i.Initrd != "" {
-			files[i.Initrd] = store.Initrd
-		}
-		return found.Layers.Files(ctx, files, create)
-	})
+	content := contentOf(i, found.Digest)
+	if err := p.verdict(u.source, content); err != nil {
+		return err
+	}
+	progress := &store.Progress{}
 	p.mu.Lock()
-	p.pulls[k] = pull{state: plan.Image{State: plan.ImagePulling}, failures: p.pulls[k].failures, job: job}
-	p.mu.Unlock()
-	err = job.Wait()
-	if transfers {
-		p.Metrics.Bytes.Add(float64(job.Bytes()))
+	u.state, u.progress = plan.Image{State: plan.ImagePulling}, progress
+	if u.needs.content != content {
+		u.needs = need{content: content}
 	}
-	if _, is := errors.AsType[named](err); is {
+	needs := u.needs.bytes
+	p.mu.Unlock()
+	transferred, good := false, false
+	transfer := func(ctx context.Context, create store.Create) error {
+		transferred = true
+		err := copyFiles(ctx, found, i, create)
+		good = err == nil
 		return err
 	}
-	if err != nil {
+	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Needs: needs, Progress: progress})
+	if err == nil {
+		err = p.prove(content, ref, found, func() error {
+			if transferred {
+				return nil
+			}
+			return copyFiles(ctx, found, i, func(string, int64) (io.Writer, error) { return checked{progress}, nil })
+		})
+	}
+	p.Metrics.Bytes.Add(float64(progress.Bytes.Load()))
+	named, is := errors.AsType[imageError](err)
+	if is || good {
+		p.remember(u.source, content, err)
+	}
+	switch {
+	case err == nil && i.Digest == "": // otherwise what the name means now is another question
+		if err := p.Store.SetTag(ref.String(), found.Digest); err != nil {
+			return fmt.Errorf("recording the digest of %s: %w", i.Reference, err)
+		}
+		return nil
+	case is:
+		return named
+	case err != nil:
 		return fmt.Errorf("image %s: %w", i.Reference, err)
-	}
-	if err := p.Store.Allow(content, found.Proof); err != nil {
-		return fmt.Errorf("recording access to %s: %w", i.Reference, err)
-	}
-	if i.Digest != "" {
-		return nil // what the name means now is another question
-	}
-	if err := p.Store.Remember(ref.String(), found.Digest); err != nil {
-		return fmt.Errorf("remembering %s: %w", i.Reference, err)
 	}
 	return nil
 }
 
-// begin notes that a pull goes on; false if it does already.
-func (p *Puller) begin(k key) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	had, ok := p.pulls[k]
-	if ok && had.state.State == plan.ImagePulling {
-		return false
+// copyFiles copies what is wanted of an image to where create says.
+func copyFiles(ctx context.Context, found Resolved, i machine.Image, create store.Create) (err error) {
+	defer func() {
+		if err != nil {
+			err = imageError{err}
+		}
+	}()
+	if i.Kernel == "" {
+		return found.Layers.Disk(ctx, func(_ string, size int64) (io.Writer, error) { return create(store.Disk, size) })
 	}
-	state := plan.Image{State: plan.ImagePulling, Progress: "asking the registry", Err: had.state.Err}
-	p.pulls[k] = pull{state: state, failures: had.failures}
-	return true
+	files := map[string]image.File{i.Kernel: {Name: store.Kernel, MaxBytes: maxKernel}}
+	if i.Initrd != "" {
+		files[i.Initrd] = image.File{Name: store.Initrd, MaxBytes: maxInitrd}
+	}
+	return found.Layers.Files(ctx, files, create)
 }
 
-func (p *Puller) end(k key, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	failures := p.pulls[k].failures
-	delete(p.pulls, k)
-	if err != nil {
-		retry := p.Now().Add(min(firstRetry<<min(failures, 10), lastRetry))
-		p.pulls[k] = pull{state: plan.Image{State: plan.ImageFailed, Err: err, Retry: retry}, failures: failures + 1}
-	}
+// checked is where bytes go that are there already: they prove that a source has them.
+type checked struct{ progress *store.Progress }
+
+func (c checked) Write(b []byte) (int, error) {
+	c.progress.Bytes.Add(int64(len(b)))
+	return len(b), nil
 }
 
-// Forget drops what is known of a VM's failed pulls.
-func (p *Puller) Forget(vm types.UID) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	maps.DeleteFunc(p.pulls, func(k key, had pull) bool { return k.vm == vm && had.state.State == plan.ImageFailed })
+// prove records who may have a content that is in the store. That a registry has its manifest is no proof, as whoever
+// may read the manifest of a private image can serve it from a registry of his own: the repository must have served
+// the whole content to this node once.
+func (p *Puller) prove(c store.Content, ref image.Reference, found Resolved, transfer func() error) error {
+	repository := "repository " + ref.Registry + "/" + ref.Repository
+	served, err := p.Store.HasAccess(c, []string{repository})
+	if err == nil && !served {
+		if err = transfer(); err == nil {
+			err = p.Store.GrantAccess(c, repository)
+		}
+	}
+	if err == nil {
+		err = p.Store.GrantAccess(c, found.Fingerprint)
+	}
+	return err
 }

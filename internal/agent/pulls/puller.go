@@ -11,59 +11,47 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/store"
 )
 
-// Image is an image that a VM needs.
-type Image struct {
-	Name           string // of the disk, or plan.Kernel
-	Reference      string // as in the spec
-	Digest         string // pins it to what the VM has had of it; "" if that is nothing
-	Kernel, Initrd string // paths in it; both "" if it is a disk's
-}
-
-// Content is what the store keeps of the image, once its digest is known.
-func (i Image) Content(digest string) store.Content {
+// contentOf is what the store keeps of an image with a digest.
+func contentOf(i machine.Image, digest string) store.Content {
 	return store.Content{Digest: digest, Kernel: i.Kernel, Initrd: i.Initrd}
 }
 
 // Keys reads the credentials of a VM. It is called only if they are needed.
-type Keys func() (image.Keychain, error)
+type Keys = func() (image.Keychain, error)
 
 // Store is what the node has of images: their contents, what references meant, and who may have them.
 type Store interface {
 	Image(c store.Content) (store.Image, error)
-	Recall(reference string) (digest string, err error)
-	Remember(reference, digest string) error
-	Allowed(c store.Content, proofs []string) (bool, error)
-	Allow(c store.Content, proof string) error
-}
-
-// Import is a content on its way into the store.
-type Import interface {
-	Wait() error
-	Bytes() int64
+	ResolveTag(reference string) (digest string, err error)
+	SetTag(reference, digest string) error
+	HasAccess(c store.Content, proofs []string) (bool, error)
+	GrantAccess(c store.Content, proof string) error
 }
 
 // Resolved is an image that a registry has, and gave access to.
 type Resolved struct {
-	Digest, Proof string // as in image.Image
-	Layers        interface {
+	Digest, Fingerprint string // as in image.Image
+	Layers              interface {
 		Disk(ctx context.Context, create image.Create) error
-		Files(ctx context.Context, paths map[string]string, create image.Create) error
+		Files(ctx context.Context, paths map[string]image.File, create image.Create) error
 	}
 }
 
 // Options are what a Puller needs of others.
 type Options struct {
 	Store   Store
-	Import  func(_ context.Context, c store.Content, source string, fetch store.Fetch) Import // begins one, or joins the one from the same source
-	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error)          // asks a registry
-	Collect func(now time.Time) ([]store.Image, error)                                        // removes images that nothing uses, and returns them
-	Wake    func(vm types.UID)                                                                // a pull of the VM has ended
-	Removed func()                                                                            // images were removed
+	Limits  Limits
+	Import  func(context.Context, store.Import) error                                // brings a content into the store
+	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error) // asks a registry
+	Collect func(now time.Time) ([]store.Image, error)                               // removes images that nothing uses, and returns them
+	Wake    func(vm types.UID)                                                       // a pull of the VM has ended
+	Removed func()                                                                   // images were removed
 	Metrics Metrics
 	Now     func() time.Time
 }
@@ -75,38 +63,52 @@ type Metrics struct {
 	Removals     prometheus.Counter
 }
 
-// Puller brings images to this node. It is safe for concurrent use.
+// Puller pulls images to this node. It is safe for concurrent use.
 type Puller struct {
 	Options
-	life context.Context
+	background context.Context
 
-	mu    sync.Mutex
-	pulls map[key]pull
+	mu       sync.Mutex
+	pulls    map[source]*pull
+	wants    map[types.UID]map[machine.Image]*pull // by VM
+	queue    []*pull                               // those that wait for a place, in order
+	running  map[*pull]bool                        // those that have one
+	verdicts map[judged]verdict
 }
 
 // New makes a Puller, whose pulls end with ctx.
 func New(ctx context.Context, o Options) *Puller {
-	return &Puller{Options: o, life: ctx, pulls: map[key]pull{}}
+	return &Puller{
+		Options: o, background: ctx, pulls: map[source]*pull{}, wants: map[types.UID]map[machine.Image]*pull{},
+		running: map[*pull]bool{}, verdicts: map[judged]verdict{},
+	}
 }
 
-// State tells how far an image is that a VM needs. One that is ready has its digest, and the VM may have it from the
+// State returns the state of an image that a VM needs. One that is ready has its digest, and the VM may have it from the
 // store at once.
-func (p *Puller) State(vm types.UID, i Image, keys Keys) (plan.Image, error) {
+func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, error) {
 	p.mu.Lock()
-	has, ok := p.pulls[key{vm, i}]
+	u := p.wants[vm][i]
+	if u == nil {
+		p.mu.Unlock()
+		return p.storedState(i, keys)
+	}
+	state, from := u.state, u.source
+	if u.progress != nil {
+		state.Progress = fmt.Sprintf("%d MiB", u.progress.Bytes.Load()>>20)
+	}
 	p.mu.Unlock()
-	if !ok {
-		return p.stored(i, keys)
+	if state.State == plan.ImageFailed {
+		if held, err := keys(); err == nil && sourceOf(vm, i, held, nil) != from { // with other credentials it may be had at once
+			return plan.Image{State: plan.ImageMissing}, nil
+		}
 	}
-	if has.job != nil {
-		return plan.Image{State: plan.ImagePulling, Progress: fmt.Sprintf("%d MiB", has.job.Bytes()>>20)}, nil
-	}
-	return has.state, nil
+	return state, nil
 }
 
-// stored is the state of an image of which no pull is known. It is ready if the store has it and the holder of the
+// storedState is the state of an image of which no pull is known. It is ready if the store has it and the holder of the
 // keys may have it.
-func (p *Puller) stored(i Image, keys Keys) (plan.Image, error) {
+func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
 	missing := plan.Image{State: plan.ImageMissing}
 	ref, err := image.ParseReference(i.Reference)
 	if err != nil {
@@ -114,14 +116,14 @@ func (p *Puller) stored(i Image, keys Keys) (plan.Image, error) {
 	}
 	digest := i.Digest
 	if digest == "" {
-		if digest, err = p.Store.Recall(ref.String()); err != nil {
-			return missing, fmt.Errorf("recalling %s: %w", i.Reference, err)
+		if digest, err = p.Store.ResolveTag(ref.String()); err != nil {
+			return missing, fmt.Errorf("reading the digest of %s: %w", i.Reference, err)
 		}
 	}
 	if digest == "" {
 		return missing, nil
 	}
-	content := i.Content(digest)
+	content := contentOf(i, digest)
 	if _, err := p.Store.Image(content); errors.Is(err, fs.ErrNotExist) {
 		return missing, nil
 	} else if err != nil {
@@ -131,8 +133,8 @@ func (p *Puller) stored(i Image, keys Keys) (plan.Image, error) {
 	if err != nil {
 		return missing, nil //nolint:nilerr // the pull says it
 	}
-	may, err := p.Store.Allowed(content, held.Proofs(ref))
-	if err != nil || !may {
+	allowed, err := p.Store.HasAccess(content, held.Fingerprints(ref))
+	if err != nil || !allowed {
 		return missing, err
 	}
 	return plan.Image{State: plan.ImageReady, Digest: digest}, nil

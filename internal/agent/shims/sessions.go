@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -25,18 +26,6 @@ import (
 	"github.com/berth-dev/berth/internal/host/runtime"
 )
 
-// ErrAbsent says that the shim has not made its socket yet.
-var ErrAbsent = errors.New("the shim is not ready yet")
-
-// ErrBroken says that the shim did not keep to the protocol a moment ago.
-var ErrBroken = errors.New("the shim did not keep to the protocol, and is connected with again later")
-
-// UnsupportedRuntimeError says that the berth is run by something that Berth cannot work with, and by what.
-type UnsupportedRuntimeError string
-
-// Error is for people.
-func (e UnsupportedRuntimeError) Error() string { return "the berth is run by " + string(e) }
-
 // Runtime is what the container runtime says of a berth, as runtime.Runtime does.
 type Runtime interface {
 	Container(ctx context.Context, podUID, name string) (c runtime.Container, found bool, err error)
@@ -46,7 +35,7 @@ type Runtime interface {
 // Options are what sessions need of others.
 type Options struct {
 	Runtime Runtime
-	// Wake has a guest looked at, by the UID of its VirtualMachine: its shim has spoken, or has ended. It does not block.
+	// Wake enqueues a guest, by the UID of its VirtualMachine: its shim has sent a message, or has ended. It does not block.
 	Wake func(vm types.UID)
 	// BootTime is the time since boot, by CLOCK_BOOTTIME as in shimproto.State.
 	BootTime func() time.Duration
@@ -54,12 +43,12 @@ type Options struct {
 	CountProtocolError func()
 }
 
-// Sessions are those of all berths on the node.
+// Sessions are those with the shims of all berths on the node.
 type Sessions struct {
 	Options
-	// pause is for how long there is no session with a shim that broke the protocol: a tenant's program could have the
-	// agent connect again and again.
-	pause time.Duration
+	// protocolErrorBackoff is for how long nobody talks with a shim that violated the protocol: a tenant's program could have
+	// the agent connect again and again. Meanwhile its session stands for it, with one pidfd.
+	protocolErrorBackoff time.Duration
 
 	mu    sync.Mutex
 	byPod map[types.UID]*Session
@@ -67,11 +56,11 @@ type Sessions struct {
 
 // New returns sessions, of which there are none yet.
 func New(o Options) *Sessions {
-	return &Sessions{Options: o, pause: 10 * time.Second, byPod: map[types.UID]*Session{}}
+	return &Sessions{Options: o, protocolErrorBackoff: 5 * time.Minute, byPod: map[types.UID]*Session{}}
 }
 
-// of returns the session with a berth's shim, or nil.
-func (s *Sessions) of(pod types.UID) *Session {
+// session returns the session with a berth's shim, or nil.
+func (s *Sessions) session(pod types.UID) *Session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.byPod[pod]
@@ -88,11 +77,11 @@ func (s *Sessions) drop(pod types.UID, n *Session) {
 // Connect returns the session with the shim of a VirtualMachine's berth. Without one it finds the berth's container and
 // takes its shim's socket. It knows the shim by facts of the host: what the runtime says of the container, and in which
 // cgroup its process is. A nil Session comes with the container's state; one that is alive has an error nevertheless,
-// such as ErrAbsent or an UnsupportedRuntimeError.
+// such as shimproto.ErrAbsent, shimproto.ErrBroken or a runtime.UnsupportedError.
 func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, plan.Container, error) {
-	if n := s.of(pod); n != nil && n.Alive() {
-		if n.broken.Load() {
-			return nil, plan.ContainerAlive, ErrBroken
+	if n := s.session(pod); n != nil && n.Alive() {
+		if n.protocolError.Load() {
+			return nil, plan.ContainerAlive, shimproto.ErrBroken
 		}
 		return n, plan.ContainerAlive, nil
 	}
@@ -103,7 +92,7 @@ func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, pl
 	case !exists || found.State == runtime.Created:
 		return nil, plan.ContainerAbsent, nil
 	case found.State == runtime.Unknown:
-		return nil, plan.ContainerUnknown, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, errors.New("the runtime does not know what the container does"))
+		return nil, plan.ContainerUnknown, fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("the container runtime reports state UNKNOWN for container %s", found.ID))
 	case found.State != runtime.Running:
 		return nil, plan.ContainerDead, nil
 	}
@@ -112,22 +101,23 @@ func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, pl
 	case err != nil:
 		return nil, plan.ContainerUnknown, err
 	case !exists:
-		return nil, plan.ContainerUnknown, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, errors.New("the runtime does not know the berth's sandbox"))
-	case p.Foreign() != "":
-		return nil, plan.ContainerAlive, UnsupportedRuntimeError(p.Foreign())
+		return nil, plan.ContainerUnknown, fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, errors.New("the container runtime has no sandbox for the berth"))
+	case p.Unsupported() != "":
+		return nil, plan.ContainerAlive, runtime.UnsupportedError(p.Unsupported())
 	}
 	shim, err := process.Open(found.PID)
 	if errors.Is(err, unix.ESRCH) { // it has ended, and the runtime will not say so before QEMU has left its cgroup
 		return nil, plan.ContainerDead, nil
 	}
 	if err != nil {
-		return nil, plan.ContainerUnknown, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("opening the shim's process: %w", err))
+		return nil, plan.ContainerUnknown, fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("opening the shim's process: %w", err))
 	}
-	n, err := take(shim, pod, found.ID)
-	if err != nil {
+	n, err := openSession(shim, pod, found.ID)
+	broken := errors.Is(err, shimproto.ErrBroken)
+	if err != nil && !broken {
 		_ = shim.Close()
 		if errors.Is(err, shimproto.ErrAbsent) {
-			return nil, plan.ContainerAlive, ErrAbsent
+			return nil, plan.ContainerAlive, err
 		}
 		return nil, plan.ContainerUnknown, err
 	}
@@ -135,40 +125,46 @@ func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, pl
 	s.mu.Lock()
 	s.byPod[pod] = n
 	s.mu.Unlock()
-	go s.hear(vm, pod, n) //nolint:gosec,contextcheck // it outlives the call, and ends with the session
+	go s.await(vm, pod, n)
+	if broken {
+		s.endTalk(vm, pod, n, err)
+		return nil, plan.ContainerAlive, shimproto.ErrBroken
+	}
+	go s.serve(vm, pod, n) //nolint:gosec,contextcheck // it outlives the call, and ends with the session
 	return n, plan.ContainerAlive, nil
 }
 
-// take proves that a process is in the container, and takes its socket.
-func take(shim *process.Handle, pod types.UID, container string) (*Session, error) {
+// openSession proves that a process is in the container, and takes its socket. With shimproto.ErrBroken comes a session
+// without one.
+func openSession(shim *process.Handle, pod types.UID, container string) (*Session, error) {
 	group, err := cgroup.Of(shim.PID())
 	if err != nil {
-		return nil, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("reading the shim's cgroup: %w", err))
+		return nil, fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("reading the shim's cgroup: %w", err))
 	}
 	if p, c, ok := group.Container(); !ok || p != string(pod) || c != container || !shim.Alive() {
-		return nil, fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf(
+		return nil, fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf(
 			"process %d is in cgroup %s, not in that of container %s of pod %s", shim.PID(), group, container, pod))
 	}
 	conn, err := shimproto.Take(shim.FD())
-	if err != nil {
+	if err != nil && !errors.Is(err, shimproto.ErrBroken) {
 		return nil, err
 	}
-	return &Session{container: container, shim: shim, group: group, conn: conn}, nil
+	return &Session{container: container, shim: shim, group: group, conn: conn}, err
 }
 
 // Session is the connection with the shim of one container, for as long as that lives.
 type Session struct {
-	container string
-	shim      *process.Handle
-	group     cgroup.Group
-	conn      *shimproto.Agent
-	bootTime  func() time.Duration
-	broken    atomic.Bool // the shim did not keep to the protocol
+	container     string
+	shim          *process.Handle
+	group         cgroup.Group
+	conn          *shimproto.Agent
+	bootTime      func() time.Duration
+	protocolError atomic.Bool // the shim violated the protocol
 
-	mu    sync.Mutex
-	known bool // the shim has spoken
-	state shimproto.State
-	// What was said to it and is not in its state.
+	mu         sync.Mutex
+	stateKnown bool // the shim has sent its State
+	state      shimproto.State
+	// What was sent to it and is not in its state yet.
 	handedOver bool
 	phase      shimproto.Phase
 	exiting    bool
@@ -190,49 +186,61 @@ func (n *Session) Cgroup() cgroup.Group { return n.group }
 func (n *Session) NetworkNamespace() (*os.File, error) {
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.PID()))
 	if err != nil {
-		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, fmt.Errorf("opening the berth's network namespace: %w", err))
+		return nil, fault.NewTransient(v1alpha1.ReasonNetworkFailed, fmt.Errorf("opening the berth's network namespace: %w", err))
 	}
 	if !n.Alive() {
 		_ = ns.Close()
-		return nil, fault.ByTime(v1alpha1.ReasonNetworkFailed, errors.New("the berth's container has ended"))
+		return nil, fault.NewTransient(v1alpha1.ReasonNetworkFailed, errors.New("the berth's container has ended"))
 	}
 	return ns, nil
 }
 
-// hear hears a shim until it ends, and wakes its guest at everything that it says, its end included.
-func (s *Sessions) hear(vm, pod types.UID, n *Session) {
-	log := ctrl.Log.WithValues("vm", vm, "berth", pod)
-	go func() { // the socket stays open while the shim's descriptors are inherited: only its pidfd tells
-		if err := n.shim.Wait(); err != nil && !n.broken.Load() {
-			log.Error(err, "Lost sight of a shim")
-		}
-		s.drop(pod, n)
+// await forgets a session when its shim has ended, and wakes its guest. The socket stays open while the shim's descriptors
+// are inherited: only its pidfd tells.
+func (s *Sessions) await(vm, pod types.UID, n *Session) {
+	if err := n.shim.Wait(); err != nil && !n.protocolError.Load() {
+		ctrl.Log.Error(err, "Waiting for shim process", "vm", vm, "berth", pod)
+	}
+	s.drop(pod, n)
+	if n.conn != nil {
 		_ = n.conn.Close()
-		_ = n.shim.Close()
-		s.Wake(vm)
-	}()
+	}
+	_ = n.shim.Close()
+	s.Wake(vm)
+}
+
+// serve receives a shim's messages until it ends, and wakes its guest at each that says something new.
+func (s *Sessions) serve(vm, pod types.UID, n *Session) {
 	if err := n.Send(context.Background(), shimproto.Hello{}); err != nil {
-		log.Info("Lost a shim", "cause", err.Error())
+		ctrl.Log.Info("Sending Hello to shim failed", "vm", vm, "berth", pod, "err", err.Error())
 	}
 	err := n.conn.Receive(func(state shimproto.State) {
 		n.mu.Lock()
-		n.known, n.state = true, state
+		news := !n.stateKnown || !reflect.DeepEqual(n.state, state)
+		n.stateKnown, n.state = true, state
 		n.mu.Unlock()
-		s.Wake(vm)
+		if news {
+			s.Wake(vm)
+		}
 	})
 	if err != nil && !errors.Is(err, io.EOF) && n.Alive() { // at its end the socket tells before the pidfd does
-		log.Info("Shim does not keep to the protocol", "cause", err.Error())
-		s.CountProtocolError()
-		n.broken.Store(true)
-		time.AfterFunc(s.pause, func() { _ = n.shim.Close() }) // which ends the wait above. Until then it tells of the shim's end
-		s.Wake(vm)
+		s.endTalk(vm, pod, n, err)
 	}
 }
 
-// Send speaks to the shim and notes what was said, as its answer takes a moment.
+// endTalk leaves a shim alone that violated the protocol. Its pidfd tells of its end meanwhile.
+func (s *Sessions) endTalk(vm, pod types.UID, n *Session, why error) {
+	ctrl.Log.Info("Shim violated the protocol", "vm", vm, "berth", pod, "err", why.Error())
+	s.CountProtocolError()
+	n.protocolError.Store(true)
+	time.AfterFunc(s.protocolErrorBackoff, func() { _ = n.shim.Close() }) // which ends await
+	s.Wake(vm)
+}
+
+// Send sends a message to the shim and notes what was sent, as its answer takes a moment.
 func (n *Session) Send(ctx context.Context, m shimproto.Message, files ...*os.File) error {
 	if err := n.conn.Send(ctx, m, files...); err != nil {
-		return fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("speaking to the shim: %w", err))
+		return fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, fmt.Errorf("sending to the shim: %w", err))
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -252,7 +260,7 @@ func (n *Session) Send(ctx context.Context, m shimproto.Message, files ...*os.Fi
 // may also fill in what the device needs to have said. Of the others State tells.
 func (n *Session) HandOver(ctx context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error {
 	n.mu.Lock()
-	takes := n.state
+	state := n.state
 	n.mu.Unlock()
 	message := shimproto.HandOver{InstanceID: n.container}
 	var files []*os.File
@@ -262,7 +270,7 @@ func (n *Session) HandOver(ctx context.Context, devices []shimproto.Device, open
 		}
 	}()
 	for _, d := range devices {
-		if !takes.Takes(d.Kind) {
+		if !state.Takes(d.Kind) {
 			continue
 		}
 		file, err := open(&d)
@@ -275,11 +283,11 @@ func (n *Session) HandOver(ctx context.Context, devices []shimproto.Device, open
 	return n.Send(ctx, message, files...)
 }
 
-// State is what the plan needs to know of the shim of a guest with those devices; nil until the shim has spoken.
+// State is what the plan needs to know of the shim of a guest with those devices; nil until the shim has sent its State.
 func (n *Session) State(devices []shimproto.Device) *plan.Shim {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if !n.known {
+	if !n.stateKnown {
 		return nil
 	}
 	s := &plan.Shim{

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/types"
@@ -28,7 +29,13 @@ const (
 	silent   = "silent"   // it has a socket, and says nothing
 	deaf     = "deaf"     // it has none
 	babbles  = "babbles"  // it answers the first message with nonsense
+	floods   = "floods"   // it sends as many different States as fit
+	drips    = "drips"    // it sends another State every 20 ms
+	repeats  = "repeats"  // it sends the same State every 20 ms
+	odd      = "odd"      // it has a file in its socket's place
 	consoles = "consoles" // it speaks, and takes consoles alone
+	packets  = "packets"  // it takes packet sockets for DHCP, as shims did before KindDHCP
+	v10      = "v10"      // it speaks protocol 1.0
 )
 
 const (
@@ -53,24 +60,24 @@ func TestMain(m *testing.M) {
 }
 
 func beShim(what string) error {
-	state := shimproto.State{Minor: shimproto.Minor, Kinds: []shimproto.Kind{shimproto.KindConsole, shimproto.KindLease}}
+	state := shimproto.State{Minor: shimproto.Minor, Kinds: []shimproto.Kind{shimproto.KindConsole, shimproto.KindDHCP}}
 	switch what {
 	case deaf:
 		return nil
-	case babbles:
-		ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	case odd:
+		file, err := os.Open(os.DevNull)
 		if err != nil {
 			return err
 		}
-		go func() {
-			for {
-				_, _ = unix.Read(ends[0], make([]byte, shimproto.MaxMessage))
-				_, _ = unix.Write(ends[0], []byte(`{"v":1,"state":{"running`))
-			}
-		}()
-		return unix.Dup3(ends[1], shimproto.AgentFD, unix.O_CLOEXEC)
+		return unix.Dup3(int(file.Fd()), shimproto.AgentFD, unix.O_CLOEXEC)
+	case babbles, floods, drips, repeats:
+		return attack(what)
 	case consoles:
 		state.Kinds = state.Kinds[:1]
+	case packets:
+		state.Kinds[1] = shimproto.KindLease
+	case v10:
+		state = shimproto.State{}
 	}
 	conn, err := shimproto.Listen()
 	if err != nil || what == silent {
@@ -96,6 +103,31 @@ func beShim(what string) error {
 		conn.Publish(state)
 	}, func(error) {})
 	return nil
+}
+
+// attack sends on a socket of its own what no shim of ours sends.
+func attack(what string) error {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	go func() {
+		for i := 1; ; i++ {
+			message := fmt.Sprintf(`{"v":1,"state":{"terminatingSinceNS":%d}}`, i)
+			switch what {
+			case babbles:
+				_, _ = unix.Read(ends[0], make([]byte, shimproto.MaxMessage))
+				message = `{"v":1,"state":{"running`
+			case repeats:
+				message = `{"v":1,"state":{}}`
+			}
+			_, _ = unix.Write(ends[0], []byte(message))
+			if what == drips || what == repeats {
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+	}()
+	return unix.Dup3(ends[1], shimproto.AgentFD, unix.O_CLOEXEC)
 }
 
 // child is a process that stands for a berth's container.

@@ -86,7 +86,7 @@ func (s *sessions) until(t *testing.T, claim func() bool) {
 }
 
 // needs are the devices of a guest with a NIC.
-var needs = []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}, {Kind: shimproto.KindLease, Name: "a"}}
+var needs = []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}, {Kind: shimproto.KindDHCP, Name: "a"}}
 
 // TestWhatTheRuntimeSays has no process: the runtime's word is enough, or there is none in that place.
 func TestWhatTheRuntimeSays(t *testing.T) {
@@ -102,11 +102,11 @@ func TestWhatTheRuntimeSays(t *testing.T) {
 		"there is no container":             {says: fakeRuntime{none: true}, want: plan.ContainerAbsent},
 		"it was not started yet":            {says: fakeRuntime{container: runtime.Container{State: runtime.Created}}, want: plan.ContainerAbsent},
 		"it has ended":                      {says: fakeRuntime{container: runtime.Container{State: runtime.Exited}}, want: plan.ContainerDead},
-		"the runtime does not know":         {says: fakeRuntime{container: runtime.Container{State: runtime.Unknown}}, want: plan.ContainerUnknown, err: "does not know what the container does", reason: v1alpha1.ReasonRuntimeUnreachable},
+		"the runtime does not know":         {says: fakeRuntime{container: runtime.Container{State: runtime.Unknown}}, want: plan.ContainerUnknown, err: "reports state UNKNOWN", reason: v1alpha1.ReasonRuntimeUnreachable},
 		"it does not answer for the pod":    {says: fakeRuntime{container: running, podErr: away}, want: plan.ContainerUnknown, err: "away", reason: v1alpha1.ReasonInternalError},
 		"it has no sandbox":                 {says: fakeRuntime{container: running, noPod: true}, want: plan.ContainerUnknown, err: "sandbox", reason: v1alpha1.ReasonRuntimeUnreachable},
 		"the process has ended already":     {says: fakeRuntime{container: running}, want: plan.ContainerDead},
-		"another runtime than runc or crun": {says: fakeRuntime{container: running, pod: runtime.Pod{Handler: "kata"}}, want: plan.ContainerAlive, err: "the berth is run by kata", reason: v1alpha1.ReasonInternalError},
+		"another runtime than runc or crun": {says: fakeRuntime{container: running, pod: runtime.Pod{Handler: "kata"}}, want: plan.ContainerAlive, err: "the pod's runtime is kata", reason: v1alpha1.ReasonInternalError},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSessions(&c.says)
@@ -121,7 +121,7 @@ func TestWhatTheRuntimeSays(t *testing.T) {
 			if diff := cmp.Diff(questions[:len(c.says.askedFor)], c.says.askedFor); diff != "" {
 				t.Errorf("the runtime is asked (-want +got):\n%s", diff)
 			}
-			if _, is := errors.AsType[UnsupportedRuntimeError](err); is != (c.want == plan.ContainerAlive) {
+			if _, is := errors.AsType[runtime.UnsupportedError](err); is != (c.want == plan.ContainerAlive) {
 				t.Errorf("Connect() = %T", err)
 			}
 		})
@@ -191,7 +191,7 @@ func TestAShimThatDoesNotSpeak(t *testing.T) {
 func TestAShimWithoutASocket(t *testing.T) {
 	shim := start(t, deaf, first)
 	s := newSessions(&fakeRuntime{container: shim.container})
-	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, ErrAbsent) {
+	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, shimproto.ErrAbsent) {
 		t.Errorf("Connect() = %v, container %v, %v", n, got, err)
 	}
 }
@@ -203,7 +203,7 @@ func TestAShimThatEnds(t *testing.T) {
 	n := s.connect(t)
 	s.until(t, func() bool { return n.State(nil) != nil })
 	shim.end()
-	s.until(t, func() bool { return s.of(pod) == nil })
+	s.until(t, func() bool { return s.session(pod) == nil })
 	if n.Alive() {
 		t.Error("it is alive")
 	}
@@ -236,25 +236,85 @@ func TestAShimThatBreaksTheProtocol(t *testing.T) {
 		t.Errorf("Send() = %v, and it has said %+v", err, n.State(nil))
 	}
 	// It may do so whenever there is a session: the next one has to wait, and nothing of this one is left then.
-	s.until(t, n.broken.Load)
+	s.until(t, n.protocolError.Load)
 	for range 100 {
-		if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, ErrBroken) {
+		if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerAlive || !errors.Is(err, shimproto.ErrBroken) {
 			t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
 		}
 	}
 	shim.end()
-	s.until(t, func() bool { return s.of(pod) == nil })
+	s.until(t, func() bool { return s.session(pod) == nil })
 	if n, got, err := s.Connect(t.Context(), vm, pod); n != nil || got != plan.ContainerDead || err != nil {
 		t.Errorf("after its end: Connect() = %v, container %v, %v", n, got, err)
 	}
 }
 
+// TestWhatAHostileShimCosts has an agent that connects again at each wake-up, as its loop does. What a shim causes is
+// bounded for its container, however often it breaks the protocol.
+func TestWhatAHostileShimCosts(t *testing.T) {
+	for what, mostSyncs := range map[string]int{babbles: 3, odd: 3, repeats: 4, floods: 60, drips: 60} {
+		t.Run(what, func(t *testing.T) {
+			before := pidfds(t)
+			shim := start(t, what, first)
+			r := &fakeRuntime{container: shim.container}
+			s := newSessions(r)
+			if s.protocolErrorBackoff < time.Minute {
+				t.Errorf("it is talked with again after %v", s.protocolErrorBackoff)
+			}
+			syncs := 0
+			sync := func() error {
+				syncs++
+				_, container, err := s.Connect(t.Context(), vm, pod)
+				if container != plan.ContainerAlive {
+					t.Errorf("container %v", container)
+				}
+				return err
+			}
+			_ = sync()
+			for quiet := false; !quiet; {
+				select {
+				case <-s.woken:
+					if _ = sync(); syncs > mostSyncs {
+						t.Fatalf("%d syncs", syncs)
+					}
+				case <-time.After(500 * time.Millisecond): // many times what a message takes
+					quiet = s.errors.Load() > 0
+				}
+			}
+			if err := sync(); !errors.Is(err, shimproto.ErrBroken) {
+				t.Errorf("Connect() = %v", err)
+			}
+			if syncs > mostSyncs || s.errors.Load() != 1 || len(r.askedFor) != 2 {
+				t.Errorf("%d syncs, %d breaches, the runtime was asked %d times; want at most %d, 1, 2", syncs, s.errors.Load(), len(r.askedFor), mostSyncs)
+			}
+			if n := pidfds(t) - before; n > 2 { // the other is the test's own, of exec
+				t.Errorf("%d pidfds are held", n)
+			}
+		})
+	}
+}
+
+// pidfds counts this process's.
+func pidfds(t *testing.T) (n int) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range list {
+		if is, err := os.Readlink("/proc/self/fd/" + entry.Name()); err == nil && strings.Contains(is, "pidfd") {
+			n++
+		}
+	}
+	return n
+}
+
 func TestAShimThatBreaksTheProtocolGetsAnotherSession(t *testing.T) {
 	shim := start(t, babbles, first)
 	s := newSessions(&fakeRuntime{container: shim.container})
-	s.pause = 0
+	s.protocolErrorBackoff = 0
 	was := s.connect(t)
-	s.until(t, func() bool { return s.of(pod) == nil })
+	s.until(t, func() bool { return s.session(pod) == nil })
 	if was.Alive() {
 		t.Error("its process is still held")
 	}
@@ -281,7 +341,7 @@ func TestAProcessElsewhere(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := newSessions(&fakeRuntime{container: c.container})
 			n, got, err := s.Connect(t.Context(), vm, c.pod)
-			if n != nil || got != plan.ContainerUnknown || fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || s.of(c.pod) != nil {
+			if n != nil || got != plan.ContainerUnknown || fault.ReasonOf(err) != v1alpha1.ReasonRuntimeUnreachable || s.session(c.pod) != nil {
 				t.Fatalf("Connect() = %v, container %v, %v", n, got, err)
 			}
 			if !strings.Contains(err.Error(), "not in that of container "+c.container.ID+" of pod "+string(c.pod)) {
@@ -315,24 +375,27 @@ func TestNetworkNamespace(t *testing.T) {
 
 func TestWhatAShimLacks(t *testing.T) {
 	takes := func(kinds ...shimproto.Kind) shimproto.State { return shimproto.State{Minor: 1, Kinds: kinds} }
-	two := append(needs[:2:2], shimproto.Device{Kind: shimproto.KindLease, Name: "b"})
+	two := append(needs[:2:2], shimproto.Device{Kind: shimproto.KindDHCP, Name: "b"})
 	for name, c := range map[string]struct {
 		needs []shimproto.Device
 		says  shimproto.State
 		want  []string
 	}{
-		"all is taken, in another order":   {needs, takes("lease", "console"), nil},
-		"a shim of 1.0 takes what it did":  {needs, shimproto.State{}, nil},
-		"more is taken than is needed":     {needs[:1], takes("console", "hologram"), nil},
-		"no leases":                        {needs, takes("console"), []string{"lease"}},
-		"two networks lack one thing":      {two, takes("console"), []string{"lease"}},
-		"what is not needed is not lacked": {needs[:1], takes("console"), nil},
-		"nothing that is needed is taken":  {needs, takes("hologram"), []string{"console", "lease"}},
-		"whatever the order of devices":    {[]shimproto.Device{needs[1], needs[0], needs[1]}, takes("hologram"), []string{"console", "lease"}},
-		"a VM that is gone needs nothing":  {nil, takes("hologram"), nil},
+		"all is taken, in another order":        {needs, takes("dhcp", "console"), nil},
+		"what older agents hand over, too":      {needs, takes("console", "dhcp", "lease"), nil},
+		"a shim of 1.0 takes packet sockets":    {needs, shimproto.State{}, []string{"dhcp"}},
+		"one that has its guest does not less":  {needs, shimproto.State{InstanceID: "r1"}, []string{"dhcp"}},
+		"a shim of 1.1 may take packet sockets": {needs, takes("console", "lease"), []string{"dhcp"}},
+		"more is taken than is needed":          {needs[:1], takes("console", "hologram"), nil},
+		"no leases":                             {needs, takes("console"), []string{"dhcp"}},
+		"two networks lack one thing":           {two, takes("console"), []string{"dhcp"}},
+		"what is not needed is not lacked":      {needs[:1], takes("console"), nil},
+		"nothing that is needed is taken":       {needs, takes("hologram"), []string{"console", "dhcp"}},
+		"whatever the order of devices":         {[]shimproto.Device{needs[1], needs[0], needs[1]}, takes("hologram"), []string{"console", "dhcp"}},
+		"a VM that is gone needs nothing":       {nil, takes("hologram"), nil},
 	} {
-		n := &Session{known: true, state: c.says, bootTime: func() time.Duration { return 0 }}
-		if diff := cmp.Diff(&plan.Shim{Lacks: c.want}, n.State(c.needs)); diff != "" {
+		n := &Session{stateKnown: true, state: c.says, bootTime: func() time.Duration { return 0 }}
+		if diff := cmp.Diff(&plan.Shim{Attached: c.says.InstanceID != "", Lacks: c.want}, n.State(c.needs)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
@@ -348,15 +411,20 @@ func TestHandOver(t *testing.T) {
 	}{
 		"to a shim that takes all":           {speaks, 2},
 		"to a shim that takes consoles only": {consoles, 1},
+		"to one that takes packet sockets":   {packets, 1},
+		"to one of protocol 1.0":             {v10, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shim := start(t, c.shim, first)
 			s := newSessions(&fakeRuntime{container: shim.container})
 			n := s.connect(t)
 			s.until(t, func() bool { return n.State(nil) != nil })
+			if lacks := n.State(needs).Lacks; len(lacks) != len(needs)-c.taken {
+				t.Errorf("it lacks %q", lacks)
+			}
 			var opened []*os.File
 			open := func(d *shimproto.Device) (*os.File, error) {
-				if d.Kind == shimproto.KindLease {
+				if d.Kind == shimproto.KindDHCP {
 					d.Lease = lease
 				}
 				file, err := os.Create(t.TempDir() + "/" + d.Name)

@@ -14,12 +14,22 @@ import (
 // AgentFD is the descriptor number in the shim at which the agent's end stands.
 const AgentFD = 100
 
-// maxRate is how many messages a shim may send in a second: it is not trusted
-// with the agent's processor time. In a guest's whole life it sends a handful.
-const maxRate = 100
+// A shim may send maxBurst messages at once, as those for agents that ended are still there, and one more each
+// messageInterval: it is not trusted with the agent's processor time. In a guest's whole life it sends a handful.
+const (
+	maxBurst        = 50
+	messageInterval = 500 * time.Millisecond
+)
 
 // ErrAbsent means that the shim has no socket for an agent: not yet, or no more.
 var ErrAbsent = errors.New("the shim has no socket for an agent")
+
+// ErrBroken means that the shim did not keep to the protocol some minutes ago, or has something else in its socket's place.
+var ErrBroken = errors.New("the shim did not keep to the protocol, and is connected with again later")
+
+// ErrFull means that the socket has no room for a message. A shim reads each as soon as it comes, and the few that there
+// are fit by far: one that is full has a shim that does not read, or that took the room away.
+var ErrFull = errors.New("the shim does not read from its socket, which is full")
 
 // Agent is the agent's copy of its end of one shim's socket pair.
 type Agent struct {
@@ -30,7 +40,8 @@ type Agent struct {
 
 // Take copies the agent's end out of the shim behind pidfd. The caller has
 // proven by facts of the host whose process that is; Take only proves that the
-// descriptor is what it should be. It returns ErrAbsent when there is none.
+// descriptor is what it should be. It returns ErrAbsent when there is none, and
+// ErrBroken for anything else: who does so is not to be asked often.
 func Take(pidfd int) (*Agent, error) {
 	fd, err := unix.PidfdGetfd(pidfd, AgentFD, 0) // close-on-exec by itself
 	switch {
@@ -41,7 +52,7 @@ func Take(pidfd int) (*Agent, error) {
 	}
 	if err := check(fd); err != nil {
 		go unix.Close(fd) // of a file on a stuck file system it would block
-		return nil, fmt.Errorf("taking the shim's socket: %w", err)
+		return nil, fmt.Errorf("taking the shim's socket: %w (%w)", ErrBroken, err)
 	}
 	s, err := newSocket(fd, "agent's end")
 	if err != nil {
@@ -70,8 +81,8 @@ func check(fd int) error {
 
 // Send sends one message, in the minor version that the shim has said it speaks,
 // with copies of files in the order that its type tells, at most MaxDescriptors.
-// It waits while the socket is full: until the context's deadline, at most 5 s.
-// It may be called from several goroutines.
+// It never waits: a tenant can be the shim, and its socket is full when it wants
+// it to be. Then Send fails with ErrFull. It may be called from several goroutines.
 func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 	if len(files) > MaxDescriptors {
 		return fmt.Errorf("sending %T: %d descriptors are more than %d", m, len(files), MaxDescriptors)
@@ -80,9 +91,10 @@ func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 	if err != nil {
 		return fmt.Errorf("sending %T: %w", m, err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
-	if err := a.socket.send(ctx, data, files); err != nil {
+	if err = ctx.Err(); err == nil {
+		err = a.socket.trySend(data, files)
+	}
+	if err != nil {
 		return fmt.Errorf("sending %T: %w", m, err)
 	}
 	return nil
@@ -93,8 +105,8 @@ func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 func (a *Agent) Receive(handle func(State)) error {
 	defer a.Close()
 	data := make([]byte, MaxMessage+1)
-	var since time.Time
-	for count := 0; ; count++ {
+	var due time.Time // when as many messages as came would have come one each messageInterval
+	for {
 		n, _, err := a.socket.receive(data, nil)
 		if err != nil && a.closed.Load() { // raw reads tell of it by no exported error
 			return nil
@@ -102,11 +114,12 @@ func (a *Agent) Receive(handle func(State)) error {
 		if err != nil {
 			return fmt.Errorf("receiving from a shim: %w", err)
 		}
-		if now := time.Now(); now.Sub(since) > time.Second {
-			since, count = now, 0
+		now := time.Now()
+		if due.Before(now) {
+			due = now
 		}
-		if count >= maxRate {
-			return fmt.Errorf("receiving from a shim: more than %d messages in a second", maxRate)
+		if due = due.Add(messageInterval); due.Sub(now) > maxBurst*messageInterval {
+			return fmt.Errorf("receiving from a shim: more than %d messages, and one each %v", maxBurst, messageInterval)
 		}
 		m, err := decode(data[:n])
 		if errors.Is(err, errUnknown) {

@@ -27,7 +27,10 @@ type Kind string
 const (
 	// KindConsole is QEMU's serial console: a connected stream socket. A guest has one.
 	KindConsole Kind = "console"
-	// KindLease is the DHCP lease of a NIC: a packet socket on the guest's tap, bound, filtered to DHCP requests and locked.
+	// KindDHCP is the DHCP lease of a NIC: a UDP socket on port 67 of the guest's tap.
+	KindDHCP Kind = "dhcp"
+	// KindLease is the same with a packet socket (AF_PACKET, SOCK_RAW), on which a shim could send whatever it likes by any
+	// of its pod's interfaces. Shims take it from older agents; no agent hands it over any more.
 	KindLease Kind = "lease"
 )
 
@@ -48,7 +51,7 @@ type Device struct {
 	Name string `json:"name"`
 	// FD is the index of its descriptor among those that come with the message.
 	FD int `json:"fd"`
-	// Lease is what a device of KindLease leases.
+	// Lease is what a device of KindDHCP or KindLease leases.
 	Lease *Lease `json:"lease,omitempty"`
 }
 
@@ -130,7 +133,7 @@ func (d Device) check() error {
 		return fmt.Errorf("device %.70q of kind %.40q: a name has 1 to %d lower-case letters, digits and hyphens, a kind 1 to %d", d.Name, d.Kind, maxDeviceName, maxKind)
 	case d.FD < 0 || d.FD >= MaxDescriptors:
 		return fmt.Errorf("descriptor %d of %s %s is not in 0 to %d", d.FD, d.Kind, d.Name, MaxDescriptors-1)
-	case d.Kind != KindLease:
+	case d.Kind != KindDHCP && d.Kind != KindLease:
 		return nil
 	case d.Lease == nil:
 		return fmt.Errorf("%s %s comes without what it leases", d.Kind, d.Name)

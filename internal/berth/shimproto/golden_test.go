@@ -44,6 +44,8 @@ func TestPackets(t *testing.T) {
 		"v1.0/state-attached": {0, State{InstanceID: golden}},
 		"v1.0/state-full":     {0, State{InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321}},
 		"v1.1/hand-over":      {1, more},
+		"v1.1/hand-over-dhcp": {1, HandOver{InstanceID: golden, Devices: append(one.Devices[:1:1], Device{Kind: KindDHCP, Name: "default", FD: 1, Lease: l})}},
+		"v1.1/state-dhcp":     {1, State{Minor: 1, Kinds: []Kind{KindConsole, KindDHCP, KindLease}}},
 		"v1.1/state-new":      {1, State{Minor: 1, Kinds: []Kind{KindConsole, KindLease}}},
 		"v1.1/state-full": {1, State{
 			Minor: 1, Kinds: []Kind{KindConsole, KindLease},
@@ -91,6 +93,7 @@ func TestWhatProtocol10CannotSayIsNotSent(t *testing.T) {
 		"a lease without a console": {{Kind: KindLease, Name: "a", FD: 1, Lease: l}},
 		"two leases":                {{Kind: KindConsole, Name: "c"}, {Kind: KindLease, Name: "a", FD: 1, Lease: l}, {Kind: KindLease, Name: "b", FD: 2, Lease: l}},
 		"a console that is second":  {{Kind: KindLease, Name: "a", FD: 0, Lease: l}, {Kind: KindConsole, Name: "c", FD: 1}},
+		"a UDP socket for DHCP":     {{Kind: KindConsole, Name: "c"}, {Kind: KindDHCP, Name: "a", FD: 1, Lease: l}},
 		"another kind":              {{Kind: KindConsole, Name: "c"}, {Kind: "hologram", Name: "h", FD: 1}},
 	} {
 		if data, err := encode(HandOver{InstanceID: "r", Devices: devices}, 0); err == nil {

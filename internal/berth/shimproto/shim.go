@@ -1,7 +1,6 @@
 package shimproto
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -54,7 +53,7 @@ func (s *Shim) send() {
 		if err != nil {
 			continue // cannot be: the shim made it of checked parts
 		}
-		_ = s.socket.send(context.Background(), data, nil) // both ends are ours; what is lost, the next Hello asks for
+		_ = s.socket.send(data) // both ends are ours; what is lost, the next Hello asks for
 	}
 }
 

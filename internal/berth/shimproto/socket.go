@@ -1,20 +1,15 @@
 package shimproto
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// sendTimeout bounds Send where the caller's context does not.
-const sendTimeout = 5 * time.Second
 
 // errBroken is a packet that is too long, or whose descriptors do not fit.
 var errBroken = errors.New("packet is truncated")
@@ -23,9 +18,8 @@ var errBroken = errors.New("packet is truncated")
 // in the kernel: MSG_DONTWAIT holds even if the other side clears O_NONBLOCK,
 // which is a property of the end and not of anybody's descriptor for it.
 type socket struct {
-	file    *os.File
-	raw     syscall.RawConn
-	sending sync.Mutex
+	file *os.File
+	raw  syscall.RawConn
 }
 
 func newSocket(fd int, name string) (*socket, error) {
@@ -44,28 +38,37 @@ func newSocket(fd int, name string) (*socket, error) {
 	return &socket{file: file, raw: raw}, nil
 }
 
-// send writes one packet with copies of files, until the context's deadline.
-func (s *socket) send(ctx context.Context, data []byte, files []*os.File) error {
-	s.sending.Lock()
-	defer s.sending.Unlock()
-	deadline, _ := ctx.Deadline() // the zero time: none
-	if err := s.file.SetWriteDeadline(deadline); err != nil {
-		return err
-	}
+// send writes one packet, and waits while the socket is full.
+func (s *socket) send(data []byte) error {
 	var failure error
-	err := withDescriptors(files, nil, func(fds []int) error {
-		var rights []byte
-		if len(fds) > 0 {
-			rights = unix.UnixRights(fds...)
-		}
-		return s.raw.Write(func(fd uintptr) bool {
-			for failure = unix.EINTR; failure == unix.EINTR; {
-				failure = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			}
-			return failure != unix.EAGAIN
-		})
+	err := s.raw.Write(func(fd uintptr) bool {
+		failure = sendmsg(fd, data, nil)
+		return !errors.Is(failure, unix.EAGAIN)
 	})
 	return errors.Join(err, failure)
+}
+
+// trySend writes one packet with copies of files. It never waits: while the socket is full it fails with ErrFull.
+func (s *socket) trySend(data []byte, files []*os.File) error {
+	var failure error
+	err := withDescriptors(files, nil, func(fds []int) error {
+		return s.raw.Control(func(fd uintptr) { failure = sendmsg(fd, data, fds) })
+	})
+	if errors.Is(failure, unix.EAGAIN) {
+		failure = ErrFull
+	}
+	return errors.Join(err, failure)
+}
+
+func sendmsg(fd uintptr, data []byte, fds []int) (err error) {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	for err = unix.EINTR; err == unix.EINTR; {
+		err = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	}
+	return err
 }
 
 // withDescriptors calls do with the descriptors of files, which stay open and as

@@ -45,14 +45,18 @@ var footers = []struct{ magic, name string }{
 	{"koly", "a DMG disk"},
 }
 
-func refuseForeign(r io.ReaderAt, head []byte, size int64) error {
+func refuseForeignHead(head []byte) error {
 	for _, f := range foreign {
 		if len(head) >= f.offset && bytes.HasPrefix(head[f.offset:], []byte(f.magic)) {
 			return notDisk("it is %s: %s", f.name, f.mend)
 		}
 	}
-	if size < SectorSize {
-		return nil
+	return nil
+}
+
+func refuseForeign(r io.ReaderAt, head []byte, size int64) error {
+	if err := refuseForeignHead(head); err != nil || size < SectorSize {
+		return err
 	}
 	tail, err := readUpTo(r, size-SectorSize, 8)
 	if err != nil {

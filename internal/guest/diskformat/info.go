@@ -1,9 +1,11 @@
 package diskformat
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
@@ -27,7 +29,7 @@ const SectorSize = 512
 // Info is what a disk image says of itself.
 type Info struct {
 	Format Format
-	// VirtualSize is what a guest sees, in bytes: a multiple of SectorSize.
+	// VirtualSize is what a guest sees, in bytes: a multiple of SectorSize, so a raw disk may have to be padded to it.
 	VirtualSize int64
 }
 
@@ -37,11 +39,11 @@ func Inspect(r io.ReaderAt, size int64) (Info, error) {
 	if size == 0 {
 		return Info{}, notDisk("it is empty")
 	}
-	head, err := readUpTo(r, 0, min(size, 1024))
+	head, err := readUpTo(r, 0, min(size, HeadSize))
 	if err != nil {
 		return Info{}, err
 	}
-	if len(head) >= 4 && string(head[:4]) == qcow2Magic {
+	if bytes.HasPrefix(head, []byte(qcow2Magic)) {
 		q, err := parse(r, size)
 		if err != nil {
 			return Info{}, err
@@ -55,12 +57,28 @@ func Inspect(r io.ReaderAt, size int64) (Info, error) {
 		return Info{}, err
 	}
 	switch {
-	case size%SectorSize != 0:
-		return Info{}, notDisk("its %d bytes are no whole number of %d-byte sectors: is it truncated?", size, SectorSize)
+	case size < SectorSize:
+		return Info{}, notDisk("its %d bytes are less than a sector of %d: is it truncated?", size, SectorSize)
 	case size > MaxVirtualSize:
-		return Info{}, fault.ByUser(v1alpha1.ReasonImageTooLarge, fmt.Errorf("the disk has %d bytes, the most is 64Ti", size))
+		return Info{}, fault.NewUser(v1alpha1.ReasonImageTooLarge, fmt.Errorf("the disk has %d bytes, the most is 64Ti", size))
 	}
-	return Info{Format: Raw, VirtualSize: size}, nil
+	return Info{Format: Raw, VirtualSize: (size + SectorSize - 1) / SectorSize * SectorSize}, nil
+}
+
+// HeadSize is how many bytes InspectHead wants.
+const HeadSize = 1024
+
+// InspectHead refuses, as Inspect does, what the first HeadSize bytes of a disk tell already, and returns its format. A
+// disk that it takes may still be refused once it is whole.
+func InspectHead(head []byte) (Format, error) {
+	if !bytes.HasPrefix(head, []byte(qcow2Magic)) {
+		return Raw, refuseForeignHead(head)
+	}
+	q, err := parseHeader(head, math.MaxInt64)
+	if err != nil {
+		return QCOW2, err
+	}
+	return QCOW2, q.refuseDependence()
 }
 
 // readUpTo reads n bytes at offset, all of which must exist.
@@ -76,9 +94,9 @@ func readUpTo(r io.ReaderAt, offset, n int64) ([]byte, error) {
 }
 
 func notDisk(format string, args ...any) error {
-	return fault.ByUser(v1alpha1.ReasonImageNotDisk, fmt.Errorf("not a disk Berth can use: "+format, args...))
+	return fault.NewUser(v1alpha1.ReasonImageNotDisk, fmt.Errorf("not a disk Berth can use: "+format, args...))
 }
 
 func unsafe(format string, args ...any) error {
-	return fault.ByUser(v1alpha1.ReasonImageUnsafe, fmt.Errorf("unsafe qcow2 disk: "+format, args...))
+	return fault.NewUser(v1alpha1.ReasonImageUnsafe, fmt.Errorf("unsafe qcow2 disk: "+format, args...))
 }

@@ -32,6 +32,7 @@ func TestInspectTakes(t *testing.T) {
 		want  Info
 	}{
 		"a raw disk of one sector":           {make([]byte, 512), Info{Raw, 512}},
+		"a raw disk of no whole sectors":     {make([]byte, 700), Info{Raw, 1024}},
 		"a raw disk with a partition table":  {append(bytes.Repeat([]byte{0xfa}, 510), 0x55, 0xaa), Info{Raw, 512}},
 		"a qcow2 disk":                       {blank(t), Info{QCOW2, gib}},
 		"a qcow2 disk of no whole sectors":   {patch(t, 24, uint64(gib-1)), Info{QCOW2, gib}},
@@ -65,7 +66,7 @@ func TestInspectRefuses(t *testing.T) {
 		says   string
 	}{
 		"nothing":                        {nil, v1alpha1.ReasonImageNotDisk, "empty"},
-		"half a sector":                  {make([]byte, 700), v1alpha1.ReasonImageNotDisk, "truncated"},
+		"less than a sector":             {make([]byte, 500), v1alpha1.ReasonImageNotDisk, "truncated"},
 		"gzip":                           {raw(0, "\x1f\x8b"), v1alpha1.ReasonImageNotDisk, "gzip: decompress"},
 		"tar":                            {raw(257, "ustar"), v1alpha1.ReasonImageNotDisk, "tar archive"},
 		"a program":                      {raw(0, "\x7fELF"), v1alpha1.ReasonImageNotDisk, "ELF"},
@@ -117,6 +118,40 @@ func TestInspectRefuses(t *testing.T) {
 			}
 			if fault.ReasonOf(err) != c.reason || fault.ClassOf(err) != fault.User || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%s: %v; want %s: …%s…", fault.ReasonOf(err), err, c.reason, c.says)
+			}
+		})
+	}
+}
+
+// TestTheHeadTellsWhatIsRefused: what the first bytes show need not be downloaded to its end.
+func TestTheHeadTellsWhatIsRefused(t *testing.T) {
+	raw := func(offset int, magic string) []byte {
+		b := make([]byte, HeadSize)
+		copy(b[offset:], magic)
+		return b
+	}
+	for name, c := range map[string]struct {
+		head   []byte
+		format Format
+		reason v1alpha1.Reason // "" takes it
+	}{
+		"a raw disk":                      {raw(0, "\xfa"), Raw, ""},
+		"a qcow2 disk":                    {blank(t)[:HeadSize], QCOW2, ""},
+		"a qcow2 disk of version 2":       {version2(t)[:HeadSize], QCOW2, ""},
+		"tables far behind":               {patch(t, 40, uint64(1)<<40)[:HeadSize], QCOW2, ""},
+		"an extension behind these bytes": {patch(t, 100, uint32(4096))[:HeadSize], QCOW2, ""},
+		"a VMDK":                          {raw(0, "KDMV"), Raw, v1alpha1.ReasonImageNotDisk},
+		"a tar archive":                   {raw(257, "ustar"), Raw, v1alpha1.ReasonImageNotDisk},
+		"a kernel":                        {raw(0x202, "HdrS"), Raw, v1alpha1.ReasonImageNotDisk},
+		"a backing file":                  {withBacking(t)[:HeadSize], QCOW2, v1alpha1.ReasonImageUnsafe},
+		"a data file":                     {patch(t, 72, uint64(featureDataFile))[:HeadSize], QCOW2, v1alpha1.ReasonImageUnsafe},
+		"a dirty disk":                    {patch(t, 72, uint64(featureDirty))[:HeadSize], QCOW2, v1alpha1.ReasonImageUnsafe},
+		"65 TiB":                          {patch(t, 24, uint64(65)<<40)[:HeadSize], QCOW2, v1alpha1.ReasonImageUnsafe},
+	} {
+		t.Run(name, func(t *testing.T) {
+			format, err := InspectHead(c.head)
+			if taken := c.reason == ""; taken != (err == nil) || !taken && fault.ReasonOf(err) != c.reason || format != c.format {
+				t.Errorf("%s, %v; want %s, %q", format, err, c.format, c.reason)
 			}
 		})
 	}
@@ -182,5 +217,11 @@ func FuzzInspect(f *testing.F) {
 			t.Errorf("took it as %+v", info)
 		}
 		_, _ = InspectOverlay(bytes.NewReader(b), int64(len(b)))
+		if len(b) < HeadSize {
+			return
+		}
+		if _, refused := InspectHead(b[:HeadSize]); refused != nil && err == nil {
+			t.Errorf("its head is refused, and the whole is not: %v", refused)
+		}
 	})
 }

@@ -86,12 +86,21 @@ func parse(r io.ReaderAt, size int64) (*qcow2, error) {
 	if err != nil {
 		return nil, err
 	}
+	q, err := parseHeader(raw, size)
+	if err != nil {
+		return nil, err
+	}
+	return q, q.readExtensions(r, size)
+}
+
+// parseHeader reads the header at the start of raw, of a disk of size bytes, without its extensions.
+func parseHeader(raw []byte, size int64) (*qcow2, error) {
 	if len(raw) < headerV2 {
 		return nil, unsafe("it ends inside its header: is it truncated?")
 	}
 	q := &qcow2{}
 	padded := make([]byte, headerSize)
-	copy(padded, raw)
+	copy(padded, raw) // raw may be longer
 	if _, err := binary.Decode(padded, binary.BigEndian, &q.header); err != nil {
 		return nil, err
 	}
@@ -105,10 +114,7 @@ func parse(r io.ReaderAt, size int64) (*qcow2, error) {
 	case q.Length < headerSize:
 		q.Compression = 0
 	}
-	if err := q.checkNumbers(size); err != nil {
-		return nil, err
-	}
-	return q, q.readExtensions(r, size)
+	return q, q.checkNumbers(size)
 }
 
 // checkNumbers holds the header against QEMU's limits and against the file's size.
@@ -215,6 +221,14 @@ func (q *qcow2) readExtensions(r io.ReaderAt, size int64) error {
 
 // standsForItself refuses what needs another file or a repair.
 func (q *qcow2) standsForItself(r io.ReaderAt, size int64) error {
+	if err := q.refuseDependence(); err != nil {
+		return err
+	}
+	return q.checkL1(r, size)
+}
+
+// refuseDependence refuses what the header alone tells to need another file or a repair.
+func (q *qcow2) refuseDependence() error {
 	switch {
 	case q.BackingFileOffset != 0:
 		return unsafe("it has a backing file: flatten it with `qemu-img convert -O qcow2`")
@@ -223,7 +237,7 @@ func (q *qcow2) standsForItself(r io.ReaderAt, size int64) error {
 	case q.Incompatible&(featureDirty|featureCorrupt) != 0:
 		return unsafe("it was not closed properly: repair it with `qemu-img check -r all`")
 	}
-	return q.checkL1(r, size)
+	return nil
 }
 
 // checkL1 finds files that were cut: every L2 table must start inside of them.

@@ -17,9 +17,9 @@ func (g Guest) devices() *libvirtxml.DomainDeviceList {
 			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: g.Console}},
 			Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: new(uint(0))},
 		}},
-		// libvirt keeps this socket to itself, in its own directory.
+		// On a socket libvirtd itself would talk with the guest agent, and its parser follows what a guest writes to any depth.
 		Channels: []libvirtxml.DomainChannel{{
-			Source: &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{}},
+			Source: &libvirtxml.DomainChardevSource{Pty: &libvirtxml.DomainChardevSourcePty{}},
 			Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: agentChannel}},
 		}},
 		RNGs: []libvirtxml.DomainRNG{{
@@ -86,7 +86,7 @@ func seed(path string, i int, at place) libvirtxml.DomainDisk {
 }
 
 func (n NIC) device(at place) libvirtxml.DomainInterface {
-	nic := libvirtxml.DomainInterface{
+	return libvirtxml.DomainInterface{
 		MAC:     &libvirtxml.DomainInterfaceMAC{Address: n.MAC.String()},
 		Source:  &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}},
 		Target:  &libvirtxml.DomainInterfaceTarget{Dev: n.Tap},
@@ -94,10 +94,6 @@ func (n NIC) device(at place) libvirtxml.DomainInterface {
 		ROM:     &libvirtxml.DomainROM{Enabled: "no"}, // nobody boots from the network
 		Address: at.address(),
 	}
-	if n.MTU > 0 {
-		nic.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)}
-	}
-	return nic
 }
 
 func file(path string) *libvirtxml.DomainDiskSource {

@@ -52,6 +52,8 @@ type Facts struct {
 	Console string
 	// AgentConnected is true while a guest agent holds its channel open.
 	AgentConnected bool
+	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if libvirtd itself has that end.
+	AgentPTY int
 	// Paths are all files that the domain has as disks, kernel and initrd.
 	Paths []string
 }
@@ -89,6 +91,10 @@ type live struct {
 		} `xml:"source"`
 	} `xml:"devices>serial"`
 	Channels []struct {
+		Type   string `xml:"type,attr"`
+		Source struct {
+			Path string `xml:"path,attr"`
+		} `xml:"source"`
 		Target struct {
 			Name  string `xml:"name,attr"`
 			State string `xml:"state,attr"`
@@ -109,7 +115,7 @@ func ParseFacts(doc string) (Facts, error) {
 	if err := xml.Unmarshal([]byte(doc), &l); err != nil {
 		return Facts{}, fmt.Errorf("reading domain XML: %w", err)
 	}
-	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu"}
+	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu", AgentPTY: -1}
 	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
 		m := ours[0]
 		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth, Record: strings.TrimSpace(m.Record)}
@@ -126,6 +132,9 @@ func ParseFacts(doc string) (Facts, error) {
 	for _, c := range l.Channels {
 		if c.Target.Name == agentChannel {
 			f.AgentConnected = c.Target.State == "connected"
+			if number, is := strings.CutPrefix(c.Source.Path, "/dev/pts/"); is && c.Type == "pty" {
+				f.AgentPTY = ptyNumber(number)
+			}
 		}
 	}
 	for _, p := range []string{l.Kernel, l.Initrd} {
@@ -150,4 +159,13 @@ func hardware(layout, machine string) Hardware {
 		n = -1
 	}
 	return Hardware{Layout: n, Machine: cmp.Or(machine, unrecorded.Machine)}
+}
+
+// ptyNumber is -1 for what is no number.
+func ptyNumber(text string) int {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		return -1
+	}
+	return int(n)
 }

@@ -14,12 +14,12 @@ func TestParseFacts(t *testing.T) {
 			UUID: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Name: "ns_a", Emulated: true,
 			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b", Record: `{"recordVersion":1,"spec":{"cpu":{"cores":2}}}`},
 			Hardware: unrecorded,
-			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true,
+			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true, AgentPTY: -1,
 			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
 		},
 		"live-foreign": {
 			UUID: "11111111-2222-4333-8444-555555555555", Name: "old <box>",
-			Taps: []string{"vnet0", "vnet1"}, Paths: []string{"/boot/k", "/boot/i"},
+			Taps: []string{"vnet0", "vnet1"}, AgentPTY: -1, Paths: []string{"/boot/k", "/boot/i"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -49,6 +49,25 @@ func TestParseFactsReadsHardware(t *testing.T) {
 		facts, err := ParseFacts(`<domain><metadata><b:guest xmlns:b="https://berth.dev/domain/v1" vm="a" ` + attributes + `/></metadata></domain>`)
 		if err != nil || facts.Hardware != want {
 			t.Errorf("%s: %+v, %v, want %+v", attributes, facts.Hardware, err, want)
+		}
+	}
+}
+
+func TestParseFactsFindsTheGuestAgentsTerminal(t *testing.T) {
+	const ours = `<target type="virtio" name="org.qemu.guest_agent.0" state="connected"/>`
+	for channel, want := range map[string]int{
+		``: -1,
+		`<channel type="pty"><source path="/dev/pts/12"/>` + ours + `</channel>`:                             12,
+		`<channel type="pty"><source path="/dev/pts/0"/>` + ours + `</channel>`:                              0,
+		`<channel type="pty">` + ours + `</channel>`:                                                         -1, // not started yet
+		`<channel type="pty"><source path="/dev/pts/x"/>` + ours + `</channel>`:                              -1,
+		`<channel type="pty"><source path="/tmp/12"/>` + ours + `</channel>`:                                 -1,
+		`<channel type="unix"><source mode="bind" path="/dev/pts/12"/>` + ours + `</channel>`:                -1,
+		`<channel type="pty"><source path="/dev/pts/12"/><target type="virtio" name="org.other"/></channel>`: -1,
+	} {
+		facts, err := ParseFacts(`<domain><devices>` + channel + `</devices></domain>`)
+		if err != nil || facts.AgentPTY != want {
+			t.Errorf("%s: %d, %v; want %d", channel, facts.AgentPTY, err, want)
 		}
 	}
 }

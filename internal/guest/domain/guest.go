@@ -99,6 +99,4 @@ type NIC struct {
 	// Tap is the tap's name on the host.
 	Tap string
 	MAC net.HardwareAddr
-	// MTU is in bytes; 0 leaves it to QEMU.
-	MTU int
 }

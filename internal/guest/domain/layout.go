@@ -1,13 +1,17 @@
 package domain
 
 import (
+	"net"
 	"slices"
 
+	"k8s.io/apimachinery/pkg/types"
 	"libvirt.org/go/libvirtxml"
+
+	"github.com/berth-dev/berth/internal/berth"
 )
 
 // NewestLayout is the layout of a VM that starts for the first time.
-const NewestLayout = 1
+const NewestLayout = 2
 
 // Hardware is what a VM keeps for life, so that its guest finds its devices where they were.
 type Hardware struct {
@@ -20,8 +24,9 @@ type Hardware struct {
 // unrecorded is the hardware of VMs from before it was recorded.
 var unrecorded = Hardware{Layout: 0, Machine: "q35"}
 
-// layout says where a guest's devices are and what room it has to grow. All that is said of it holds for every guest
-// that was ever started with it: another address or another controller before those that are there is another layout.
+// layout says where a guest's devices are, which MACs it has and what room it has to grow. All that is said of it holds for
+// every guest that was ever started with it: another address or another controller before those that are there is another
+// layout.
 type layout struct {
 	// bridges are the PCI buses beside the root bus, 1 and up.
 	bridges []bridge
@@ -34,6 +39,8 @@ type layout struct {
 	serial, rng, balloon place
 	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most.
 	growth int
+	// mac is the address of NIC number nic, whose network has that name.
+	mac func(vm types.UID, network string, nic int) net.HardwareAddr
 }
 
 // maxGrown bounds the vCPUs that are only room to grow: each costs the guest's kernel memory for what it keeps per CPU.
@@ -53,15 +60,31 @@ var layouts = [NewestLayout + 1]layout{
 	{
 		nic: place{0, 2}, serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, disk: place{0, 6}, seed: place{0, 30},
 		growth: 1,
+		mac:    macOfNetwork,
 	},
-	// What can be plugged is behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, and whatever comes later
-	// in 25 to 30. On the root bus, slots 1 and 2 and those from 7 on are free.
-	{
+	onBridge(macOfNetwork),
+	onBridge(func(vm types.UID, _ string, nic int) net.HardwareAddr { return berth.MAC(vm, nic) }),
+}
+
+// onBridge is a layout with what can be plugged behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, and whatever
+// comes later in 25 to 30. On the root bus, slots 1 and 2 and those from 7 on are free.
+func onBridge(mac func(types.UID, string, int) net.HardwareAddr) layout {
+	return layout{
 		bridges: []bridge{{"pcie-root-port", place{0, 6}}, {"pcie-to-pci-bridge", place{1, 0}}},
 		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31},
 		serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5},
 		growth: 4,
-	},
+		mac:    mac,
+	}
+}
+
+func macOfNetwork(vm types.UID, network string, _ int) net.HardwareAddr {
+	return berth.NetworkMAC(vm, network)
+}
+
+// MAC is the address of a guest's NIC number nic, from 0, whose network has that name. The layout must be known here.
+func (h Hardware) MAC(vm types.UID, network string, nic int) net.HardwareAddr {
+	return layouts[h.Layout].mac(vm, network, nic)
 }
 
 func (g Guest) layout() layout { return layouts[g.Hardware.Layout] }

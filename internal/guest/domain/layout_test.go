@@ -71,3 +71,21 @@ func TestRoomForVCPUs(t *testing.T) {
 		})
 	}
 }
+
+// TestMACs: what older layouts gave is never changed. The newest gives what the name of a network has no part in: whoever
+// chooses names would meet another guest's after 2⁴⁰ of them, without a VM.
+func TestMACs(t *testing.T) {
+	const vm = "0b9d4f6e-3c1a-4a55-9f0e-6a1c2f3d4e5f"
+	for layout, want := range []string{"02:01:d9:a1:67:12", "02:01:d9:a1:67:12", "42:63:97:38:ee:46"} {
+		if got := (Hardware{Layout: layout}).MAC(vm, "default", 0).String(); got != want {
+			t.Errorf("layout %d: %s, want %s", layout, got, want)
+		}
+	}
+	newest := Hardware{Layout: NewestLayout}
+	if a, b := newest.MAC(vm, "default", 0), newest.MAC(vm, "another", 0); a.String() != b.String() {
+		t.Errorf("the name of the network chooses between %s and %s", a, b)
+	}
+	if a, b := newest.MAC(vm, "default", 0), newest.MAC(vm, "default", 1); a.String() == b.String() {
+		t.Errorf("two NICs share %s", a)
+	}
+}

@@ -67,8 +67,17 @@ func (g Guest) vcpu() *libvirtxml.DomainVCPU {
 
 func (c CPU) count() int { return c.Sockets * c.Cores * c.Threads }
 
+// bootRetry is after how many milliseconds SeaBIOS resets a guest that it cannot boot: each reset is told and counted, so such
+// a guest does not pass for one that runs.
+const bootRetry = 10_000
+
+// os has the firmware, and boot loaders that use its text screen, speak on the serial console. No device comes of that, and
+// the guest's kernel sees no other hardware, so it is no part of a layout: every start has it.
 func (g Guest) os() *libvirtxml.DomainOS {
-	os := &libvirtxml.DomainOS{Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: g.Hardware.Machine, Type: "hvm"}}
+	os := &libvirtxml.DomainOS{
+		Type: &libvirtxml.DomainOSType{Arch: "x86_64", Machine: g.Hardware.Machine, Type: "hvm"},
+		BIOS: &libvirtxml.DomainBIOS{UseSerial: "yes", RebootTimeout: new(bootRetry)},
+	}
 	if k := g.Kernel; k != nil {
 		os.Kernel, os.Initrd, os.Cmdline = k.Path, k.Initrd, k.CommandLine
 	}

@@ -31,7 +31,7 @@ func web() Guest {
 			{Name: "tools", Path: "/var/lib/berth/disks/u/tools.qcow2", Backing: []Backing{{Path: "/var/lib/berth/images/b.raw", Format: Raw}}},
 		},
 		Seed:    "/run/berth/seed/u.iso",
-		NIC:     &NIC{Tap: "btabcdefghijklm", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450},
+		NIC:     &NIC{Tap: "btabcdefghijklm", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
 		Console: "/run/berth/console/u.sock",
 		UID:     64100,
 		GID:     107,
@@ -141,7 +141,7 @@ func FuzzXML(f *testing.F) {
 		}
 		want := Facts{
 			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
-			Paths: []string{path, path, path},
+			AgentPTY: -1, Paths: []string{path, path, path},
 		}
 		if diff := cmp.Diff(want, facts); diff != "" {
 			t.Fatalf("facts (-want +got):\n%s", diff)

@@ -1,21 +1,26 @@
 package plan
 
 import (
-	"maps"
-	"slices"
+	"cmp"
+	"math"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/guest/machine"
 )
 
 // How long things may take before they are done again, or given up.
 const (
-	// unplacedLimit ends a paused QEMU whose container does not come.
-	unplacedLimit = 60 * time.Second
+	// earlyLimit ends what may be done for a container that has not come: QEMU is begun early no more, and one that was is
+	// ended. It counts from when a berth was first seen.
+	earlyLimit = 60 * time.Second
 	// askAgain repeats a request to power off.
 	askAgain = 5 * time.Second
-	// unblockAfter resumes a guest whose disk was full or failed.
-	unblockAfter = 10 * time.Second
+	// retryIOAfter resumes a guest whose disk was full or failed.
+	retryIOAfter = 10 * time.Second
 	// killAgain looks whether a killed QEMU is gone.
 	killAgain = 200 * time.Millisecond
 	// processGoneLimit is how long libvirt may take to notice that QEMU ended; meanwhile it is asked again after processGoneLook.
@@ -24,8 +29,14 @@ const (
 	// contradictionLimit is how long libvirt must say so before a guest whose QEMU lives is ended on its word: one answer
 	// can be a wrong one.
 	contradictionLimit = 500 * time.Millisecond
+	// shimLook is after what time a shim that has no socket yet is looked for again; lastShimLook if it does not come.
+	shimLook     = 10 * time.Millisecond
+	lastShimLook = 10 * time.Second
 	// pullProgress reports how far a pull is.
 	pullProgress = 10 * time.Second
+	// secretsLook is when pull Secrets are looked at again that did not do: kubelet shows their changes, and tells nobody.
+	secretsLook = time.Minute
+	never       = time.Duration(math.MaxInt64)
 )
 
 // Next is what follows from a look at a guest.
@@ -43,19 +54,43 @@ func steps(s ...Step) Next { return Next{Steps: s} }
 // memory of the look before; what is returned is that of this one.
 func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 	m = m.after(w, h, now)
-	return decide(w, h, m, now), m
+	next := decide(w, h, m, now)
+	if h.ShimStarting && h.Unknown == nil && len(next.Steps) == 0 {
+		look := min(max(age(m.shimStarting, now), shimLook), lastShimLook) // each takes twice as long to come as the one before
+		next.Wake = min(cmp.Or(next.Wake, look), look)
+	}
+	return next, m
 }
 
 func decide(w Want, h Have, m Memory, now time.Time) Next {
 	switch {
-	case h.Unknown != nil || h.Domain == DomainUnknown || h.Process == ProcessUnknown:
+	case h.Process == ProcessUnknown:
 		return Next{} // what cannot be known wakes us when it can
+	case h.Domain == DomainUnknown:
+		return decideWithoutLibvirt(w, h)
 	case h.guest():
 		return decideGuest(w, h, m, now)
 	case h.Container == ContainerUnknown:
 		return Next{}
 	default:
-		return decideEmpty(w, h, now)
+		return decideEmpty(w, h, m, now)
+	}
+}
+
+// decideWithoutLibvirt ends a guest whose end is certain without libvirt's word: its container is not the berth's any more,
+// or has been asked to end and its time is over. Without a berth the domain would have to say whose container counts.
+func decideWithoutLibvirt(w Want, h Have) Next {
+	switch {
+	case w.Berth == nil:
+		return Next{}
+	case h.Process == ProcessInOtherContainer:
+		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
+	case h.Process != ProcessInContainer || h.Shim == nil || !h.Shim.Terminating:
+		return Next{}
+	case h.Shim.TerminatingFor < w.grace():
+		return Next{Wake: w.grace() - h.Shim.TerminatingFor}
+	default:
+		return steps(Destroy{})
 	}
 }
 
@@ -63,11 +98,13 @@ func decide(w Want, h Have, m Memory, now time.Time) Next {
 func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	contradicted, gone := age(m.contradictory, now), age(m.processGone, now)
 	switch {
-	case h.Process == ProcessSeveral, h.Process == ProcessElsewhere: // the berth moved on
+	case h.Process == ProcessMultiple, h.Process == ProcessInOtherContainer && w.Berth != nil: // the berth moved on
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.contradictory() && contradicted < contradictionLimit:
 		return Next{Wake: contradictionLimit - contradicted}
 	case h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it
+		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
+	case h.Process == ProcessInOtherContainer: // than that of the berth that its domain names
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.Process == ProcessNone && gone < processGoneLimit: // it ended, and libvirt is about to say how
 		return Next{Wake: processGoneLook}
@@ -77,19 +114,26 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 		return steps(Destroy{})
 	case h.Container == ContainerUnknown:
 		return Next{}
-	case h.Container == ContainerDead, h.Container == ContainerAbsent && !mayWait(w, h, now):
+	case h.Container == ContainerDead:
 		return steps(Destroy{})
+	case h.Container == ContainerAbsent && h.Process == ProcessUnplaced && w.accepts(&h) && m.early(w.Berth, now) > 0:
+		return Next{Wake: m.early(w.Berth, now)}
 	case h.Container == ContainerAbsent:
-		return Next{Wake: w.Berth.Created.Add(unplacedLimit).Sub(now)}
-	case h.Shim == nil && h.Process == ProcessLoose && !w.accepts(): // it was started early, for a container that turned out wrong
 		return steps(Destroy{})
+	case h.Shim == nil && h.Process == ProcessUnplaced: // it was started early
+		if left := earlyLimit - age(m.berthSeen, now); left > 0 && w.accepts(&h) {
+			return Next{Wake: left}
+		}
+		return steps(Destroy{}) // its container turned out wrong, or its shim says nothing
 	case h.Shim == nil:
 		return Next{} // its socket is being taken; that wakes us
-	case !h.Shim.Attached && h.Shim.Terminating, !h.Shim.Attached && !w.accepts():
+	case !h.Shim.Attached && h.Shim.Terminating, !h.Shim.Attached && !w.accepts(&h):
 		return steps(Destroy{})
+	case !h.Shim.Attached && h.StartUnknown != nil:
+		return Next{}
 	case !h.Shim.Attached:
 		return steps(start(w)...)
-	case h.Process != ProcessPlaced: // somebody made another domain of our UUID
+	case h.Process != ProcessInContainer: // somebody made another domain of our UUID
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.Shim.Terminating:
 		return stop(w, h)
@@ -98,18 +142,20 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	}
 }
 
-// mayWait: a QEMU that was started early may wait for its first container.
-func mayWait(w Want, h Have, now time.Time) bool {
-	return w.accepts() && w.Berth.Fresh && h.Process == ProcessLoose && now.Sub(w.Berth.Created) < unplacedLimit
-}
-
 // start goes on with a guest whose QEMU exists and whose shim waits.
 func start(w Want) []Step {
-	list := []Step{Place{}, Plug{}, Seed{}, Attach{}}
-	if w.paused() {
-		return append(list, Tell{Paused: true})
+	list := []Step{MoveToCgroup{}}
+	if len(w.Machine.NICs) > 0 {
+		list = append(list, ConnectNICs{w.Machine.NICs})
 	}
-	return append(list, Resume{}, Tell{})
+	if w.Machine.Seed != nil {
+		list = append(list, WriteSeed{w.Machine})
+	}
+	list = append(list, HandOver{w.Machine})
+	if w.paused() {
+		return append(list, NotifyShim{Paused: true})
+	}
+	return append(list, Resume{}, NotifyShim{})
 }
 
 // stop asks the guest to power off, again and again, and ends it when its time is over.
@@ -119,9 +165,9 @@ func stop(w Want, h Have) Next {
 	case left <= 0:
 		return steps(append([]Step{Destroy{}}, exit(w, h)...)...)
 	case h.Domain == DomainPaused: // halted vCPUs cannot power off
-		return Next{Steps: []Step{Resume{}, Shutdown{}}, Wake: min(left, askAgain)}
+		return Next{Steps: []Step{Resume{}, Shutdown{h.AgentChannelOpen}}, Wake: min(left, askAgain)}
 	default:
-		return Next{Steps: []Step{Shutdown{}}, Wake: min(left, askAgain)}
+		return Next{Steps: []Step{Shutdown{h.AgentChannelOpen}}, Wake: min(left, askAgain)}
 	}
 }
 
@@ -129,15 +175,15 @@ func stop(w Want, h Have) Next {
 func keep(w Want, h Have, diskError time.Duration) Next {
 	switch {
 	case w.paused() && h.Domain == DomainRunning:
-		return steps(Suspend{}, Tell{Paused: true})
+		return steps(Pause{}, NotifyShim{Paused: true})
 	case w.VM != nil && !w.paused() && h.Domain == DomainPaused:
-		return steps(Resume{}, Tell{})
+		return steps(Resume{PausedExternally: condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)}, NotifyShim{})
 	case !h.Shim.Running:
-		return steps(Tell{Paused: h.Domain == DomainPaused})
-	case h.Domain == DomainBlocked && diskError < unblockAfter:
-		return Next{Wake: unblockAfter - diskError}
-	case h.Domain == DomainBlocked:
-		return Next{Steps: []Step{Resume{}}, Wake: unblockAfter}
+		return steps(NotifyShim{Paused: h.Domain == DomainPaused})
+	case h.Domain == DomainPausedOnIOError && diskError < retryIOAfter:
+		return Next{Wake: retryIOAfter - diskError}
+	case h.Domain == DomainPausedOnIOError:
+		return Next{Steps: []Step{Resume{}}, Wake: retryIOAfter}
 	case h.Domain != DomainRunning || !startingUp(w, h):
 		return Next{}
 	}
@@ -146,7 +192,7 @@ func keep(w Want, h Have, diskError time.Duration) Next {
 	case late < 0:
 		return Next{Wake: -late}
 	case late < w.grace():
-		return Next{Steps: []Step{Shutdown{}}, Wake: min(w.grace()-late, askAgain)}
+		return Next{Steps: []Step{Shutdown{h.AgentChannelOpen}}, Wake: min(w.grace()-late, askAgain)}
 	default:
 		return steps(Destroy{})
 	}
@@ -158,19 +204,21 @@ func startingUp(w Want, h Have) bool {
 }
 
 // decideEmpty: there is no QEMU, for certain.
-func decideEmpty(w Want, h Have, now time.Time) Next {
+func decideEmpty(w Want, h Have, m Memory, now time.Time) Next {
 	switch {
 	case h.ShimSilent:
 		return Next{} // it may have had its guest, while no agent was there; what it says wakes us
 	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
-		return steps(Clear{})
-	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Ending):
+		return steps(CleanUp{})
+	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Terminating):
 		return steps(append(exit(w, h), RemoveDisks{})...)
 	case h.Shim != nil && (h.Shim.Attached || h.Shim.Terminating):
 		return steps(exit(w, h)...)
+	case h.StartUnknown != nil:
+		return Next{}
 	case w.Elsewhere && h.Kept && !h.keepsDisks():
 		return steps(RemoveDisks{})
-	case w.accepts() && (h.Shim != nil || w.Berth.Fresh && h.Container != ContainerDead && !w.ran()):
+	case w.accepts(&h) && (h.Shim != nil || m.early(w.Berth, now) > 0 && h.Container != ContainerDead && !w.ran()):
 		return prepare(w, h, now)
 	default:
 		return Next{}
@@ -183,55 +231,87 @@ func exit(w Want, h Have) []Step {
 	case h.Shim == nil || h.Shim.Exiting:
 		return nil
 	case h.Shim.Attached:
-		return []Step{Clear{}, Exit{End: ended(w, h)}}
+		return []Step{CleanUp{}, EndShim{ended(w, h)}}
 	default:
-		return []Step{Clear{}, Exit{End: End{Reason: v1alpha1.ReasonNotRunning}}}
+		return []Step{CleanUp{}, EndShim{Exit: Exit{Reason: v1alpha1.ReasonNotRunning}}}
 	}
 }
 
 // ended is the verdict on a guest that is gone.
-func ended(w Want, h Have) End {
-	ours := h.End == nil || h.End.Reason == v1alpha1.ReasonDestroyed
+func ended(w Want, h Have) Exit {
+	ours := h.Exit == nil || h.Exit.Reason == v1alpha1.ReasonDestroyed
 	switch {
-	case h.End != nil && !h.End.Told.IsZero():
-		return *h.End
+	case h.Exit != nil && !h.Exit.ReportedAt.IsZero():
+		return *h.Exit
 	case ours && h.Shim.Terminating && h.Shim.TerminatingFor >= w.grace():
 		return ForcedOff
 	case startingUp(w, h) && h.Shim.RunningFor >= w.startupLimit():
-		return End{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
-	case h.End == nil:
-		return End{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU exited; neither libvirt's events nor its log tell a cause"}
+		return Exit{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
+	case h.Exit != nil && h.Exit.Reason == v1alpha1.ReasonPoweredOff && h.Shim.Terminating:
+		return Exit{Reason: v1alpha1.ReasonShutDown}
+	case h.Exit == nil:
+		exit := Exit{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU exited; neither libvirt's events nor its log tell a cause"}
+		if h.QEMUOutput != "" {
+			exit.Message += ". The log ends: " + h.QEMUOutput
+		}
+		return exit
 	}
-	return *h.End
+	return *h.Exit
 }
 
 // prepare brings a guest as far as it can come now: to a halted QEMU, or all the way if the shim waits for it.
 func prepare(w Want, h Have, now time.Time) Next {
-	var missing []string
-	var wake time.Duration
-	waiting := false
-	for _, base := range slices.Sorted(maps.Keys(h.Base)) {
-		image := h.Base[base]
+	if unusableDisks(w, h) != nil {
+		return Next{} // the report says so; a change of the spec wakes us, and each resync has another look
+	}
+	var missing []machine.Image
+	wake := never
+	for _, image := range w.Machine.Images() {
+		has := h.Images[image.For]
 		switch {
-		case image.State == ImageReady:
-		case image.State == ImageMissing, image.State == ImageFailed && !now.Before(image.Retry):
-			missing = append(missing, base)
-		case image.State == ImageFailed:
-			waiting, wake = true, max(wake, image.Retry.Sub(now))
+		case has.State == ImageReady:
+		case has.State == ImageMissing, has.State == ImageFailed && !now.Before(has.Retry):
+			missing = append(missing, image)
+		case has.State == ImageFailed:
+			wake = min(wake, has.Retry.Sub(now))
+			if len(w.Machine.PullSecrets) > 0 {
+				wake = min(wake, secretsLook)
+			}
 		default:
-			waiting, wake = true, max(wake, pullProgress)
+			wake = min(wake, pullProgress)
 		}
 	}
 	switch {
-	case len(missing) > 0 && h.Shim == nil && len(w.VM.Spec.ImagePullSecrets) > 0:
+	case len(missing) > 0 && h.Shim == nil && len(w.Machine.PullSecrets) > 0:
 		return Next{} // the secrets can be read once the container runs; that wakes us
 	case len(missing) > 0:
-		return Next{Steps: []Step{Pull{missing}}, Wake: pullProgress}
-	case waiting:
+		return Next{Steps: []Step{PullImages{missing, w.Machine.PullSecrets}}, Wake: pullProgress}
+	case wake < never:
 		return Next{Wake: wake}
 	case h.Shim == nil:
-		return steps(MakeDisks{}, Create{})
+		return steps(create(w, h)...)
 	default:
-		return steps(append([]Step{MakeDisks{}, Create{}}, start(w)...)...)
+		return steps(append(create(w, h), start(w)...)...)
 	}
+}
+
+// create makes all that is missing of the guest, up to its halted QEMU. Its images are there.
+func create(w Want, h Have) (list []Step) {
+	m := w.Machine
+	if m.Kernel != nil {
+		kernel := *m.Kernel
+		kernel.Image.Digest = h.Images[machine.ForKernel].Digest
+		m.Kernel = &kernel
+		list = append(list, KeepKernel{kernel.Image})
+	}
+	for _, d := range m.Disks {
+		has := h.disk(d.Name)
+		if has != nil && !has.Ephemeral {
+			continue
+		}
+		d.Image.Digest = h.Images[d.Name].Digest
+		// One that is to be kept from now on is made anew once more, or it would go like the other.
+		list = append(list, MakeDisk{Disk: d, Anew: d.Ephemeral || has != nil})
+	}
+	return append(list, CreateDomain{m, w.Berth.UID})
 }

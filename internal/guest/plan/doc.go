@@ -3,5 +3,8 @@
 // the report.
 //
 // It is pure: no clock, no host, no API server. Unknown is a value: no step that
-// starts, stops or deletes follows from it, so one guest never becomes two.
+// starts, stops or deletes follows from it, so one guest never becomes two. Each
+// fact has its own: a step needs only those that it rests on. To end a guest these
+// are its process and its container; to remove its disks, its domain too; to start
+// it, all.
 package plan

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/guest/machine"
 )
 
 // Have is what the host has of one guest, read at one moment.
@@ -19,55 +20,69 @@ type Have struct {
 	Shim *Shim
 	// ShimSilent: there is a shim, and it has not said yet whether it has had a guest.
 	ShimSilent bool
-	// Base is the state of each image that the guest needs, by what needs it: a disk's name, or Kernel.
-	Base map[string]Image
+	// ShimStarting: the container runs, and its shim has made no socket yet, of which nothing will tell.
+	ShimStarting bool
+	// ShimBroken: the shim did not keep to the agent's protocol, so that nobody talks with it for some minutes.
+	ShimBroken bool
+	// UnsupportedRuntime is what runs the container if that is nothing that Berth works with, "" if it is.
+	UnsupportedRuntime string
+	// Images is the state of each image that the guest needs, by what it is for.
+	Images map[string]Image
 	// Disks are the guest's disks that exist on this node.
-	Disks []v1alpha1.DiskStatus
+	Disks []machine.Disk
 	// Kept: the guest has a directory on this node.
 	Kept bool
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
+	// Resets is how often the domain was reset since this agent sees it, LatestResets when, the newest first, as far as they
+	// matter; zero for those that were not.
+	Resets       int32
+	LatestResets [resetLoop]time.Time
 	// Pending are the changes of the spec since the guest was started; read only while there is one.
 	Pending []v1alpha1.PendingChange
 	// Guest is what the guest agent told; nil if it did not.
 	Guest *v1alpha1.GuestInfo
-	// AgentConnected: the guest agent has opened its channel.
+	// AgentChannelOpen: libvirt says that the guest agent has opened its channel.
+	AgentChannelOpen bool
+	// AgentConnected: so it is, or was a moment ago, before this agent began to ask.
 	AgentConnected bool
-	// End is how the guest ended; nil while it is there, or when nothing is known.
-	End *End
-	// Unknown is why some of this is unknown; nil when all of it is known.
+	// Exit is how the guest ended; nil while it is there, or when nothing is known.
+	Exit *Exit
+	// QEMUOutput is the end of what QEMU has written, where nothing tells how it ended.
+	QEMUOutput string
+	// Unknown is why the domain, the process or the container is unknown; nil when all three are known.
 	Unknown error
+	// StartUnknown is why something else is unknown: the guest's directory, disks, images, or what it was started with. A
+	// guest is kept and ended all the same, none is started; nil when all of it is known.
+	StartUnknown error
 }
-
-// Kernel is the key of the kernel's image in Have.Base.
-const Kernel = "\x00kernel"
 
 // Domain is the state of a domain.
 type Domain uint8
 
-// The states of a domain. Blocked is halted by QEMU, because its disk is full or fails. Crashed is a guest that
+// The states of a domain. PausedOnIOError is halted by QEMU, because its disk is full or fails. Crashed is a guest that
 // panicked and is kept for us to see.
 const (
 	DomainUnknown Domain = iota
 	DomainAbsent
 	DomainPaused
 	DomainRunning
-	DomainBlocked
+	DomainPausedOnIOError
 	DomainCrashed
 )
 
 // Process is where a guest's QEMU is.
 type Process uint8
 
-// The places of a QEMU process. Loose is outside of every container: not placed yet, or lost.
-// Elsewhere is in a container that is not the present one. Several is more than one process.
+// The places of a QEMU process. Unplaced is outside of every container: not placed yet, or lost. InContainer is in the
+// present one, InOtherContainer in one that is not. Multiple is more than one process.
 const (
 	ProcessUnknown Process = iota
 	ProcessNone
-	ProcessLoose
-	ProcessPlaced
-	ProcessElsewhere
-	ProcessSeveral
+	ProcessUnplaced
+	ProcessInContainer
+	ProcessInOtherContainer
+	ProcessMultiple
 )
 
 // Container is the state of a berth's container.
@@ -122,20 +137,25 @@ const (
 	ImageReady
 )
 
-// End is how a guest ended.
-type End struct {
+// Exit is how a guest ended.
+type Exit struct {
 	Reason  v1alpha1.Reason
 	Code    int32
 	Message string
-	// Told is when the shim was told so; from then on the verdict stands. Zero before.
-	Told time.Time
+	// ReportedAt is when the shim was told so; from then on the verdict stands. Zero before.
+	ReportedAt time.Time
+	// Began is when the container did whose end it is, as kubelet tells it. Zero if kubelet does not tell.
+	Began time.Time
 }
 
 // ForcedOff is the end of a guest that would not power off, by the agent or, where that is away, by kubelet.
-var ForcedOff = End{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
+var ForcedOff = Exit{Reason: v1alpha1.ReasonForcedOff, Code: 137, Message: "the guest did not power off within its grace period and was ended"}
 
 // ShimLost is the end of a guest whose shim was killed.
-var ShimLost = End{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
+var ShimLost = Exit{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the berth's container ended, and the guest with it"}
+
+// shimLacks: the shim waits for a guest, and does not take all that it needs.
+func (h *Have) shimLacks() bool { return h.Shim != nil && !h.Shim.Attached && len(h.Shim.Lacks) > 0 }
 
 // guest: there is, or may be, a QEMU of this guest.
 func (h *Have) guest() bool {
@@ -144,10 +164,11 @@ func (h *Have) guest() bool {
 
 // contradictory: libvirt has no domain for a QEMU that lives, or says that its guest panicked.
 func (h *Have) contradictory() bool {
-	return (h.Domain == DomainAbsent || h.Domain == DomainCrashed) && (h.Process == ProcessLoose || h.Process == ProcessPlaced)
+	return (h.Domain == DomainAbsent || h.Domain == DomainCrashed) &&
+		(h.Process == ProcessUnplaced || h.Process == ProcessInContainer || h.Process == ProcessInOtherContainer)
 }
 
 // keepsDisks: there are disks on this node that outlive a berth.
 func (h *Have) keepsDisks() bool {
-	return slices.ContainsFunc(h.Disks, func(d v1alpha1.DiskStatus) bool { return !d.Ephemeral })
+	return slices.ContainsFunc(h.Disks, func(d machine.Disk) bool { return !d.Ephemeral })
 }

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -19,16 +18,12 @@ const (
 )
 
 // pending is what of the spec the guest was not started with, and the condition that says so; nil without a guest, which
-// will start with the spec as it is. What cannot be seen stays as it was.
-func pending(w Want, h Have) ([]v1alpha1.PendingChange, *metav1.Condition) {
-	had := &w.VM.Status
-	switch {
-	case h.Unknown != nil:
-		return had.PendingChanges, meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionUpToDate)
-	case !h.guest():
+// will start with the spec as it is, and while nothing is known.
+func pending(h Have) ([]v1alpha1.PendingChange, *metav1.Condition) {
+	if h.Unknown != nil || h.StartUnknown != nil || !h.guest() {
 		return nil, nil
 	}
-	reason, message := ShimOutdated(h.Shim)
+	reason, message := shimProblem(h)
 	switch {
 	case len(h.Pending) > 0:
 		changes := "changes wait for the guest's next restart (change spec.restartedAt to restart it now): " + describe(h.Pending)

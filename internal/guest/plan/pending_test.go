@@ -20,14 +20,16 @@ func TestPending(t *testing.T) {
 		vm.Status.PendingChanges = []v1alpha1.PendingChange{cores}
 		vm.Status.Conditions = []metav1.Condition{condition.New(v1alpha1.ConditionUpToDate, false, v1alpha1.ReasonChangesPending, "cpu.cores")}
 	}
-	runs := Have{Domain: DomainRunning, Process: ProcessPlaced, Container: ContainerAlive, Shim: &Shim{Attached: true}}
+	runs := Have{Domain: DomainRunning, Process: ProcessInContainer, Container: ContainerAlive, Shim: &Shim{Attached: true}}
 	with := func(changes ...v1alpha1.PendingChange) Have {
 		h := runs
 		h.Pending = changes
 		return h
 	}
 	old := runs
-	old.Shim = &Shim{Attached: true, Lacks: []string{"lease"}}
+	old.Shim = &Shim{Attached: true, Lacks: []string{"dhcp"}}
+	broken := runs
+	broken.Shim, broken.ShimBroken = nil, true
 	tests := []struct {
 		name    string
 		vm      *v1alpha1.VirtualMachine
@@ -43,8 +45,9 @@ func TestPending(t *testing.T) {
 		},
 		{
 			"one whose shim is too old for it", vm(), old, nil,
-			"False ShimOutdated the berth's shim is older than the node's agent and cannot serve: lease; change spec.restartedAt to restart the guest in a new berth",
+			"False ShimOutdated the berth's shim is older than the node's agent: the guest runs without what it does not take (dhcp), or with what an older agent gave it; change spec.restartedAt to restart the guest in a new berth",
 		},
+		{"one whose shim broke the protocol", vm(), broken, nil, "False ShimProtocolError " + shimBroken},
 		{"one whose change was taken back", vm(waits), runs, nil, "True UpToDate The guest was started from the spec as it is."},
 		{"no guest: it will start with the spec as it is", vm(waits), Have{Domain: DomainAbsent, Process: ProcessNone}, nil, ""},
 		{"what cannot be seen stays as it was", vm(waits), Have{Unknown: fmt.Errorf("no answer")}, []v1alpha1.PendingChange{cores}, "False ChangesPending cpu.cores"},
@@ -73,12 +76,12 @@ func TestPending(t *testing.T) {
 
 // The API server refuses a status with longer lists, or paths, than these.
 func TestPendingIsBounded(t *testing.T) {
-	h := Have{Domain: DomainRunning, Process: ProcessPlaced}
+	h := Have{Domain: DomainRunning, Process: ProcessInContainer}
 	for i := range 100 {
 		h.Pending = append(h.Pending, v1alpha1.PendingChange{Path: strings.Repeat(fmt.Sprintf("%03d", i), 300)})
 	}
 	h.Pending = append(h.Pending[:1], h.Pending...) // the same path twice
-	changes, _ := pending(Want{VM: vm()}, h)
+	changes, _ := pending(h)
 	seen := map[string]bool{}
 	for _, c := range changes {
 		if len(c.Path) > maxPath || seen[c.Path] {

@@ -1,12 +1,13 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -15,8 +16,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// quiet is how long a start that goes well stays unreported: most are over by then.
-const quiet = 2 * time.Second
+// statusDebounce is how long a start that goes well stays unreported: most are over by then.
+const statusDebounce = 2 * time.Second
 
 // exitUnknownLimit is how long kubelet may take to say how a container ended.
 const exitUnknownLimit = 10 * time.Second
@@ -28,43 +29,56 @@ var ownConditions = []string{
 
 // Owned is the agent's part of a status.
 func Owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
-	part := &v1alpha1.VirtualMachineStatus{
-		Guest: s.Guest, Disks: s.Disks, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth, PendingChanges: s.PendingChanges,
+	return &v1alpha1.VirtualMachineStatus{
+		Resets: s.Resets, LastReset: s.LastReset,
+		Guest: s.Guest, Disks: s.Disks, Kernel: s.Kernel, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth, PendingChanges: s.PendingChanges,
+		Conditions: condition.Of(s.Conditions, ownConditions),
 	}
-	for _, c := range s.Conditions {
-		if slices.Contains(ownConditions, c.Type) {
-			part.Conditions = append(part.Conditions, c)
-		}
-	}
-	slices.SortFunc(part.Conditions, byType)
-	return part
 }
-
-func byType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
 
 // Report builds the agent's part of the status, whole, from what is seen and the
 // memory of the looks before; failure is what the last step came back with. A
 // positive wait says that there is nothing worth writing before that.
 func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1alpha1.VirtualMachineStatus, wait time.Duration) {
 	had := &w.VM.Status
-	unknownFor := age(m.after(w, h, now).exitUnknown, now)
-	s := &v1alpha1.VirtualMachineStatus{
-		Disks: h.Disks, Guest: h.Guest, LastExit: lastExit(w, h, unknownFor, now), ReleasedBerth: released(w, h),
+	if failure == nil && !h.guest() { // it is what a start waits for
+		failure = h.StartUnknown
 	}
+	m = m.after(w, h, now)
+	unknownFor := age(m.exitUnknown, now)
+	s := &v1alpha1.VirtualMachineStatus{
+		Disks: diskStatus(w, h), Kernel: kernelStatus(w, h), Guest: h.Guest, LastExit: lastExit(w, h, unknownFor, now), ReleasedBerth: released(w, h),
+	}
+	s.Resets, s.LastReset = resets(w, h, m)
 	run := running(w, h, s.LastExit, failure)
-	conditions := []metav1.Condition{run, disksReady(w, h, failure)}
-	if h.Domain == DomainRunning {
+	if run.Reason == string(v1alpha1.ReasonStarted) && resetting(w, h, s.LastReset, now) {
+		run = condition.New(v1alpha1.ConditionRunning, true, v1alpha1.ReasonGuestResetLoop, resetLoopMessage)
+	}
+	conditions := []metav1.Condition{run}
+	if h.Unknown != nil || h.StartUnknown != nil { // what cannot be seen stays as it was: the disks say which node the VirtualMachine is bound to
+		s.Disks, s.PendingChanges = had.Disks, had.PendingChanges
+	}
+	if h.Unknown != nil {
+		s.Guest = had.Guest
+		conditions = append(conditions, slices.DeleteFunc(Owned(had).Conditions, func(c metav1.Condition) bool { return c.Type == run.Type })...)
+	}
+	if meta.FindStatusCondition(conditions, v1alpha1.ConditionDisksReady) == nil {
+		conditions = append(conditions, disksReady(w, h, failure))
+	}
+	if h.Domain == DomainRunning && h.Unknown == nil {
 		conditions = append(conditions, agentConnected(h))
 	}
-	if changes, c := pending(w, h); c != nil {
+	if changes, c := pending(h); c != nil {
 		s.PendingChanges, conditions = changes, append(conditions, *c)
+	} else if c := meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionUpToDate); c != nil && h.Unknown == nil && h.StartUnknown != nil && h.guest() {
+		conditions = append(conditions, *c)
 	}
-	slices.SortFunc(conditions, byType)
+	slices.SortFunc(conditions, condition.ByType)
 	generation := w.VM.Generation
 	if w.deleting() && len(had.Conditions) > 0 { // a deletion counts as one, and there is nothing new to observe
 		generation = had.Conditions[0].ObservedGeneration
 	}
-	s.Conditions = condition.Carry(conditions, had.Conditions, generation, now)
+	s.Conditions = condition.MergeTransitionTimes(conditions, had.Conditions, generation, now)
 
 	if h.Shim != nil && h.Shim.Attached && h.contradictory() {
 		return s, killAgain // its QEMU is about to end; how, shows then
@@ -72,9 +86,9 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 	if exitUnknown(w, h) && unknownFor < exitUnknownLimit {
 		return s, processGoneLook
 	}
-	if w.accepts() && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
-		if age := now.Sub(w.Berth.Created); age >= 0 && age < quiet { // our clock and the API server's may differ
-			wait = quiet - age
+	if w.accepts(&h) && failure == nil && run.Reason == string(v1alpha1.ReasonStarting) && condition.Is(conditions, v1alpha1.ConditionDisksReady, metav1.ConditionTrue) {
+		if age := now.Sub(w.Berth.Created); age >= 0 && age < statusDebounce { // our clock and the API server's may differ
+			wait = statusDebounce - age
 		}
 	}
 	return s, wait
@@ -92,28 +106,32 @@ func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Cond
 		return condition.New(v1alpha1.ConditionRunning, holds, reason, message)
 	}
 	attached := h.Shim != nil && h.Shim.Attached ||
-		h.Shim == nil && h.Process == ProcessPlaced // by a former agent: the shim has not spoken to this one yet
+		h.Shim == nil && h.Process == ProcessInContainer // by a former agent: the shim has not spoken to this one yet
 	switch {
 	case h.Unknown != nil:
 		return condition.Unknown(v1alpha1.ConditionRunning, fault.ReasonOf(h.Unknown), h.Unknown.Error())
 	case attached && h.Domain == DomainRunning:
 		return is(true, v1alpha1.ReasonStarted, "")
-	case attached && h.Domain == DomainBlocked:
-		return is(false, v1alpha1.ReasonDiskBlocked, "QEMU paused the guest on an I/O error of a disk: free space on the node, or read the node's kernel log; Berth resumes the guest every 10 s")
+	case attached && h.Domain == DomainPausedOnIOError:
+		return is(false, v1alpha1.ReasonDiskIOError, "QEMU paused the guest on an I/O error of a disk: free space on the node, or read the node's kernel log; Berth resumes the guest every 10 s")
 	case attached && h.Domain == DomainPaused && w.paused():
 		return is(false, v1alpha1.ReasonPaused, "")
-	case failure != nil && !fault.ReasonOf(failure).StandsIn(v1alpha1.ConditionDisksReady):
+	case failure != nil && fault.ReasonOf(failure).ToldIn() != v1alpha1.ConditionDisksReady:
 		return is(false, fault.ReasonOf(failure), failure.Error())
-	case w.accepts() && (h.guest() || h.Shim != nil && !attached || w.Berth.Fresh):
+	case h.ShimBroken && w.accepts(&h):
+		return is(false, v1alpha1.ReasonShimProtocolError, shimBroken)
+	case w.accepts(&h) && (h.guest() || h.Shim != nil && !attached || w.Berth.NeverStarted):
 		return is(false, v1alpha1.ReasonStarting, "")
-	case w.Berth != nil && w.Berth.Altered != "":
-		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
-			"the berth was changed on its way through admission: %s; exempt pods with the label vm.berth.dev/name from that webhook or policy", w.Berth.Altered))
-	case w.Berth != nil && w.Berth.Runtime != "":
-		return is(false, v1alpha1.ReasonBerthAltered, fmt.Sprintf(
-			"the berth is run by %s, which would keep QEMU out of its container: run pods with the label vm.berth.dev/name by runc or crun", w.Berth.Runtime))
-	case w.Berth != nil && len(w.Berth.Outdated) > 0 && !w.Berth.Ending:
+	case h.shimLacks() && w.Berth != nil && !w.Berth.Terminating && w.wantsGuest():
+		return is(false, v1alpha1.ReasonShimOutdated, "the operator replaces the berth, because its shim is older than the node's agent and does not take: "+strings.Join(h.Shim.Lacks, ", "))
+	case w.Berth != nil && len(w.Berth.Outdated) > 0 && !w.Berth.Terminating:
 		return is(false, v1alpha1.ReasonBerthOutdated, "the operator replaces the berth, because it cannot take these changes: "+describe(w.Berth.Outdated))
+	case w.Berth != nil && w.Berth.Mutation != "":
+		return is(false, v1alpha1.ReasonBerthMutated, fmt.Sprintf(
+			"the berth was changed after Berth accepted it: %s; a new berth replaces it", w.Berth.Mutation))
+	case w.Berth != nil && h.UnsupportedRuntime != "":
+		return is(false, v1alpha1.ReasonBerthMutated, fmt.Sprintf(
+			"the berth is run by %s, which would keep QEMU out of its container: run pods with the label vm.berth.dev/name by runc or crun", h.UnsupportedRuntime))
 	case last != nil && (w.Berth != nil || w.deleting()):
 		return is(false, last.Reason, last.Message)
 	default:
@@ -125,26 +143,32 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	is := func(holds bool, reason v1alpha1.Reason, message string) metav1.Condition {
 		return condition.New(v1alpha1.ConditionDisksReady, holds, reason, message)
 	}
-	if w.deleting() && !h.Kept && h.Unknown == nil && !h.guest() && (w.Berth == nil || w.Berth.Ending) {
+	if w.deleting() && !h.Kept && h.Unknown == nil && h.StartUnknown == nil && !h.guest() && (w.Berth == nil || w.Berth.Terminating) {
 		return is(false, v1alpha1.ReasonDisksRemoved, "")
 	}
-	if failure != nil && fault.ReasonOf(failure).StandsIn(v1alpha1.ConditionDisksReady) {
+	if failure != nil && fault.ReasonOf(failure).ToldIn() == v1alpha1.ConditionDisksReady {
 		return is(false, fault.ReasonOf(failure), failure.Error())
+	}
+	if h.StartUnknown != nil {
+		return condition.Unknown(v1alpha1.ConditionDisksReady, fault.ReasonOf(h.StartUnknown), h.StartUnknown.Error())
 	}
 	var failed, pulling []string
 	var reason v1alpha1.Reason
-	for _, base := range slices.Sorted(maps.Keys(h.Base)) {
-		switch image := h.Base[base]; {
-		case image.State == ImageReady:
-		case image.Err != nil:
-			failed, reason = append(failed, image.Err.Error()), fault.ReasonOf(image.Err)
+	for _, image := range w.Machine.Images() {
+		switch has, known := h.Images[image.For]; {
+		case !known, has.State == ImageReady:
+		case has.Err != nil:
+			failed, reason = append(failed, has.Err.Error()), fault.ReasonOf(has.Err)
 		default:
-			pulling = append(pulling, strings.TrimSpace(strings.TrimPrefix(base, "\x00")+" "+image.Progress))
+			pulling = append(pulling, strings.TrimSpace(cmp.Or(image.For, "kernel")+" "+has.Progress))
 		}
 	}
+	unusable := unusableDisks(w, h)
 	switch {
-	case h.guest() || !w.accepts():
+	case h.guest() || !w.accepts(&h):
 		return is(len(h.Disks) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
+	case unusable != nil:
+		return is(false, fault.ReasonOf(unusable), unusable.Error())
 	case len(failed) > 0:
 		return is(false, reason, strings.Join(failed, "; "))
 	case len(pulling) > 0:
@@ -160,44 +184,49 @@ func lastExit(w Want, h Have, unknownFor time.Duration, now time.Time) *v1alpha1
 	if !isNew {
 		return w.VM.Status.LastExit
 	}
-	if !end.Told.IsZero() {
-		now = end.Told
+	if !end.ReportedAt.IsZero() {
+		now = end.ReportedAt
 	}
 	return exitOf(end, now)
 }
 
 // newEnd is an end of the guest that the status does not tell yet.
-func newEnd(w Want, h Have, unknownFor time.Duration) (end End, isNew bool) {
+func newEnd(w Want, h Have, unknownFor time.Duration) (end Exit, isNew bool) {
 	had := w.VM.Status.LastExit
 	was := w.ran()
-	if h.End != nil && h.End.Reason == v1alpha1.ReasonNotRunning { // a shim was told to end without a guest
-		h.End = nil
+	if h.Exit != nil && h.Exit.Reason == v1alpha1.ReasonNotRunning { // a shim was told to end without a guest
+		h.Exit = nil
 	}
 	switch {
 	case h.Unknown != nil:
-		return End{}, false
+		return Exit{}, false
 	case h.guest():
 		return missed(w)
-	case h.End != nil && !h.End.Told.IsZero():
-		end = *h.End
+	case h.Exit != nil && !h.Exit.ReportedAt.IsZero():
+		end = *h.Exit
 	case h.Shim != nil && h.Shim.Attached:
 		end = ended(w, h)
-	case was && h.Container != ContainerAlive && h.End != nil && !kubeletKnowsMore(w, h, unknownFor):
-		end = *h.End
+	case was && h.Container != ContainerAlive && h.Exit != nil && !kubeletKnowsMore(w, h, unknownFor):
+		end = *h.Exit
 		if end.Reason == v1alpha1.ReasonDestroyed { // by us, because its container was gone
 			end = ShimLost
 		}
 	default:
 		return missed(w)
 	}
-	told := !was && had != nil && had.Reason == end.Reason && had.ExitCode == end.Code && had.Message == condition.Shorten(end.Message)
+	told := !was && had != nil && had.Reason == end.Reason && had.ExitCode == end.Code && had.Message == condition.Sanitize(end.Message)
 	return end, !told
 }
 
-// kubeletKnowsMore: the guest may have ended with its container, for want of memory say, and kubelet is to say so yet.
+// kubeletKnowsMore: the guest may have ended with its container, for want of memory say, or powered off because it was asked
+// to, and kubelet is to say so yet.
 func kubeletKnowsMore(w Want, h Have, unknownFor time.Duration) bool {
-	withContainer := h.End.Reason == v1alpha1.ReasonQEMUFailed || h.End.Reason == v1alpha1.ReasonDestroyed
-	return w.Berth != nil && withContainer && unknownFor < exitUnknownLimit
+	switch h.Exit.Reason {
+	case v1alpha1.ReasonQEMUFailed, v1alpha1.ReasonDestroyed, v1alpha1.ReasonPoweredOff:
+		return w.Berth != nil && unknownFor < exitUnknownLimit
+	default:
+		return false
+	}
 }
 
 // exitUnknown: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there.
@@ -212,36 +241,45 @@ func exitUnknown(w Want, h Have) bool {
 	return !isNew
 }
 
-func exitOf(end End, at time.Time) *v1alpha1.LastExit {
-	return &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Shorten(end.Message), Time: metav1.NewTime(at).Rfc3339Copy()}
+func exitOf(end Exit, at time.Time) *v1alpha1.LastExit {
+	return &v1alpha1.LastExit{Reason: end.Reason, ExitCode: end.Code, Message: condition.Sanitize(end.Message), Time: metav1.NewTime(at).Rfc3339Copy()}
 }
 
-// sameEnd is how much later than the status kubelet may tell of one and the same end.
+// sameEnd is how much later than the status kubelet may tell of one and the same end, of a container that had begun before.
 const sameEnd = 10 * time.Second
 
 // missed is a later end that kubelet tells of: the API server was away when it came, and the guest lives again.
-func missed(w Want) (End, bool) {
-	if w.Berth == nil || w.Berth.Ended == nil {
-		return End{}, false
+func missed(w Want) (Exit, bool) {
+	if w.Berth == nil || w.Berth.LastExit == nil {
+		return Exit{}, false
 	}
-	end := *w.Berth.Ended
+	end := *w.Berth.LastExit
 	if had := w.VM.Status.LastExit; had != nil {
-		later, same := end.Told.Sub(had.Time.Time), had.Reason == end.Reason && had.ExitCode == end.Code
-		if later <= 0 || same && later < sameEnd {
-			return End{}, false
+		later, same := end.ReportedAt.Sub(had.Time.Time), had.Reason == end.Reason && had.ExitCode == end.Code
+		if later <= 0 || same && later < sameEnd && !end.Began.After(had.Time.Time) {
+			return Exit{}, false
 		}
 	}
 	return end, true
 }
 
+// gone: nothing of the guest is left that could do harm elsewhere. Not while its disks cannot be read: one may have been
+// made that is to be kept, and of which the status does not tell yet; then the guest would be started on another node, with
+// a new one.
+func gone(w Want, h Have) bool {
+	kept := slices.ContainsFunc(w.VM.Spec.Disks, func(d v1alpha1.Disk) bool { return !d.Ephemeral })
+	told := slices.ContainsFunc(w.VM.Status.Disks, func(d v1alpha1.DiskStatus) bool { return !d.Ephemeral })
+	return h.Unknown == nil && !h.guest() && (h.StartUnknown == nil || !kept || told || w.deleting())
+}
+
 // released names the berth of which nothing is left, for as long as no other is named.
 func released(w Want, h Have) (uid types.UID) {
 	switch {
-	case w.Vanished != "" && h.Unknown == nil && !h.guest():
+	case w.Vanished != "" && gone(w, h):
 		return w.Vanished
 	case w.Berth == nil:
 		return w.VM.Status.ReleasedBerth
-	case w.Berth.Ending && h.Unknown == nil && !h.guest():
+	case w.Berth.Terminating && gone(w, h):
 		return w.Berth.UID
 	case w.VM.Status.ReleasedBerth == w.Berth.UID:
 		return w.Berth.UID

@@ -1,60 +1,82 @@
 package plan
 
-// Step is one change to the host. Each accepts that its work is already done,
-// and leaves nothing half.
+import (
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/internal/guest/machine"
+)
+
+// Step is one change to the host. Each says all that it acts on, accepts that its work is already done, and leaves
+// nothing half.
 //
 //sumtype:decl
-type Step interface{ isStep() }
+type Step interface{ name() string }
 
 // The steps of a guest's life, in the order of a start; then those of its end.
 type (
-	// Pull begins to fetch the images that are missing, and does not wait.
-	Pull struct{ Bases []string }
-	// MakeDisks makes the overlays; ephemeral ones anew.
-	MakeDisks struct{}
-	// Create has libvirt start QEMU with its vCPUs halted.
-	Create struct{}
-	// Place moves QEMU into the container's cgroup.
-	Place struct{}
-	// Plug moves the tap into the berth's network.
-	Plug struct{}
-	// Seed writes the cloud-init data.
-	Seed struct{}
-	// Attach hands console and DHCP to the shim.
-	Attach struct{}
+	// PullImages begins to fetch the images that are missing, with the credentials of the Secrets, and does not wait.
+	PullImages struct {
+		Images  []machine.Image
+		Secrets []types.NamespacedName
+	}
+	// MakeDisk makes an overlay, whose image has its digest. Anew replaces one that is there.
+	MakeDisk struct {
+		Disk machine.Disk
+		Anew bool
+	}
+	// KeepKernel keeps the kernel's image, which has its digest, for as long as the guest is kept.
+	KeepKernel struct{ Image machine.Image }
+	// CreateDomain has libvirt start QEMU with its vCPUs halted, for a berth. The kernel's image has its digest.
+	CreateDomain struct {
+		Machine machine.Machine
+		Berth   types.UID
+	}
+	// MoveToCgroup moves QEMU into the container's cgroup.
+	MoveToCgroup struct{}
+	// ConnectNICs moves the taps into the berth's network.
+	ConnectNICs struct{ NICs []machine.NIC }
+	// WriteSeed writes the cloud-init data of a guest.
+	WriteSeed struct{ Machine machine.Machine }
+	// HandOver hands the console and what serves the NICs to the shim.
+	HandOver struct{ Machine machine.Machine }
 	// Resume lets the vCPUs run, after a last proof that this is the only QEMU of the guest, in the right place.
-	Resume struct{}
-	// Suspend halts the vCPUs.
-	Suspend struct{}
-	// Tell tells the shim that the guest runs, or is paused.
-	Tell struct{ Paused bool }
-	// Shutdown asks the guest to power off.
-	Shutdown struct{}
+	// PausedExternally: somebody else than Berth had halted them.
+	Resume struct{ PausedExternally bool }
+	// Pause halts the vCPUs.
+	Pause struct{}
+	// NotifyShim tells the shim that the guest runs, or is paused.
+	NotifyShim struct{ Paused bool }
+	// Shutdown asks the guest to power off, by its guest agent too if that has opened its channel.
+	Shutdown struct{ GuestAgent bool }
 	// Destroy ends QEMU; libvirt may know its domain for a moment more.
 	Destroy struct{}
 	// Kill ends every QEMU process of the guest that libvirt does not know, or that lives in the wrong place.
 	Kill struct{}
-	// Exit has the shim end as the guest did.
-	Exit struct{ End End }
-	// Clear removes the tap, sockets and seed of a guest that is gone.
-	Clear struct{}
+	// EndShim has the shim end as the guest did.
+	EndShim struct{ Exit Exit }
+	// CleanUp removes the socket and the seed of a guest that is gone.
+	CleanUp struct{}
 	// RemoveDisks removes the guest's directory.
 	RemoveDisks struct{}
 )
 
-func (Pull) isStep()        {}
-func (MakeDisks) isStep()   {}
-func (Create) isStep()      {}
-func (Place) isStep()       {}
-func (Plug) isStep()        {}
-func (Seed) isStep()        {}
-func (Attach) isStep()      {}
-func (Resume) isStep()      {}
-func (Suspend) isStep()     {}
-func (Tell) isStep()        {}
-func (Shutdown) isStep()    {}
-func (Destroy) isStep()     {}
-func (Kill) isStep()        {}
-func (Exit) isStep()        {}
-func (Clear) isStep()       {}
-func (RemoveDisks) isStep() {}
+// Name is the step's name in logs and metrics, where it stays the same from version to version.
+func Name(s Step) string { return s.name() }
+
+func (PullImages) name() string   { return "PullImages" }
+func (MakeDisk) name() string     { return "MakeDisk" }
+func (KeepKernel) name() string   { return "KeepKernel" }
+func (CreateDomain) name() string { return "CreateDomain" }
+func (MoveToCgroup) name() string { return "MoveToCgroup" }
+func (ConnectNICs) name() string  { return "ConnectNICs" }
+func (WriteSeed) name() string    { return "WriteSeed" }
+func (HandOver) name() string     { return "HandOver" }
+func (Resume) name() string       { return "Resume" }
+func (Pause) name() string        { return "Pause" }
+func (NotifyShim) name() string   { return "NotifyShim" }
+func (Shutdown) name() string     { return "Shutdown" }
+func (Destroy) name() string      { return "Destroy" }
+func (Kill) name() string         { return "Kill" }
+func (EndShim) name() string      { return "EndShim" }
+func (CleanUp) name() string      { return "CleanUp" }
+func (RemoveDisks) name() string  { return "RemoveDisks" }

@@ -9,12 +9,15 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/guest/machine"
 )
 
 // Want is what the API asks of one guest on this node.
 type Want struct {
 	// VM is the guest's VirtualMachine; nil when the API server says that there is none of this UID.
 	VM *v1alpha1.VirtualMachine
+	// Machine is what it is to be on this host; zero without a VirtualMachine.
+	Machine machine.Machine
 	// Elsewhere: its status names another node, so nothing of it belongs here.
 	Elsewhere bool
 	// Berth is the pod that the VirtualMachine's status names, if it is bound to this node; nil otherwise.
@@ -27,32 +30,41 @@ type Want struct {
 type Berth struct {
 	UID     types.UID
 	Created time.Time
-	// Ending: the pod is being deleted.
-	Ending bool
-	// Finished: its container will not run again.
-	Finished bool
-	// Fresh: kubelet knows of no container of it that ran.
-	Fresh bool
+	// Accepted is when kubelet took the pod on, by this host's clock; zero before.
+	Accepted time.Time
+	// Terminating: the pod is being deleted.
+	Terminating bool
+	// Completed: its container will not run again.
+	Completed bool
+	// NeverStarted: kubelet knows of no container of it that ran.
+	NeverStarted bool
 	// ProbeStarted: kubelet's startup probe has passed.
 	ProbeStarted bool
 	// Outdated are the changes of the spec that it cannot take: the guest's next start is in a new one.
 	Outdated []v1alpha1.PendingChange
-	// Altered says how admission broke its promises, "" if it did not.
-	Altered string
-	// Ended is how kubelet says that its guest last ended, and when; nil if it says nothing.
-	Ended *End
-	// Runtime is what runs its container if that is nothing that Berth works with, "" if it is.
-	Runtime string
+	// Mutation says how admission broke its promises, "" if it did not.
+	Mutation string
+	// LastExit is how kubelet says that its guest last ended, and when; nil if it says nothing.
+	LastExit *Exit
 }
 
 // accepts: the guest may be started in the berth.
-func (w *Want) accepts() bool {
-	return w.Berth != nil && !w.Berth.Ending && !w.Berth.Finished && len(w.Berth.Outdated) == 0 && w.Berth.Altered == "" && w.Berth.Runtime == "" && w.wantsGuest()
+func (w *Want) accepts(h *Have) bool {
+	return w.Berth != nil && !w.Berth.Terminating && !w.Berth.Completed && len(w.Berth.Outdated) == 0 && w.Berth.Mutation == "" &&
+		h.UnsupportedRuntime == "" && !h.shimLacks() && w.wantsGuest()
 }
 
 // wantsGuest: the spec asks for a guest, running or paused.
 func (w *Want) wantsGuest() bool {
 	return w.VM != nil && w.VM.DeletionTimestamp.IsZero() && w.VM.Spec.State != v1alpha1.StateStopped
+}
+
+// Images are those that the guest needs here. A pull of any other is of no use.
+func (w *Want) Images() []machine.Image {
+	if !w.wantsGuest() || w.Elsewhere {
+		return nil
+	}
+	return w.Machine.Images()
 }
 
 // ran: a guest is said to run or to be paused. If there is none it has ended, in the present berth or in a former one.

@@ -55,7 +55,7 @@ func Build(s Seed) ([]byte, error) {
 	}
 	b, needed := image("cidata", files, Size)
 	if needed > Size {
-		return nil, fault.ByUser(v1alpha1.ReasonSeedTooLarge,
+		return nil, fault.NewUser(v1alpha1.ReasonSeedTooLarge,
 			fmt.Errorf("the cloud-init data needs %d bytes, the most is %d: shorten it, or have the guest fetch it", needed, Size))
 	}
 	return b, nil

@@ -23,7 +23,7 @@ var (
 // use them; these count for nothing.
 func (g Group) Container() (podUID, containerID string, ok bool) {
 	for _, p := range g.paths {
-		where, named := find(p)
+		where, named := containerOf(p)
 		if !named {
 			continue
 		}
@@ -35,33 +35,33 @@ func (g Group) Container() (podUID, containerID string, ok bool) {
 	return podUID, containerID, ok
 }
 
-// place is what a path says of the container that it belongs to.
-type place struct {
+// containerPath is what a path says of the container that it belongs to.
+type containerPath struct {
 	pod, container string
 	// root is the path of the container's own cgroup.
 	root string
 }
 
-// find reads the outermost container of a path: what stands further down was
+// containerOf reads the outermost container of a path: what stands further down was
 // made inside of it, and a container may give its own cgroups any name.
-func find(p string) (place, bool) {
+func containerOf(p string) (containerPath, bool) {
 	parts := strings.Split(p, "/")
 	for i := 1; i+1 < len(parts); i++ {
-		pod, ok := podOf(parts[:i+1])
+		pod, ok := podUIDOf(parts[:i+1])
 		if !ok {
 			continue
 		}
 		m := containerDir.FindStringSubmatch(parts[i+1])
 		if m == nil {
-			return place{}, false // the pod's own cgroup, or somebody else's in it, as libvirt's when born there
+			return containerPath{}, false // the pod's own cgroup, or somebody else's in it, as libvirt's when born there
 		}
-		return place{pod: pod, container: m[1] + m[2], root: strings.Join(parts[:i+2], "/")}, true
+		return containerPath{pod: pod, container: m[1] + m[2], root: strings.Join(parts[:i+2], "/")}, true
 	}
-	return place{}, false
+	return containerPath{}, false
 }
 
-// podOf returns the UID of the pod whose cgroup the path is, by its last part and those before it.
-func podOf(parts []string) (string, bool) {
+// podUIDOf returns the UID of the pod whose cgroup the path is, by its last part and those before it.
+func podUIDOf(parts []string) (string, bool) {
 	last := len(parts) - 1
 	if m := podSlice.FindStringSubmatch(parts[last]); m != nil {
 		return strings.ReplaceAll(m[2], "_", "-"), true

@@ -59,7 +59,7 @@ func TestContainer(t *testing.T) {
 		"a container that is no pod's":               {cgroup: "0::/docker/" + idA},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g, err := parse([]byte(c.cgroup))
+			g, err := Parse([]byte(c.cgroup))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -73,8 +73,8 @@ func TestContainer(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for _, text := range []string{"", "\n", "0:/", "a:b:c", "1:cpu:relative\n"} {
-		if g, err := parse([]byte(text)); err == nil {
-			t.Errorf("parse(%q) = %v, want an error", text, g)
+		if g, err := Parse([]byte(text)); err == nil {
+			t.Errorf("Parse(%q) = %v, want an error", text, g)
 		}
 	}
 }
@@ -115,7 +115,7 @@ func TestSlicePath(t *testing.T) {
 		t.Errorf("slicePath() = %q, want %q", got, want)
 	}
 	own := "/a.slice/a-kubepods.slice/a-kubepods-besteffort.slice/a-kubepods-besteffort-pod" + under + ".slice/cri-containerd-" + idA + ".scope"
-	if got := stemOf(own); got != "a-kubepods" {
+	if got := slicePrefix(own); got != "a-kubepods" {
 		t.Errorf("stemOf() = %q", got)
 	}
 }
@@ -124,7 +124,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("4:memory:/kubepods/burstable/pod" + uid + "/" + idA + "\n0::/\n"))
 	f.Add([]byte("0::/kubepods.slice/kubepods-pod" + under + ".slice/crio-" + idA + ".scope/x"))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		g, err := parse(data)
+		g, err := Parse(data)
 		if err != nil {
 			return
 		}
@@ -133,7 +133,7 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("Container() of %q = %q, %q, %t", data, pod, id, ok)
 		}
 		for _, p := range g.paths {
-			if where, named := find(p); named && !strings.HasPrefix(p, where.root) {
+			if where, named := containerOf(p); named && !strings.HasPrefix(p, where.root) {
 				t.Errorf("root %q of %q", where.root, p)
 			}
 		}

@@ -37,20 +37,20 @@ func Of(pid int) (Group, error) {
 	case err != nil:
 		return Group{}, fmt.Errorf("reading cgroups of process %d: %w", pid, err)
 	}
-	g, err := parse(data)
+	g, err := Parse(data)
 	if err != nil {
 		return Group{}, fmt.Errorf("reading %s: %w", file, err)
 	}
 	return g, nil
 }
 
-// parse reads lines like "4:memory:/path" and "0::/path", see cgroups(7).
-func parse(data []byte) (Group, error) {
+// Parse reads lines like "4:memory:/path" and "0::/path", see cgroups(7).
+func Parse(data []byte) (Group, error) {
 	g := Group{paths: map[string]string{}}
 	for line := range bytes.Lines(data) {
 		fields := strings.SplitN(strings.TrimSuffix(string(line), "\n"), ":", 3)
 		if len(fields) != 3 || !strings.HasPrefix(fields[2], "/") {
-			return Group{}, fmt.Errorf("%.100q is no line of a cgroup file", line)
+			return Group{}, fmt.Errorf("malformed line %.100q", line)
 		}
 		// A process that outlived its cgroup, a zombie, shows so on v2.
 		g.paths[fields[1]] = path.Clean(strings.TrimSuffix(fields[2], " (deleted)"))

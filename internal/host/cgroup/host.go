@@ -75,6 +75,9 @@ func (h *Host) dir(hierarchy, p string) (string, error) {
 	return filepath.Join(root, p), nil
 }
 
+// Of is the function Of.
+func (h *Host) Of(pid int) (Group, error) { return Of(pid) }
+
 // Partition returns the pod's slice as libvirt's <partition> wants it, or "" if
 // kubelet has not made it yet, or does not use the systemd driver. Slices have
 // the prefix that the caller's own pod has, if it runs in one.
@@ -87,7 +90,7 @@ func (h *Host) Partition(podUID string) (string, error) {
 		if h.dirs[hierarchy] == "" {
 			continue
 		}
-		stem := stemOf(own.paths[hierarchy])
+		stem := slicePrefix(own.paths[hierarchy])
 		for _, qos := range []string{"-burstable", "", "-besteffort"} {
 			slice := stem + qos + "-pod" + strings.ReplaceAll(podUID, "-", "_")
 			dir, err := h.dir(hierarchy, slicePath(slice))
@@ -104,8 +107,8 @@ func (h *Host) Partition(podUID string) (string, error) {
 	return "", nil
 }
 
-// stemOf returns what the names of kubelet's slices begin with.
-func stemOf(own string) string {
+// slicePrefix returns what the names of kubelet's slices begin with.
+func slicePrefix(own string) string {
 	for part := range strings.SplitSeq(own, "/") {
 		if m := podSlice.FindStringSubmatch(part); m != nil {
 			return strings.TrimSuffix(strings.TrimSuffix(m[1], "-burstable"), "-besteffort")

@@ -23,23 +23,53 @@ func (h *Host) OOMKills(g Group) (uint64, error) {
 	if v2 {
 		file = "memory.events" // counts those below, too
 	}
-	data, err := read(filepath.Join(dir, file))
+	return count(filepath.Join(dir, file), "oom_kill")
+}
+
+// Uncharged returns how much anonymous memory of the container's process is charged to another cgroup, in bytes: what a
+// process takes stays charged to where it was taken (Documentation/admin-guide/cgroup-v2.rst, "Memory Ownership").
+// It is only right while the process is by far the container's largest. ErrGone when either has ended.
+func (h *Host) Uncharged(g Group, pid int) (uint64, error) {
+	dir, v2, err := h.memory(g)
 	if err != nil {
 		return 0, err
 	}
-	fields := strings.Fields(data)
-	for i := 0; i+1 < len(fields); i += 2 {
-		if fields[i] == "oom_kill" {
-			return strconv.ParseUint(fields[i+1], 10, 64)
+	word := "total_rss" // with those below, as v2 counts
+	if v2 {
+		word = "anon"
+	}
+	charged, err := count(filepath.Join(dir, "memory.stat"), word)
+	if err != nil {
+		return 0, err
+	}
+	taken, err := count("/proc/"+strconv.Itoa(pid)+"/status", "RssAnon:") // in KiB
+	if errors.Is(err, unix.ESRCH) {
+		return 0, ErrGone
+	}
+	if err != nil || taken<<10 < charged {
+		return 0, err
+	}
+	return taken<<10 - charged, nil
+}
+
+// count returns the number of the line that begins with the word, in a file of the kernel's.
+func count(file, word string) (uint64, error) {
+	data, err := read(file)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(data) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == word {
+			return strconv.ParseUint(fields[1], 10, 64)
 		}
 	}
-	return 0, fmt.Errorf("%s in %s does not count kills", file, dir)
+	return 0, fmt.Errorf("%s has no %s", file, word)
 }
 
 // memory returns the container's directory in the hierarchy that has the memory controller.
 func (h *Host) memory(g Group) (dir string, v2 bool, err error) {
 	for hierarchy, p := range g.paths {
-		where, named := find(p)
+		where, named := containerOf(p)
 		if !named {
 			continue
 		}
@@ -50,7 +80,7 @@ func (h *Host) memory(g Group) (dir string, v2 bool, err error) {
 			return dir, !isMemory, err
 		}
 	}
-	return "", false, fmt.Errorf("%s is no container's cgroup with a memory controller", g)
+	return "", false, fmt.Errorf("%s is not a container's cgroup with a memory controller", g)
 }
 
 func read(file string) (string, error) {

@@ -14,7 +14,7 @@ const entered = "BERTH_CGROUP_NAMESPACE"
 
 // EnterHostNamespace puts the whole process into the cgroup namespace of PID 1.
 // Threads have that namespace each for themselves, and the Go runtime has made
-// some before main, so one thread enters it and the program starts anew from
+// some before main, so one thread enters it and the program executes itself again from
 // there: call it first thing in main. It returns when there is nothing to do, or on failure.
 //
 // It needs the host's PID namespace, CAP_SYS_PTRACE and CAP_SYS_ADMIN.
@@ -46,5 +46,5 @@ func enterNamespaceOf(pid int) error {
 		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
 	}
 	err = unix.Exec("/proc/self/exe", os.Args, append(os.Environ(), entered+"=host"))
-	return fmt.Errorf("starting anew in the host's cgroup namespace: %w", err)
+	return fmt.Errorf("executing /proc/self/exe in the host's cgroup namespace: %w", err)
 }

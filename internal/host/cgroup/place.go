@@ -25,17 +25,17 @@ var ErrGone = errors.New("cgroup is gone")
 // takes processes, even where the container has made cgroups further down.
 func (h *Host) Place(into Group, pids ...int) error {
 	if err := h.place(into, pids); err != nil {
-		return fault.ByTime(v1alpha1.ReasonPlacementFailed, err)
+		return fault.NewTransient(v1alpha1.ReasonPlacementFailed, err)
 	}
 	return nil
 }
 
 func (h *Host) place(into Group, pids []int) error {
 	if _, _, ok := into.Container(); !ok {
-		return fmt.Errorf("%s is no container's cgroup", into)
+		return fmt.Errorf("%s is not a container's cgroup", into)
 	}
 	for hierarchy, p := range into.paths {
-		if _, named := find(p); !named {
+		if _, named := containerOf(p); !named {
 			continue
 		}
 		dir, err := h.dir(hierarchy, p)
@@ -54,7 +54,7 @@ func (h *Host) place(into Group, pids []int) error {
 			return err
 		}
 		if !inside {
-			return fmt.Errorf("process %d did not stay in %s", pid, into)
+			return fmt.Errorf("process %d is not in %s after it was moved there", pid, into)
 		}
 	}
 	return nil
@@ -91,7 +91,7 @@ func (h *Host) Contains(g Group, pid int) (bool, error) {
 	}
 	inside := false
 	for hierarchy, p := range g.paths {
-		where, named := find(p)
+		where, named := containerOf(p)
 		if !named {
 			continue
 		}

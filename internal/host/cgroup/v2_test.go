@@ -27,9 +27,13 @@ func TestMemoryOnV2(t *testing.T) {
 	g := Group{paths: map[string]string{unified: scope + "/below"}} // counted where the limit is
 	h := onV2(t, map[string]string{
 		scope + "/memory.events": "low 0\nhigh 0\nmax 17\noom 3\noom_kill 2\noom_group_kill 0\n",
+		scope + "/memory.stat":   "anon 4096\nanon_thp 7\n",
 	})
 	if n, err := h.OOMKills(g); n != 2 || err != nil {
 		t.Errorf("OOMKills() = %d, %v; want 2", n, err)
+	}
+	if n, err := h.Uncharged(g, os.Getpid()); n < 1<<20 || n%(1<<10) != 0 || err != nil {
+		t.Errorf("Uncharged() = %d, %v; want what this test has, less a page", n, err)
 	}
 }
 

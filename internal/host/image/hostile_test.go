@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
@@ -102,7 +101,7 @@ func TestManifestOtherThanItsDigest(t *testing.T) {
 }
 
 func TestRegistryThatStalls(t *testing.T) {
-	h := newHostile(t, Options{Stall: 100 * time.Millisecond})
+	h := newHostile(t, Options{StallTimeout: 100 * time.Millisecond})
 	released := make(chan struct{})
 	t.Cleanup(func() { close(released) })
 	wait := func(_ http.ResponseWriter, r *http.Request) {
@@ -114,12 +113,18 @@ func TestRegistryThatStalls(t *testing.T) {
 	h.onManifest(wait)
 	expect(t, h.pull(), fault.Transient, v1alpha1.ReasonRegistryUnreachable, "no data for")
 	h.manifests.Store(nil)
+	var stalls atomic.Int32
 	h.onBlob(func(w http.ResponseWriter, r *http.Request) {
+		stalls.Add(1)
 		_, _ = w.Write(h.layer.data[:10])
 		w.(http.Flusher).Flush()
 		wait(w, r)
 	})
+	asked := stalls.Load()
 	expect(t, h.pull(), fault.Transient, v1alpha1.ReasonRegistryUnreachable, "no data for")
+	if again := stalls.Load() - asked; again != 2 { // once more from where it stalled, and no longer
+		t.Errorf("asked %d times", again)
+	}
 }
 
 func TestCancelledPull(t *testing.T) {
@@ -128,7 +133,7 @@ func TestCancelledPull(t *testing.T) {
 	image, err := h.client.Resolve(ctx, h.ref("test/disk"), Keychain{})
 	must(err)
 	cancel()
-	err = image.Disk(ctx, func(string) (io.Writer, error) { return io.Discard, nil })
+	err = image.Disk(ctx, func(string, int64) (io.Writer, error) { return io.Discard, nil })
 	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "canceled")
 }
 
@@ -158,11 +163,11 @@ func TestAnswersThatAreNoImage(t *testing.T) {
 		"a manifest of 5 MiB":      {answer(200, strings.Repeat(" ", 5<<20)), fault.User, v1alpha1.ReasonImageTooLarge, "manifest"},
 		"schema version 1":         {answer(200, `{"schemaVersion":1}`), fault.User, v1alpha1.ReasonImageNotDisk, "schema version 1"},
 		"a manifest and an index":  {answer(200, `{"schemaVersion":2,"layers":[],"manifests":[]}`), fault.User, v1alpha1.ReasonImageNotDisk, "index as well"},
-		"300 layers":               {answer(200, `{"schemaVersion":2,"layers":[`+strings.Repeat(digested+",", 299)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "300 layers"},
-		"an index of 600":          {answer(200, `{"schemaVersion":2,"manifests":[`+strings.Repeat(digested+",", 599)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "600 entries"},
+		"300 layers":               {answer(200, `{"schemaVersion":2,"layers":[`+strings.Repeat(digested+",", 299)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "more than 256 layers"},
+		"an index of 600":          {answer(200, `{"schemaVersion":2,"manifests":[`+strings.Repeat(digested+",", 599)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "more than 512 entries"},
 		"a layer of another hash":  {answer(200, `{"schemaVersion":2,"layers":[{"digest":"md5:abc","size":1}]}`), fault.User, v1alpha1.ReasonImageNotDisk, "sha256"},
 		"a layer named as a path":  {answer(200, `{"schemaVersion":2,"layers":[{"digest":"../../etc/shadow","size":1}]}`), fault.User, v1alpha1.ReasonImageNotDisk, "sha256"},
-		"layers of 2^63 bytes":     {answer(200, `{"schemaVersion":2,"layers":[`+strings.Repeat(strings.Replace(digested, `:1}`, `:4611686018427387904}`, 1)+",", 2)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "absurd"},
+		"layers of 2^63 bytes":     {answer(200, `{"schemaVersion":2,"layers":[`+strings.Repeat(strings.Replace(digested, `:1}`, `:4611686018427387904}`, 1)+",", 2)+digested+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "overflow"},
 		"a layer of 1 TiB":         {answer(200, `{"schemaVersion":2,"layers":[`+strings.Replace(digested, `:1}`, `:1099511627776}`, 1)+`]}`), fault.User, v1alpha1.ReasonImageTooLarge, "raise the agent's limit"},
 		"a layer of negative size": {answer(200, `{"schemaVersion":2,"layers":[`+strings.Replace(digested, `:1}`, `:-1}`, 1)+`]}`), fault.User, v1alpha1.ReasonImageNotDisk, "sha256"},
 		"redirects in a circle": {func(w http.ResponseWriter, r *http.Request) {
@@ -170,7 +175,7 @@ func TestAnswersThatAreNoImage(t *testing.T) {
 		}, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "10 redirects"},
 		"a redirect to the host's own services": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://169.254.169.254/latest?signature=s3cret", http.StatusTemporaryRedirect)
-		}, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "refused to speak plain HTTP to 169.254.169.254"},
+		}, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "plain HTTP to 169.254.169.254 is not allowed"},
 		"a token server that is the host itself": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="https://169.254.169.254/token",service="x"`)
 			w.WriteHeader(http.StatusUnauthorized)
@@ -199,7 +204,7 @@ func TestRegistryThatIsNotThere(t *testing.T) {
 	must(err)
 
 	_, err = New(Options{}).Resolve(t.Context(), ref, Keychain{})
-	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "speaks plain HTTP: the agent's configuration must list it")
+	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "serves plain HTTP: list it in agent.insecureRegistries")
 	server.Close()
 	_, err = New(Options{PlainHTTP: []string{host}}).Resolve(t.Context(), ref, Keychain{})
 	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "connection refused")
@@ -306,13 +311,13 @@ func FuzzLayer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, disk bool) {
 		const limit = 1 << 16
 		written := int64(0)
-		s := &search{left: limit, write: func(_ string, r io.Reader) error {
+		s := &search{remaining: limit, dir: diskDir, write: func(_ string, _ int64, r io.Reader) error {
 			n, err := io.Copy(io.Discard, r)
 			written += n
 			return err
 		}}
 		if !disk {
-			s.files = map[string]string{"boot/vmlinuz": "kernel", "boot/initrd": "initrd"}
+			s.files = map[string]File{"boot/vmlinuz": {Name: "kernel"}, "boot/initrd": {Name: "initrd"}}
 		}
 		if s.layer(bytes.NewReader(b)) == nil && !s.done() {
 			_ = s.layer(bytes.NewReader(b))
@@ -326,13 +331,12 @@ func FuzzLayer(f *testing.F) {
 // FuzzManifest holds that what is read is within the limits.
 func FuzzManifest(f *testing.F) {
 	d := digest.FromString("x")
-	for _, m := range []manifest{
-		{SchemaVersion: 2, Layers: []ocispec.Descriptor{{Digest: d, Size: 1}}},
-		{SchemaVersion: 2, Manifests: []ocispec.Descriptor{{Digest: d, Size: 1, Platform: &ocispec.Platform{OS: "linux", Architecture: "amd64"}}}},
+	for _, b := range []string{
+		`{"schemaVersion":2,"layers":[{"digest":"` + d.String() + `","size":1}]}`,
+		`{"schemaVersion":2,"manifests":[{"digest":"` + d.String() + `","platform":{"os":"linux","architecture":"amd64"}}]}`,
+		`{"schemaVersion":2,"manifests":[{"digest":"` + d.String() + `","artifactType":"application/vnd.diskimage.qcow2"},{"annotations":{"vnd.docker.reference.type":"x"}}]}`,
 	} {
-		b, err := json.Marshal(m)
-		must(err)
-		f.Add(b)
+		f.Add([]byte(b))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, err := parseManifest(b)

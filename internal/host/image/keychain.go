@@ -29,13 +29,13 @@ type entry struct {
 	password   string
 }
 
-// Anonymous is the proof of an image that needs no credentials.
+// Anonymous is the fingerprint of an image that needs no credentials.
 const Anonymous = ""
 
 // candidate is a credential that fits an image.
 type candidate struct {
-	credential auth.Credential
-	proof      string
+	credential  auth.Credential
+	fingerprint string
 }
 
 // String keeps the credentials out of whatever prints a Keychain.
@@ -54,7 +54,7 @@ func (k *Keychain) Add(config []byte) error {
 			Auth     string `json:"auth"`
 		} `json:"auths"`
 	}
-	malformed := fault.ByUser(v1alpha1.ReasonImageUnauthorized,
+	malformed := fault.NewUser(v1alpha1.ReasonImageUnauthorized,
 		errors.New("the pull secret holds no docker configuration: make it with `kubectl create secret docker-registry`"))
 	if json.Unmarshal(config, &file) != nil {
 		return malformed
@@ -97,18 +97,18 @@ func splitKey(key string) (host, repository string) {
 	return host, repository
 }
 
-// Proofs are fingerprints of the credentials that fit an image, and Anonymous: who holds one that Resolve has
+// Fingerprints are fingerprints of the credentials that fit an image, and Anonymous: who holds one that Resolve has
 // found to give access to a digest may use that digest without asking the registry again.
-func (k Keychain) Proofs(ref Reference) []string {
+func (k Keychain) Fingerprints(ref Reference) []string {
 	var proofs []string
 	for _, c := range k.candidates(ref) {
-		proofs = append(proofs, c.proof)
+		proofs = append(proofs, c.fingerprint)
 	}
 	return proofs
 }
 
 // candidates are the credentials to try, in order, as kubelet does; without any at last, so that a stale secret
-// does not keep a public image away.
+// does not block a public image.
 func (k Keychain) candidates(ref Reference) []candidate {
 	var found []candidate
 	for _, e := range k.entries {
@@ -117,11 +117,11 @@ func (k Keychain) candidates(ref Reference) []candidate {
 		}
 		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.username + "\x00" + e.password))
 		found = append(found, candidate{
-			credential: auth.Credential{Username: e.username, Password: e.password},
-			proof:      hex.EncodeToString(sum[:]),
+			credential:  auth.Credential{Username: e.username, Password: e.password},
+			fingerprint: hex.EncodeToString(sum[:]),
 		})
 	}
-	return append(found, candidate{proof: Anonymous})
+	return append(found, candidate{fingerprint: Anonymous})
 }
 
 // hostMatches compares label by label, so that *.example.com is one label and never a suffix.

@@ -15,40 +15,60 @@ const (
 	// whiteout and opaque are the OCI image specification's marks for what lower layers have and the image has not.
 	whiteout = ".wh."
 	opaque   = ".wh..wh..opq"
-	// maxHidden bounds what an image can make us remember.
-	maxHidden = 4096
+	// maxWhiteouts bounds the memory that an image's whiteouts take, with maxName, Linux' limit of a name's bytes.
+	maxWhiteouts = 4096
+	maxName      = 255
 )
 
 // search looks for files in the layers of an image, from the top one down, by their names alone.
 type search struct {
-	// files are the paths that are still looked for, without a leading slash, with the names that create is given.
-	// Nil: the only file in /disk is looked for.
-	files map[string]string
+	// files are the paths that are still looked for, without a leading slash. Nil: the only file in dir is looked for.
+	files map[string]File
+	dir   string
 	// write copies a file's content to where name says.
-	write func(name string, r io.Reader) error
-	// left is how many bytes the files may have together.
-	left int64
+	write func(name string, size int64, r io.Reader) error
+	// remaining is how many bytes the files may have together.
+	remaining int64
 
 	found int
-	// hidden are names in /disk that an upper layer removed.
-	hidden map[string]bool
-	// lost: what is looked for cannot come from a lower layer.
-	lost bool
+	// links are those that were found instead of files, or on the way to them.
+	links []link
+	// whiteouts are names in dir that an upper layer removed.
+	whiteouts map[string]bool
+	// deleted: an upper layer removed what is looked for, so no lower one is read.
+	deleted bool
 }
 
-// refusal is an error of what an image holds, not of how it came.
-type refusal struct{ error }
+// link leads from a name to what is to be looked for instead.
+type link struct {
+	name, target string
+	file         File // where the target goes; zero if the link is, or leads to, dir
+}
+
+// contentError is an error of what an image holds, not of how it was transferred.
+type contentError struct{ error }
 
 // errTooLarge tells that files have more bytes than are left.
 var errTooLarge = errors.New("too large")
 
-func (s *search) done() bool {
-	return s.lost || s.files == nil && s.found > 0 || s.files != nil && len(s.files) == 0
+// fileTooLargeError is that of one file.
+type fileTooLargeError struct {
+	name    string
+	size    int64
+	maximum int64
 }
 
-// layer reads the tar stream of one layer to its end. What it hides, it hides of the layers below.
+func (e fileTooLargeError) Error() string {
+	return fmt.Sprintf("its /%s has %d bytes, the most is %d: use a smaller one", e.name, e.size, e.maximum)
+}
+
+func (s *search) done() bool {
+	return s.deleted || s.files == nil && (s.found > 0 || len(s.links) > 0) || s.files != nil && len(s.files) == 0
+}
+
+// layer reads the tar stream of one layer to its end. Its whiteouts count for the layers below.
 func (s *search) layer(r io.Reader) error {
-	hides := map[string]bool{}
+	whiteouts := map[string]bool{}
 	taken := map[string]bool{}
 	archive := tar.NewReader(r)
 	for {
@@ -64,96 +84,173 @@ func (s *search) layer(r io.Reader) error {
 		dir = strings.TrimSuffix(dir, "/")
 		switch {
 		case base == opaque:
-			s.hide(hides, dir, "/")
+			s.addWhiteout(whiteouts, dir, "/")
 		case strings.HasPrefix(base, whiteout):
-			s.hide(hides, path.Join(dir, base[len(whiteout):]), "")
+			s.addWhiteout(whiteouts, path.Join(dir, base[len(whiteout):]), "")
 		case h.Typeflag == tar.TypeDir:
 		default:
-			s.hide(hides, name, "") // and what is below it, as a file is no directory
-			if as, ok := s.wants(name, dir); ok {
-				if taken[name] || s.files == nil && len(taken) > 0 {
-					return refusal{fmt.Errorf("it holds more than one /%s: leave one", s.pattern(name))}
-				}
-				taken[name] = true
-				if err := s.take(archive, h, as); err != nil {
-					return err
-				}
+			s.addWhiteout(whiteouts, name, "") // and what is below it, as a file is no directory
+			if err := s.entry(archive, h, name, taken); err != nil {
+				return err
 			}
 		}
-		if len(hides) > maxHidden {
-			return refusal{errors.New("it removes too many files of /disk")}
+		if len(whiteouts) > maxWhiteouts {
+			return contentError{errors.New("it removes too many files beside its disk")}
 		}
 	}
 	for name := range taken {
 		delete(s.files, name)
-		s.found++
 	}
-	s.apply(hides)
+	s.applyWhiteouts(whiteouts)
 	return nil
 }
 
-// pattern is how the name was looked for.
-func (s *search) pattern(name string) string {
-	if s.files == nil {
-		return diskDir + "/*"
+// entry takes what is no directory, if it is looked for or a link on the way there.
+func (s *search) entry(r io.Reader, h *tar.Header, name string, taken map[string]bool) error {
+	if h.Typeflag == tar.TypeSymlink {
+		s.redirect(name, target(h, name), taken)
 	}
-	return name
-}
-
-// wants tells whether a file is looked for, and its name for write.
-func (s *search) wants(name, dir string) (string, bool) {
-	if s.files == nil {
-		return diskDir, dir == diskDir && !s.hidden[name]
+	file, ok := s.matches(name)
+	if !ok {
+		return nil
 	}
-	as, ok := s.files[name]
-	return as, ok
-}
-
-// take hands one file over.
-func (s *search) take(r io.Reader, h *tar.Header, as string) error {
+	for other := range taken {
+		if other == name {
+			return contentError{fmt.Errorf("it holds more than one /%s: leave one", printable(name))}
+		}
+		if s.files == nil {
+			return contentError{fmt.Errorf("it holds more than one file in /%s (%s and %s): leave one", s.dir, printable(path.Base(other)), printable(path.Base(name)))}
+		}
+	}
+	taken[name] = true
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse:
+		s.found++
+		return s.copyFile(r, h, name, file)
 	case tar.TypeLink, tar.TypeSymlink:
-		return refusal{fmt.Errorf("its /%s is a link: put the file itself there", path.Clean("/" + h.Name)[1:])}
+		s.links = append(s.links, link{name, target(h, name), file})
+		return nil
 	default:
-		return refusal{fmt.Errorf("its /%s is no regular file", path.Clean("/" + h.Name)[1:])}
-	}
-	// A sparse file has more bytes than its archive, so the archive's limit is not enough.
-	if h.Size > s.left {
-		return errTooLarge
-	}
-	s.left -= h.Size
-	return s.write(as, r)
-}
-
-// hide notes that lower layers' name is gone, or with the suffix "/" only what is in it, if that matters here.
-func (s *search) hide(hides map[string]bool, name, suffix string) {
-	matters := name == "" || name == diskDir || path.Dir(name) == diskDir
-	if s.files != nil {
-		matters = false
-		for wanted := range s.files {
-			matters = matters || name == "" || wanted == name || strings.HasPrefix(wanted, name+"/")
-		}
-	}
-	if matters {
-		hides[name+suffix] = true
+		return contentError{fmt.Errorf("its /%s is no regular file", printable(name))}
 	}
 }
 
-// apply makes what a layer hid count for the layers below.
-func (s *search) apply(hides map[string]bool) {
+// matches tells whether a file is looked for, and where it goes.
+func (s *search) matches(name string) (File, bool) {
 	if s.files == nil {
-		s.lost = s.lost || s.found == 0 && (hides["/"] || hides[diskDir] || hides[diskDir+"/"])
-		if s.hidden == nil {
-			s.hidden = map[string]bool{}
+		dir, base := path.Split(name)
+		return File{Name: DiskName}, strings.TrimSuffix(dir, "/") == s.dir && !strings.HasPrefix(base, ".") && !s.whiteouts[name]
+	}
+	file, ok := s.files[name]
+	return file, ok
+}
+
+// redirect notes a link that is a directory on the way to what is looked for.
+func (s *search) redirect(name, to string, taken map[string]bool) {
+	if s.files == nil {
+		if rest, ok := below(s.dir, name); ok {
+			s.links = append(s.links, link{name: name, target: path.Join(to, rest)})
 		}
-		maps.Copy(s.hidden, hides)
 		return
 	}
-	for wanted := range s.files {
-		s.lost = s.lost || hides[wanted] || hides["/"]
-		for dir := path.Dir(wanted); dir != "."; dir = path.Dir(dir) {
-			s.lost = s.lost || hides[dir] || hides[dir+"/"]
+	for wanted, file := range s.files {
+		if rest, ok := below(wanted, name); ok && rest != "" {
+			taken[wanted] = true
+			s.links = append(s.links, link{name, path.Join(to, rest), file})
 		}
 	}
+}
+
+// below returns the rest of a path that is dir or lies below it.
+func below(name, dir string) (rest string, ok bool) {
+	if name == dir {
+		return "", true
+	}
+	return strings.CutPrefix(name, dir+"/")
+}
+
+// target is what a link leads to in the image; nothing leads out of it.
+func target(h *tar.Header, name string) string {
+	to := h.Linkname
+	if h.Typeflag == tar.TypeSymlink && !path.IsAbs(to) {
+		to = path.Join(path.Dir(name), to) //nolint:gosec // a name to look for: nothing is extracted
+	}
+	return path.Clean("/" + to)[1:]
+}
+
+// copyFile writes one file.
+func (s *search) copyFile(r io.Reader, h *tar.Header, name string, file File) error {
+	if file.MaxBytes > 0 && h.Size > file.MaxBytes {
+		return fileTooLargeError{printable(name), h.Size, file.MaxBytes}
+	}
+	// A sparse file has more bytes than its archive, so the archive's limit is not enough.
+	if h.Size > s.remaining {
+		return errTooLarge
+	}
+	s.remaining -= h.Size
+	return s.write(file.Name, h.Size, r)
+}
+
+// addWhiteout notes that a name of the layers below is removed, or with the suffix "/" only what is in it, if that
+// matters to the search.
+func (s *search) addWhiteout(whiteouts map[string]bool, name, suffix string) {
+	matters := false
+	for _, wanted := range s.wanted() {
+		_, above := below(wanted, name)
+		matters = matters || name == "" || above
+	}
+	if s.files == nil && len(path.Base(name)) <= maxName { // no file has a longer name
+		dir, _ := path.Split(name)
+		matters = matters || strings.TrimSuffix(dir, "/") == s.dir
+	}
+	if matters {
+		whiteouts[strings.Clone(name+suffix)] = true // not a part of a larger header
+	}
+}
+
+// wanted are the paths that are looked for.
+func (s *search) wanted() []string {
+	if s.files == nil {
+		return []string{s.dir}
+	}
+	var list []string
+	for name := range s.files {
+		list = append(list, name)
+	}
+	return list
+}
+
+// applyWhiteouts makes the whiteouts of a layer count for the layers below.
+func (s *search) applyWhiteouts(whiteouts map[string]bool) {
+	if s.files == nil {
+		if s.whiteouts == nil {
+			s.whiteouts = map[string]bool{}
+		}
+		maps.Copy(s.whiteouts, whiteouts)
+		if s.found > 0 || len(s.links) > 0 {
+			return
+		}
+		s.deleted = s.deleted || whiteouts[s.dir+"/"]
+	}
+	for _, wanted := range s.wanted() {
+		s.deleted = s.deleted || whiteouts[wanted] || whiteouts["/"]
+		for dir := path.Dir(wanted); dir != "."; dir = path.Dir(dir) {
+			s.deleted = s.deleted || whiteouts[dir] || whiteouts[dir+"/"]
+		}
+	}
+}
+
+// follow is the search for what the links lead to.
+func (s *search) follow() *search {
+	next := &search{write: s.write, remaining: s.remaining, dir: s.links[0].target}
+	for _, l := range s.links {
+		if l.file.Name == "" {
+			continue
+		}
+		if next.files == nil {
+			next.files = map[string]File{}
+		}
+		next.files[l.target] = l.file
+	}
+	return next
 }

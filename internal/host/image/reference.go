@@ -26,7 +26,7 @@ type Reference struct {
 func ParseReference(s string) (Reference, error) {
 	named, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
-		return Reference{}, fault.ByUser(v1alpha1.ReasonImageInvalid,
+		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid,
 			fmt.Errorf("image %q: %w: write registry/repository:tag or registry/repository@sha256:…", s, err))
 	}
 	named = reference.TagNameOnly(named)
@@ -36,7 +36,7 @@ func ParseReference(s string) (Reference, error) {
 	}
 	if digested, ok := named.(reference.Digested); ok {
 		if digested.Digest().Algorithm() != digest.SHA256 {
-			return Reference{}, fault.ByUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: write its digest as sha256:…", s))
+			return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: write its digest as sha256:…", s))
 		}
 		ref.Digest = digested.Digest().String()
 	}
@@ -61,8 +61,8 @@ func (r Reference) String() string {
 	return s
 }
 
-// version is what the registry is asked for: the digest binds, where there is one.
-func (r Reference) version() string {
+// tagOrDigest is what the registry is asked for: the digest, where there is one.
+func (r Reference) tagOrDigest() string {
 	if r.Digest != "" {
 		return r.Digest
 	}

@@ -135,7 +135,7 @@ func FuzzKeychain(f *testing.F) {
 		var k Keychain
 		ref, err := ParseReference(image)
 		if err == nil && k.Add(config) == nil {
-			_ = k.Proofs(ref)
+			_ = k.Fingerprints(ref)
 		}
 	})
 }

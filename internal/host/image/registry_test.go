@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/klauspost/compress/gzip"
@@ -41,6 +43,7 @@ func serve(t testing.TB, before func(http.Handler) http.Handler, o Options) serv
 	t.Cleanup(server.Close)
 	host := strings.TrimPrefix(server.URL, "http://")
 	o.PlainHTTP = append(o.PlainHTTP, host)
+	o.ResumeDelay = cmp.Or(o.ResumeDelay, time.Nanosecond)
 	return served{t, host, New(o)}
 }
 
@@ -81,14 +84,14 @@ func (s served) push(name string, layers ...layer) Reference {
 	return s.manifest(name, "latest", ocispec.MediaTypeImageManifest, m)
 }
 
-func (s served) manifest(name, tag, mediaType string, m any) Reference {
-	s.t.Helper()
+func (r served) manifest(name, tag, mediaType string, m any) Reference {
+	r.t.Helper()
 	b, err := json.Marshal(m)
 	if err != nil {
-		s.t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	s.put(http.MethodPut, "/v2/"+name+"/manifests/"+tag, mediaType, b)
-	return s.ref(name)
+	r.put(http.MethodPut, "/v2/"+name+"/manifests/"+tag, mediaType, b)
+	return r.ref(name)
 }
 
 func (s served) ref(name string) Reference {
@@ -108,7 +111,7 @@ func (s served) disk(ref Reference, keys Keychain) (string, error) {
 		return "", err
 	}
 	var b bytes.Buffer
-	err = image.Disk(s.t.Context(), func(string) (io.Writer, error) { return &b, nil })
+	err = image.Disk(s.t.Context(), func(string, int64) (io.Writer, error) { return &b, nil })
 	return b.String(), err
 }
 
@@ -119,7 +122,11 @@ func (s served) files(ref Reference, paths map[string]string) (map[string]string
 		return nil, err
 	}
 	buffers := map[string]*bytes.Buffer{}
-	err = image.Files(s.t.Context(), paths, func(name string) (io.Writer, error) {
+	wanted := map[string]File{}
+	for path, name := range paths {
+		wanted[path] = File{Name: name, MaxBytes: 1 << 20}
+	}
+	err = image.Files(s.t.Context(), wanted, func(name string, _ int64) (io.Writer, error) {
 		buffers[name] = &bytes.Buffer{}
 		return buffers[name], nil
 	})

@@ -18,7 +18,7 @@ import (
 
 // ErrAbsent says that no kubelet of a kind that we know runs on this host. Distributions that have it inside of a
 // process of their own (k3s, RKE2) are such.
-var ErrAbsent = errors.New("no kubelet is seen on this host")
+var ErrAbsent = errors.New("no process named kubelet on this host")
 
 // maxFile bounds a configuration file, in bytes.
 const maxFile = 1 << 20
@@ -36,7 +36,7 @@ type Config struct {
 
 // Read finds kubelet and reads its configuration, with what its command line says instead.
 func Read() (Config, error) {
-	pid, args, err := find()
+	pid, args, err := findProcess()
 	if err != nil {
 		return Config{}, err
 	}
@@ -52,8 +52,8 @@ func Read() (Config, error) {
 	return parse(args, files)
 }
 
-// find returns kubelet's process and its arguments.
-func find() (pid int, args []string, err error) {
+// findProcess returns kubelet's process and its arguments.
+func findProcess() (pid int, args []string, err error) {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return 0, nil, fmt.Errorf("listing processes: %w", err)

@@ -17,17 +17,17 @@ type Options struct {
 	URI string
 	// Sockets are tried in turn; the variable Sockets by default.
 	Sockets []string
-	// Quick is the deadline of calls that libvirtd answers from memory; 5 s by default.
-	Quick time.Duration
-	// Control is the deadline of calls that ask a running QEMU or end it; 30 s by default, of which libvirtd may
+	// QueryTimeout is the deadline of calls that libvirtd answers from memory; 5 s by default.
+	QueryTimeout time.Duration
+	// ControlTimeout is the deadline of calls that ask a running QEMU or end it; 30 s by default, of which libvirtd may
 	// take 15 until it kills a QEMU that ignores SIGTERM.
-	Control time.Duration
-	// Start is the deadline of starting a domain and of learning the host's capabilities; 90 s by default.
-	Start time.Duration
-	// Ping is the time between two pings, 5 s by default. A hanging libvirtd is noticed after Ping and Quick.
-	Ping time.Duration
-	// Resync is the time between two full looks, 30 s by default.
-	Resync time.Duration
+	ControlTimeout time.Duration
+	// StartTimeout is the deadline of starting a domain and of learning the host's capabilities; 90 s by default.
+	StartTimeout time.Duration
+	// PingInterval is the time between two pings, 5 s by default. A hanging libvirtd is noticed after PingInterval and QueryTimeout.
+	PingInterval time.Duration
+	// ResyncInterval is the time between two lists of all domains, 30 s by default.
+	ResyncInterval time.Duration
 }
 
 func (o Options) withDefaults() Options {
@@ -41,11 +41,11 @@ func (o Options) withDefaults() Options {
 		value    *time.Duration
 		fallback time.Duration
 	}{
-		{&o.Quick, 5 * time.Second},
-		{&o.Control, 30 * time.Second},
-		{&o.Start, 90 * time.Second},
-		{&o.Ping, 5 * time.Second},
-		{&o.Resync, 30 * time.Second},
+		{&o.QueryTimeout, 5 * time.Second},
+		{&o.ControlTimeout, 30 * time.Second},
+		{&o.StartTimeout, 90 * time.Second},
+		{&o.PingInterval, 5 * time.Second},
+		{&o.ResyncInterval, 30 * time.Second},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.fallback
@@ -54,10 +54,10 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Watcher is told what happens. Its functions only take note, since they run
-// where events are read: they must not block, call the Client or be nil.
+// Watcher has callbacks. They only take note, since they run where events are
+// read: they must not block, call the Client or be nil.
 type Watcher struct {
-	// Changed: something happened to the domain with this UUID, or to its guest agent.
+	// Changed: something happened to the domain with this UUID, or to its guest agent. Of many resets some are told.
 	Changed func(uuid string)
 	// Resync: anything may have happened to any domain.
 	Resync func()
@@ -71,33 +71,34 @@ type Watcher struct {
 type Client struct {
 	options Options
 	watcher Watcher
-	// A line for each kind of call, so that guests that answer slowly, or domains that start slowly, hold up only their kind.
-	queries, control, starts, agents *line
+	// A pool for each kind of call, so that guests that answer slowly, or domains that start slowly, hold up only their kind.
+	queries, control, starts, agents *callPool
 
-	canary canary
-	stops  stops
+	monitor eventMonitor
+	exits   exitLog
+	resets  resetLog
 
 	mu   sync.Mutex
 	err  error // why there is no connection; nil while there is one
 	peer int   // process ID of whoever made the daemon's socket
 }
 
-// ErrNotYet is what calls fail with before the first try to connect has ended, which tells the Watcher.
-var ErrNotYet = errors.New("not connected to libvirtd yet")
+// ErrNotConnected is what calls fail with before the first attempt to connect has ended.
+var ErrNotConnected = errors.New("not connected to libvirtd yet")
 
 // New returns a Client that Run connects.
 func New(o Options, w Watcher) *Client {
-	c := &Client{options: o.withDefaults(), watcher: w, err: ErrNotYet}
-	dial := func(ctx context.Context) (*client, error) {
+	c := &Client{options: o.withDefaults(), watcher: w, err: ErrNotConnected}
+	dial := func(ctx context.Context) (*connection, error) {
 		if err := c.Err(); err != nil {
 			return nil, err
 		}
 		return connect(ctx, c.options.Sockets, c.options.URI)
 	}
-	c.queries = newLine("queries", c.options.Quick, dial)
-	c.control = newLine("control", c.options.Control, dial)
-	c.starts = newLine("starts", c.options.Start, dial)
-	c.agents = newLine("agents", c.options.Quick+agentTimeout, dial)
+	c.queries = newCallPool("queries", "", c.options.QueryTimeout, dial)
+	c.control = newCallPool("control", "QEMUs that do not answer", c.options.ControlTimeout, dial)
+	c.starts = newCallPool("starts", "domains that start slowly", c.options.StartTimeout, dial)
+	c.agents = newCallPool("agents", "guest agents that do not answer", c.options.QueryTimeout+agentTimeout, dial)
 	return c
 }
 
@@ -132,16 +133,16 @@ func (c *Client) connected(peer int) {
 	c.watcher.Resync()
 }
 
-// lost takes note of why there is no connection, and ends what is left of it.
-func (c *Client) lost(err error) {
+// disconnected takes note of why there is no connection, and closes the pools'.
+func (c *Client) disconnected(err error) {
 	c.mu.Lock()
 	before := c.err
 	c.err = err
 	c.mu.Unlock()
-	for _, l := range []*line{c.queries, c.control, c.starts, c.agents} {
-		l.hangUp()
+	for _, p := range []*callPool{c.queries, c.control, c.starts, c.agents} {
+		p.close()
 	}
-	if before == nil || errors.Is(before, ErrNotYet) {
+	if before == nil || errors.Is(before, ErrNotConnected) {
 		c.watcher.Connectivity(unreachable(err))
 	}
 }

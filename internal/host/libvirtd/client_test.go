@@ -21,6 +21,7 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/host/hosttest"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/test/env"
 )
@@ -102,13 +103,18 @@ func guest(t *testing.T, l *env.Libvirt, name string, act env.Act) domain.Guest 
 
 func create(t *testing.T, c *libvirtd.Client, g domain.Guest) {
 	t.Helper()
+	if err := c.CreatePaused(t.Context(), describe(t, g)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func describe(t *testing.T, g domain.Guest) string {
+	t.Helper()
 	doc, err := domain.XML(g)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CreatePaused(t.Context(), doc); err != nil {
-		t.Fatal(err)
-	}
+	return doc
 }
 
 func look(t *testing.T, c *libvirtd.Client, id string) libvirtd.Domain {
@@ -120,8 +126,8 @@ func look(t *testing.T, c *libvirtd.Client, id string) libvirtd.Domain {
 	return d
 }
 
-// output resumes a guest and reads from its console until it has said want.
-func output(t *testing.T, c *libvirtd.Client, g domain.Guest, want string) {
+// output resumes a guest and reads from its console until it has said its text.
+func output(t *testing.T, c *libvirtd.Client, g domain.Guest) {
 	t.Helper()
 	conn, err := net.Dial("unix", g.Console)
 	if err != nil {
@@ -136,7 +142,7 @@ func output(t *testing.T, c *libvirtd.Client, g domain.Guest, want string) {
 	}
 	var text []byte
 	buf := make([]byte, 4096)
-	for !bytes.Contains(text, []byte(want)) {
+	for !bytes.Contains(text, []byte(env.BootText)) {
 		n, err := conn.Read(buf)
 		if err != nil {
 			t.Fatalf("reading console after %q: %v", text, err)
@@ -145,56 +151,73 @@ func output(t *testing.T, c *libvirtd.Client, g domain.Guest, want string) {
 	}
 }
 
+// TestContract tests what holds of the in-memory libvirtd as well.
+func TestContract(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, _ := run(t, libvirtd.Options{Sockets: []string{filepath.Join(l.Dir, "nothing"), l.Socket}})
+	ends := map[libvirtd.Cause]struct {
+		act    env.Act
+		signal syscall.Signal
+	}{
+		libvirtd.CausePoweredOff: {act: env.PowerOff},
+		libvirtd.CausePanicked:   {act: env.Panic},
+		libvirtd.CauseFailed:     {signal: syscall.SIGKILL},
+		libvirtd.CauseSignalled:  {signal: syscall.SIGTERM},
+	}
+	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
+		Domains: c, Power: c,
+		XML: func(t *testing.T, id, name string) string {
+			g := guest(t, l, name, env.Idle)
+			g.UUID, g.Name, g.Identity.VM = id, name, id
+			return describe(t, g)
+		},
+		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
+			g := guest(t, l, uuid.NewString(), ends[cause].act)
+			create(t, c, g)
+			output(t, c, g)
+			if s := ends[cause].signal; s != 0 {
+				l.SignalGuest(g.Name, s)
+			}
+			if cause == libvirtd.CausePanicked {
+				env.Eventually(t, "the panic", func() bool { return look(t, c, g.UUID).State == libvirtd.Crashed })
+				return g.UUID, g.Name
+			}
+			env.Eventually(t, "the domain's end", func() bool { return !look(t, c, g.UUID).Exists })
+			env.Eventually(t, "its event", func() bool { _, ok := c.LastExit(g.UUID); return ok })
+			expectStop(t, c, g, cause)
+			return g.UUID, g.Name
+		},
+		Stop: func(t *testing.T) {
+			l.Kill()
+			env.Eventually(t, "the loss to be noticed", func() bool { return !c.Connected() })
+		},
+	})
+}
+
 func TestLifeOfADomain(t *testing.T) {
 	l := env.Libvirtd(t)
-	c, k := run(t, libvirtd.Options{Sockets: []string{filepath.Join(l.Dir, "nothing"), l.Socket}})
+	c, k := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
 	g := guest(t, l, "life", env.Idle)
-
-	if d := look(t, c, g.UUID); d.Exists {
-		t.Fatalf("before it is made, the domain is %+v", d)
-	}
 	start := time.Now()
 	create(t, c, g)
 	t.Logf("started paused in %v", time.Since(start))
-	create(t, c, g) // again
-	d := look(t, c, g.UUID)
-	if !d.Exists || d.State != libvirtd.Paused || d.Pause != libvirtd.PausedByUser {
-		t.Errorf("created: %+v", d)
-	}
-	facts, err := domain.ParseFacts(d.XML)
+	facts, err := domain.ParseFacts(look(t, c, g.UUID).XML)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := domain.Facts{
 		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware, Emulated: true, Console: g.Console,
-		Paths: []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
+		AgentPTY: facts.AgentPTY, // whichever is free
+		Paths:    []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
+	}
+	if facts.AgentPTY < 0 {
+		t.Error("libvirtd itself has the guest agent's channel")
 	}
 	if diff := cmp.Diff(want, facts); diff != "" {
 		t.Errorf("facts (-want +got):\n%s", diff)
 	}
 	env.Eventually(t, "an event", func() bool { return k.of(g.UUID) > 0 })
-
-	output(t, c, g, env.BootText)
-	if err := c.Resume(t.Context(), g.UUID); err != nil {
-		t.Errorf("resuming again: %v", err)
-	}
-	if d := look(t, c, g.UUID); d.State != libvirtd.Running {
-		t.Errorf("resumed: %+v", d)
-	}
-	for range 2 {
-		if err := c.Suspend(t.Context(), g.UUID); err != nil {
-			t.Errorf("suspending: %v", err)
-		}
-	}
-	states, err := c.States(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := look(t, c, g.UUID)
-	seen.XML = ""
-	if diff := cmp.Diff(map[string]libvirtd.Domain{g.UUID: seen}, states); diff != "" || seen.Pause != libvirtd.PausedByUser {
-		t.Errorf("states (-want +got):\n%s", diff)
-	}
+	output(t, c, g)
 	all, err := c.Domains(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -202,38 +225,20 @@ func TestLifeOfADomain(t *testing.T) {
 	if diff := cmp.Diff([]libvirtd.Summary{{UUID: g.UUID, Name: g.Name, Active: true}}, all); diff != "" {
 		t.Errorf("list (-want +got):\n%s", diff)
 	}
-
-	other := g
-	other.UUID = uuid.NewString()
-	doc, err := domain.XML(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CreatePaused(t.Context(), doc); fault.ReasonOf(err) != v1alpha1.ReasonDomainNameTaken || fault.ClassOf(err) != fault.User {
-		t.Errorf("starting another domain of that name: %v", err)
-	}
-
 	start = time.Now()
-	for range 2 {
-		if err := c.Destroy(t.Context(), g.UUID); err != nil {
-			t.Errorf("destroying: %v", err)
-		}
+	if err := c.Destroy(t.Context(), g.UUID); err != nil {
+		t.Errorf("destroying: %v", err)
 	}
 	t.Logf("destroyed in %v", time.Since(start))
-	if err := c.Shutdown(t.Context(), g.UUID, libvirtd.ByACPI); err != nil {
-		t.Errorf("shutting down what is gone: %v", err)
-	}
-	if err := c.Resume(t.Context(), g.UUID); fault.ReasonOf(err) != v1alpha1.ReasonNotRunning {
-		t.Errorf("resuming what is gone: %v", err)
-	}
-	env.Eventually(t, "the event of the end", func() bool { _, ok := c.LastStop(g.UUID); return ok })
+	// The end comes in two events: that a signal ends QEMU, and that libvirt destroyed the domain.
+	env.Eventually(t, "the event of the end", func() bool { stop, _ := c.LastExit(g.UUID); return stop.Cause == libvirtd.CauseDestroyed })
 	expectStop(t, c, g, libvirtd.CauseDestroyed)
 }
 
 // expectStop asks both for the end: events and the log.
-func expectStop(t *testing.T, c *libvirtd.Client, g domain.Guest, want libvirtd.Cause) libvirtd.Stop {
+func expectStop(t *testing.T, c *libvirtd.Client, g domain.Guest, want libvirtd.Cause) {
 	t.Helper()
-	hint, ok := c.LastStop(g.UUID)
+	hint, ok := c.LastExit(g.UUID)
 	if !ok || hint.Cause != want {
 		t.Errorf("events say %q, want %q", hint.Cause, want)
 	}
@@ -241,97 +246,69 @@ func expectStop(t *testing.T, c *libvirtd.Client, g domain.Guest, want libvirtd.
 	if err != nil {
 		t.Fatal(err)
 	}
-	logged, err := libvirtd.ReadStop(root, g.Name)
+	logged, err := libvirtd.ReadExit(root, g.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if logged.Cause != want || time.Since(logged.Time).Abs() > time.Minute {
 		t.Errorf("the log says %+v, want %q", logged, want)
 	}
-	return logged
 }
 
-func TestEnds(t *testing.T) {
+// TestPanicThatNobodyHeardOf has a Client that comes after the panic see it.
+func TestPanicThatNobodyHeardOf(t *testing.T) {
 	l := env.Libvirtd(t)
 	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
-	for name, end := range map[string]struct {
-		act    env.Act
-		signal syscall.Signal
-		want   libvirtd.Cause
-	}{
-		"poweroff":   {act: env.PowerOff, want: libvirtd.CausePoweredOff},
-		"killed":     {signal: syscall.SIGKILL, want: libvirtd.CauseFailed},
-		"terminated": {signal: syscall.SIGTERM, want: libvirtd.CauseSignalled},
-	} {
-		t.Run(name, func(t *testing.T) {
-			g := guest(t, l, name, end.act)
-			create(t, c, g)
-			output(t, c, g, env.BootText)
-			if end.signal != 0 {
-				l.SignalGuest(g.Name, end.signal)
-			}
-			env.Eventually(t, "the domain's end", func() bool { return !look(t, c, g.UUID).Exists })
-			env.Eventually(t, "its event", func() bool { _, ok := c.LastStop(g.UUID); return ok })
-			t.Logf("%+v", expectStop(t, c, g, end.want))
-		})
+	g := guest(t, l, "panic", env.Panic)
+	create(t, c, g)
+	output(t, c, g)
+	env.Eventually(t, "the panic", func() bool { return look(t, c, g.UUID).State == libvirtd.Crashed })
+	later, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	look(t, later, g.UUID)
+	if err := later.Destroy(t.Context(), g.UUID); err != nil {
+		t.Fatal(err)
 	}
-	t.Run("panic", func(t *testing.T) {
-		g := guest(t, l, "panic", env.Panic)
-		create(t, c, g)
-		output(t, c, g, env.BootText)
-		env.Eventually(t, "the panic", func() bool { return look(t, c, g.UUID).State == libvirtd.Crashed })
-		later, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}}) // it heard nothing of the panic, and sees it
-		look(t, later, g.UUID)
-		if err := later.Destroy(t.Context(), g.UUID); err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range []*libvirtd.Client{c, later} {
-			env.Eventually(t, "its event", func() bool { stop, _ := c.LastStop(g.UUID); return stop.Cause == libvirtd.CausePanicked })
-		}
-	})
-	t.Run("reboot", func(t *testing.T) {
-		g := guest(t, l, "reboot", env.Reboot)
-		create(t, c, g)
-		before := look(t, c, g.UUID)
-		output(t, c, g, env.BootText+env.BootText)
-		if after := look(t, c, g.UUID); after.ID != before.ID {
-			t.Errorf("the reboot was a new life: %d, then %d", before.ID, after.ID)
-		}
-	})
+	for _, c := range []*libvirtd.Client{c, later} {
+		env.Eventually(t, "its event", func() bool { stop, _ := c.LastExit(g.UUID); return stop.Cause == libvirtd.CausePanicked })
+	}
 }
 
-func TestRefusals(t *testing.T) {
+func TestRebootIsNoNewLife(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, told := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	g := guest(t, l, "reboot", env.Reboot)
+	create(t, c, g)
+	before := look(t, c, g.UUID)
+	output(t, c, g)
+	env.Eventually(t, "six resets to be counted", func() bool { return look(t, c, g.UUID).Resets.Count > 5 })
+	after := look(t, c, g.UUID)
+	if after.ID != before.ID {
+		t.Errorf("the reboot was a new life: %d, then %d", before.ID, after.ID)
+	}
+	if states, err := c.States(t.Context()); err != nil || states[g.UUID].Resets.Count < after.Resets.Count {
+		t.Errorf("in the list of all: %+v, %v; alone: %+v", states[g.UUID], err, after)
+	}
+	if n, resets := told.of(g.UUID), after.Resets.Count; n > 10 {
+		t.Errorf("%d resets were told in %d events", resets, n)
+	}
+	if err := c.Destroy(t.Context(), g.UUID); err != nil {
+		t.Fatal(err)
+	}
+	create(t, c, g)
+	if again := look(t, c, g.UUID); again.Resets != (libvirtd.Resets{}) {
+		t.Errorf("the next life begins with %+v", again.Resets)
+	}
+}
+
+func TestCPUThatDoesNotExist(t *testing.T) {
 	l := env.Libvirtd(t)
 	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
 	g := guest(t, l, "refused", env.Idle)
 	g.CPU.Model = "Abacus"
-	doc, err := domain.XML(g)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CreatePaused(t.Context(), doc); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtRefused {
-		t.Errorf("a CPU that does not exist: %v", err)
+	if err := c.CreatePaused(t.Context(), describe(t, g)); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtRefused {
+		t.Errorf("%v", err)
 	} else {
 		t.Log(err, fault.ClassOf(err))
-	}
-	g.CPU.Model = berth.CPUHostModel
-	g.Disks[0].Path = filepath.Join(l.Dir, "missing.qcow2")
-	if doc, err = domain.XML(g); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.CreatePaused(t.Context(), doc); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtRefused {
-		t.Errorf("a disk that does not exist: %v", err)
-	} else {
-		t.Log(err, fault.ClassOf(err))
-	}
-	if err := c.CreatePaused(t.Context(), "<domain type='qemu'><name>x</name><uuid>"+g.UUID+"</uuid></domain>"); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtRefused || fault.ClassOf(err) != fault.User {
-		t.Errorf("no domain at all: %v", err)
-	}
-	if _, err := c.AgentCommand(t.Context(), g.UUID, `{"execute":"guest-ping"}`); fault.ReasonOf(err) != v1alpha1.ReasonNotRunning {
-		t.Errorf("asking the agent of no domain: %v", err)
-	}
-	if _, err := c.Domain(t.Context(), "x"); err == nil {
-		t.Error("no error for what is no UUID")
 	}
 }
 
@@ -342,7 +319,10 @@ func TestHostFacts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%s %s %d CPUs %d bytes, KVM %v (%v), emulation %v, %d machines", f.LibvirtVersion, f.QEMUVersion, f.CPUs, f.Memory, f.KVM, f.WhyNoKVM, f.Emulation, len(f.MachineTypes))
+	t.Logf("%s %s %d CPUs %d bytes, KVM %v (%v), emulation %v, %d machines", f.LibvirtVersion, f.QEMUVersion, f.CPUs, f.Memory, f.KVM, f.KVMUnavailable, f.Emulation, len(f.MachineTypes))
+	if !slices.Contains(f.SecurityModels, "dac") {
+		t.Errorf("security models are %q, want dac among them", f.SecurityModels)
+	}
 	if f.LibvirtVersion == "" || f.QEMUVersion == "" || f.CPUs < 1 || f.Memory < 1<<28 || f.Emulation == nil || !slices.Contains(f.MachineTypes, "q35") ||
 		!strings.HasPrefix(f.Q35, "pc-q35-") || !slices.Contains(f.MachineTypes, f.Q35) {
 		t.Errorf("%+v", f)
@@ -370,7 +350,7 @@ func TestWholeGuest(t *testing.T) {
 			if acceleration == v1alpha1.AccelerationKVM {
 				env.KVM(t)
 				if facts.KVM == nil {
-					t.Fatalf("QEMU runs under KVM here, and libvirt says no: %v", facts.WhyNoKVM)
+					t.Fatalf("QEMU runs under KVM here, and libvirt says no: %v", facts.KVMUnavailable)
 				}
 			}
 			g := guest(t, l, fmt.Sprintf("whole%s%d", acceleration, tc.hardware.Layout), env.PowerOff)
@@ -382,7 +362,7 @@ func TestWholeGuest(t *testing.T) {
 				env.EmptyDisk(t, path, l.UID, l.GID)
 				g.Disks = append(g.Disks, domain.Disk{Name: fmt.Sprintf("d%d", i), Path: path})
 			}
-			g.NIC = &domain.NIC{Tap: "bt" + g.UUID[:8], MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1450}
+			g.NIC = &domain.NIC{Tap: "bt" + g.UUID[:8], MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
 			start := time.Now()
 			create(t, c, g)
 			t.Logf("started paused in %v", time.Since(start))
@@ -398,7 +378,7 @@ func TestWholeGuest(t *testing.T) {
 				live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) {
 				t.Errorf("facts %+v", live)
 			}
-			output(t, c, g, env.BootText)
+			output(t, c, g)
 			env.Eventually(t, "its end", func() bool { return !look(t, c, g.UUID).Exists })
 			if _, err := net.InterfaceByName(g.NIC.Tap); err == nil {
 				t.Error("the tap outlived the guest")
@@ -416,11 +396,32 @@ func TestKVMThatNobodyMayUse(t *testing.T) {
 	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
 	g := guest(t, l, "closed", env.Idle)
 	g.Acceleration = v1alpha1.AccelerationKVM
-	doc, err := domain.XML(g)
+	if err := c.CreatePaused(t.Context(), describe(t, g)); fault.ReasonOf(err) != v1alpha1.ReasonKVMUnavailable {
+		t.Errorf("starting on a /dev/kvm of root's alone: %v", err)
+	}
+}
+
+// TestAFailureTellsTheLog: events say that QEMU failed, and only the log says why.
+func TestAFailureTellsTheLog(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	g := guest(t, l, "fails", env.Idle)
+	create(t, c, g)
+	root, err := c.Root()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.CreatePaused(t.Context(), doc); fault.ReasonOf(err) != v1alpha1.ReasonKVMUnavailable {
-		t.Errorf("starting on a /dev/kvm of root's alone: %v", err)
+	log, err := os.OpenFile(filepath.Join(root, "var/log/libvirt/qemu", g.Name+".log"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	if _, err := log.WriteString("KVM: entry failed, hardware error 0x7\n"); err != nil {
+		t.Fatal(err)
+	}
+	l.SignalGuest(g.Name, syscall.SIGKILL)
+	env.Eventually(t, "its event", func() bool { _, ok := c.LastExit(g.UUID); return ok })
+	if exit, ok := c.ExitCause(g.UUID, g.Name); !ok || exit.Cause != libvirtd.CauseFailed || exit.Message != "KVM: entry failed, hardware error 0x7" {
+		t.Errorf("it ended with %+v, %t", exit, ok)
 	}
 }

@@ -15,11 +15,11 @@ import (
 )
 
 // agentTimeout is how long libvirtd waits for a guest agent;
-// less than a caller's patience, so that libvirtd is not thought to hang.
+// less than the pool's timeout, so that libvirtd is not thought to hang.
 const agentTimeout = 5 * time.Second
 
-// errOther is the error for an answer about a domain that nobody asked about.
-var errOther = errors.New("libvirt answered about another domain")
+// errOtherDomain is the error for an answer about a domain that nobody asked about.
+var errOtherDomain = errors.New("libvirt answered about another domain")
 
 // State is what libvirt says a domain does.
 type State string
@@ -30,8 +30,8 @@ const (
 	Paused       State = "Paused"
 	ShuttingDown State = "ShuttingDown"
 	Shutoff      State = "Shutoff" // a foreign domain that is only defined
-	Crashed      State = "Crashed" // the guest panicked, its corpse is kept
-	Suspended    State = "Suspended"
+	Crashed      State = "Crashed" // the guest panicked, its domain is kept
+	PMSuspended  State = "Suspended"
 	OtherState   State = "Other"
 )
 
@@ -42,7 +42,7 @@ var states = map[golibvirt.DomainState]State{
 	golibvirt.DomainShutdown:    ShuttingDown,
 	golibvirt.DomainShutoff:     Shutoff,
 	golibvirt.DomainCrashed:     Crashed,
-	golibvirt.DomainPmsuspended: Suspended,
+	golibvirt.DomainPmsuspended: PMSuspended,
 }
 
 func stateOf(s int32) State {
@@ -70,7 +70,8 @@ type Domain struct {
 	ID    int32
 	State State
 	// Pause is set while State is Paused.
-	Pause Pause
+	Pause  Pause
+	Resets Resets
 	// XML is the live description.
 	XML string
 }
@@ -78,7 +79,7 @@ type Domain struct {
 // Domain looks a domain up by its UUID.
 func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 	var found Domain
-	err := c.on(ctx, c.queries, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	err := c.withDomain(ctx, c.queries, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		state, reason, err := l.DomainGetState(d, 0)
 		if err != nil {
 			return err
@@ -87,17 +88,17 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 		if err != nil {
 			return err
 		}
-		found = domainOf(d, state, reason)
+		found = c.domainOf(d, state, reason)
 		found.XML = doc
 		switch found.State { //nolint:exhaustive // the others say nothing of a panic
 		case Crashed: // its event may have come before we listened; its destruction, which follows, tells nothing of it
-			c.stops.lifecycle(id, golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
+			c.exits.lifecycle(id, golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
 		case Running, Paused:
-			c.stops.alive(id)
+			c.exits.clearPanic(id)
 		}
 		return nil
 	})
-	if isAbsent(err) {
+	if isNoDomain(err) {
 		return Domain{}, nil
 	}
 	if err != nil {
@@ -106,8 +107,8 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 	return found, nil
 }
 
-func domainOf(d golibvirt.Domain, state, reason int32) Domain {
-	found := Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state)}
+func (c *Client) domainOf(d golibvirt.Domain, state, reason int32) Domain {
+	found := Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state), Resets: c.resets.of(uuidText(d.UUID), d.ID)}
 	if found.State == Paused {
 		found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
 	}
@@ -136,7 +137,7 @@ type Summary struct {
 func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
 	var domains []golibvirt.Domain
 	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		domains, err = list(l)
+		domains, err = listDomains(l)
 		return err
 	})
 	if err != nil {
@@ -157,7 +158,7 @@ func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("asking what domains do: %w", classify(err))
+		return nil, fmt.Errorf("querying the states of all domains: %w", classify(err))
 	}
 	all := make(map[string]Domain, len(records))
 	for _, r := range records {
@@ -165,7 +166,7 @@ func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
 		for _, p := range r.Params { // https://libvirt.org/html/libvirt-libvirt-domain.html#virConnectGetAllDomainStats
 			values[p.Field], _ = p.Value.I.(int32)
 		}
-		all[uuidText(r.Dom.UUID)] = domainOf(r.Dom, values["state.state"], values["state.reason"])
+		all[uuidText(r.Dom.UUID)] = c.domainOf(r.Dom, values["state.state"], values["state.reason"])
 	}
 	return all, nil
 }
@@ -180,10 +181,10 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 		UUID string `xml:"uuid"`
 	}
 	if err := xml.Unmarshal([]byte(doc), &d); err != nil {
-		return fmt.Errorf("reading the domain to start: %w", err)
+		return fmt.Errorf("parsing the domain's XML: %w", err)
 	}
 	if d.Name == "" || d.UUID == "" {
-		return errors.New("the domain to start has no name or no UUID")
+		return errors.New("the domain's XML has no name or no uuid")
 	}
 	if d.Type == "kvm" {
 		if err := c.kvmUsable(); err != nil {
@@ -200,11 +201,11 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	if _, ok := errors.AsType[golibvirt.Error](err); !ok {
 		return fmt.Errorf("starting domain %s: %w", d.Name, err)
 	}
-	return c.refused(ctx, d.Type, d.Name, d.UUID, err)
+	return c.explainStartFailure(ctx, d.Type, d.Name, d.UUID, err)
 }
 
-// refused finds out why a domain was not started. libvirt has the same code for many causes, so it is asked for each.
-func (c *Client) refused(ctx context.Context, kind, name, id string, cause error) error {
+// explainStartFailure finds out why a domain was not started. libvirt has the same code for many causes, so it is asked for each.
+func (c *Client) explainStartFailure(ctx context.Context, domainType, name, id string, startErr error) error {
 	var holder string
 	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
 		d, err := l.DomainLookupByName(name)
@@ -212,7 +213,7 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 			return err
 		}
 		if d.Name != name {
-			return errOther
+			return errOtherDomain
 		}
 		holder = uuidText(d.UUID)
 		return nil
@@ -221,27 +222,27 @@ func (c *Client) refused(ctx context.Context, kind, name, id string, cause error
 	case holder == id:
 		return nil
 	case holder != "":
-		return fault.ByUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf("the host has another domain named %s, with UUID %s: rename or undefine it with virsh, or give the VirtualMachine another name", name, holder))
-	case !isAbsent(err):
+		return fault.NewUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf("the host has another domain named %s, with UUID %s: rename or undefine it with virsh, or give the VirtualMachine another name", name, holder))
+	case !isNoDomain(err):
 		return fmt.Errorf("starting domain %s: %w", name, classify(err))
 	}
-	if kind == "kvm" {
-		if _, err := c.virt(ctx, kind); err != nil {
+	if domainType == "kvm" {
+		if _, err := c.domainCaps(ctx, domainType); err != nil {
 			return fmt.Errorf("starting domain %s: %w", name, err)
 		}
 	}
-	return fmt.Errorf("starting domain %s: %w", name, classify(cause))
+	return fmt.Errorf("starting domain %s: %w", name, classify(startErr))
 }
 
 // Resume lets a domain's CPUs run. That they run already is no error; that there is no domain is.
 func (c *Client) Resume(ctx context.Context, id string) error {
-	return c.until(ctx, "resuming", id, c.control, (*golibvirt.Libvirt).DomainResume,
+	return c.idempotent(ctx, "resuming", id, c.control, (*golibvirt.Libvirt).DomainResume,
 		func(d Domain) bool { return d.State == Running })
 }
 
 // Suspend halts a domain's CPUs. That they are halted already is no error; that there is no domain is.
 func (c *Client) Suspend(ctx context.Context, id string) error {
-	return c.until(ctx, "suspending", id, c.control, (*golibvirt.Libvirt).DomainSuspend,
+	return c.idempotent(ctx, "suspending", id, c.control, (*golibvirt.Libvirt).DomainSuspend,
 		func(d Domain) bool { return d.State == Paused })
 }
 
@@ -256,11 +257,11 @@ const (
 
 // Shutdown asks the guest to power itself off, and does not wait until it does. That there is no domain is no error.
 func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
-	over, flag := c.control, golibvirt.DomainShutdownAcpiPowerBtn
+	pool, flag := c.control, golibvirt.DomainShutdownAcpiPowerBtn
 	if how == ByGuestAgent {
-		over, flag = c.agents, golibvirt.DomainShutdownGuestAgent
+		pool, flag = c.agents, golibvirt.DomainShutdownGuestAgent
 	}
-	return c.until(ctx, "shutting down", id, over, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.idempotent(ctx, "shutting down", id, pool, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainShutdownFlags(d, flag)
 	}, func(d Domain) bool { return gone(d) || d.State == ShuttingDown })
 }
@@ -269,18 +270,18 @@ func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
 // disks, and a SIGKILL if it is still there after 10 s. That there is no domain
 // is no error.
 func (c *Client) Destroy(ctx context.Context, id string) error {
-	return c.until(ctx, "destroying", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.idempotent(ctx, "destroying", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainDestroyFlags(d, golibvirt.DomainDestroyDefault)
 	}, gone)
 }
 
 func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }
 
-// until does op. If libvirt refuses, and the domain is already as op should
+// idempotent does op. If libvirt refuses, and the domain is already as op should
 // have made it, that is no error: libvirt calls it one, under a code of many
 // meanings.
-func (c *Client) until(ctx context.Context, doing, id string, over *line, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
-	err := c.on(ctx, over, id, op)
+func (c *Client) idempotent(ctx context.Context, doing, id string, pool *callPool, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
+	err := c.withDomain(ctx, pool, id, op)
 	if err == nil {
 		return nil
 	}
@@ -296,7 +297,7 @@ func (c *Client) until(ctx context.Context, doing, id string, over *line, op fun
 // JSON. The reply is the guest's word: it may be anything.
 func (c *Client) AgentCommand(ctx context.Context, id, command string) (string, error) {
 	var reply string
-	err := c.on(ctx, c.agents, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	err := c.withDomain(ctx, c.agents, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		r, err := l.QEMUDomainAgentCommand(d, command, int32(agentTimeout/time.Second), 0)
 		if err == nil && len(r) > 0 {
 			reply = r[0]
@@ -304,30 +305,30 @@ func (c *Client) AgentCommand(ctx context.Context, id, command string) (string, 
 		return err
 	})
 	if err != nil {
-		return "", fmt.Errorf("asking the guest agent of domain %s: %w", id, classify(err))
+		return "", fmt.Errorf("calling the guest agent of domain %s: %w", id, classify(err))
 	}
 	return reply, nil
 }
 
-// on calls op with the domain of this UUID.
-func (c *Client) on(ctx context.Context, over *line, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+// withDomain calls op with the domain of this UUID.
+func (c *Client) withDomain(ctx context.Context, pool *callPool, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
 	raw, err := uuid.Parse(id)
 	if err != nil {
 		return fmt.Errorf("reading domain's UUID: %w", err)
 	}
-	return over.call(ctx, func(l *golibvirt.Libvirt) error {
+	return pool.call(ctx, func(l *golibvirt.Libvirt) error {
 		d, err := l.DomainLookupByUUID(golibvirt.UUID(raw))
 		if err != nil {
 			return err
 		}
 		if d.UUID != golibvirt.UUID(raw) { // what is asked of that one next tells nothing of this one, not even that it is gone
-			return errOther
+			return errOtherDomain
 		}
 		return op(l, d)
 	})
 }
 
-func list(l *golibvirt.Libvirt) ([]golibvirt.Domain, error) {
+func listDomains(l *golibvirt.Libvirt) ([]golibvirt.Domain, error) {
 	domains, _, err := l.ConnectListAllDomains(1, 0) // flags 0: all
 	return domains, err
 }

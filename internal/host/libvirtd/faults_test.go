@@ -20,7 +20,7 @@ func TestLibvirtdIsKilled(t *testing.T) {
 	c, k := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
 	g := guest(t, l, "survivor", env.Idle)
 	create(t, c, g)
-	output(t, c, g, env.BootText)
+	output(t, c, g)
 	l.Kill()
 	env.Eventually(t, "the loss to be noticed", func() bool { return !c.Connected() })
 	if _, err := c.Domain(t.Context(), g.UUID); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtUnreachable || fault.ClassOf(err) != fault.Transient {
@@ -51,7 +51,7 @@ func TestLibvirtdHangs(t *testing.T) {
 	patient, _ := run(t, libvirtd.Options{Sockets: sockets})
 	g := guest(t, l, "hang", env.Idle)
 	create(t, patient, g)
-	c, k := run(t, libvirtd.Options{Sockets: sockets, Quick: 2 * time.Second, Ping: 200 * time.Millisecond})
+	c, k := run(t, libvirtd.Options{Sockets: sockets, QueryTimeout: 2 * time.Second, PingInterval: 200 * time.Millisecond})
 	l.Signal(syscall.SIGSTOP)
 	start := time.Now()
 	var wg sync.WaitGroup
@@ -84,7 +84,7 @@ func TestLibvirtdHangs(t *testing.T) {
 
 func TestCallsEndWithTheirContext(t *testing.T) {
 	l := env.Libvirtd(t)
-	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}, Quick: time.Hour})
+	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}, QueryTimeout: time.Hour})
 	l.Signal(syscall.SIGSTOP)
 	defer l.Signal(syscall.SIGCONT)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

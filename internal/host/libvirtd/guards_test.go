@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,111 +16,119 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-func TestCanary(t *testing.T) {
+func TestEventMonitor(t *testing.T) {
 	type at = map[string]int32
-	look := func(c *canary, now at) { c.compare(c.begin(), now) }
+	list := func(c *eventMonitor, now at) { c.endList(c.beginList(), now) }
 	for name, tc := range map[string]struct {
-		happens func(*canary)
-		silent  string
+		happens func(*eventMonitor)
+		missed  string
 	}{
-		"what was there at the first look is no news": {func(c *canary) { look(c, at{"a": 1}) }, ""},
-		"a domain appeared with an event":             {func(c *canary) { look(c, at{}); c.hear("a"); look(c, at{"a": 1}) }, ""},
-		"a domain appeared in silence":                {func(c *canary) { look(c, at{}); look(c, at{"a": 1}) }, "a"},
-		"a domain went in silence":                    {func(c *canary) { look(c, at{"a": 1, "b": 2}); look(c, at{"b": 2}) }, "a"},
-		"a domain lives anew in silence":              {func(c *canary) { look(c, at{"a": 1}); look(c, at{"a": 2}) }, "a"},
-		"an event is late":                            {func(c *canary) { look(c, at{}); look(c, at{"a": 1}); c.hear("a") }, ""},
-		"an event comes while libvirtd lists": {func(c *canary) {
-			look(c, at{})
-			heard := c.begin()
-			c.hear("a")
-			c.compare(heard, at{})
-			look(c, at{"a": 1})
+		"what was in the first list is no news": {func(c *eventMonitor) { list(c, at{"a": 1}) }, ""},
+		"a domain appeared with an event":       {func(c *eventMonitor) { list(c, at{}); c.note("a"); list(c, at{"a": 1}) }, ""},
+		"a domain appeared in silence":          {func(c *eventMonitor) { list(c, at{}); list(c, at{"a": 1}) }, "a"},
+		"a domain went in silence":              {func(c *eventMonitor) { list(c, at{"a": 1, "b": 2}); list(c, at{"b": 2}) }, "a"},
+		"a domain lives anew in silence":        {func(c *eventMonitor) { list(c, at{"a": 1}); list(c, at{"a": 2}) }, "a"},
+		"an event is late":                      {func(c *eventMonitor) { list(c, at{}); list(c, at{"a": 1}); c.note("a") }, ""},
+		"an event comes while libvirtd lists": {func(c *eventMonitor) {
+			list(c, at{})
+			noted := c.beginList()
+			c.note("a")
+			c.endList(noted, at{})
+			list(c, at{"a": 1})
 		}, ""},
-		"a new connection forgets": {func(c *canary) { look(c, at{}); look(c, at{"a": 1}); c.reset() }, ""},
+		"a new connection forgets": {func(c *eventMonitor) { list(c, at{}); list(c, at{"a": 1}); c.reset() }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := &canary{}
+			c := &eventMonitor{}
 			c.reset()
 			tc.happens(c)
-			if first := c.silent(); first != "" {
-				t.Errorf("no patience with %s", first)
+			if first := c.missed(); first != "" {
+				t.Errorf("at the first call: %s", first)
 			}
-			if got := c.silent(); got != tc.silent {
-				t.Errorf("silent: %q, want %q", got, tc.silent)
+			if got := c.missed(); got != tc.missed {
+				t.Errorf("missed: %q, want %q", got, tc.missed)
 			}
 		})
 	}
 }
 
-func TestStopsAreBounded(t *testing.T) {
-	var s stops
-	for i := range 3 * maxStops {
+func TestExitLogIsBounded(t *testing.T) {
+	var s exitLog
+	for i := range 3 * maxExits {
 		s.lifecycle(string(binary.BigEndian.AppendUint32(nil, uint32(i))), golibvirt.DomainEventStopped, 0, time.Now())
 	}
-	if len(s.last) != maxStops {
+	if len(s.last) != maxExits {
 		t.Errorf("%d ends remembered", len(s.last))
 	}
 }
 
 func TestANewLifeForgetsTheLastEnd(t *testing.T) {
 	var c Client
-	c.stops.lifecycle("a", golibvirt.DomainEventStopped, 0, time.Now())
-	c.stops.lifecycle("a", golibvirt.DomainEventStarted, 0, time.Now())
-	if stop, ok := c.LastStop("a"); ok {
+	c.exits.lifecycle("a", golibvirt.DomainEventStopped, 0, time.Now())
+	c.exits.lifecycle("a", golibvirt.DomainEventStarted, 0, time.Now())
+	if stop, ok := c.LastExit("a"); ok {
 		t.Errorf("%+v", stop)
 	}
 }
 
 func TestAPanicThatWasNoneIsForgotten(t *testing.T) {
 	var c Client
-	c.stops.lifecycle("a", golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
-	c.stops.alive("a")
-	if stop, ok := c.LastStop("a"); ok {
+	c.exits.lifecycle("a", golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())
+	c.exits.clearPanic("a")
+	if stop, ok := c.LastExit("a"); ok {
 		t.Errorf("a guest that lives panicked: %+v", stop)
 	}
-	c.stops.lifecycle("a", golibvirt.DomainEventStopped, int32(golibvirt.DomainEventStoppedShutdown), time.Now())
-	c.stops.alive("a")
-	if stop, ok := c.LastStop("a"); !ok || stop.Cause != CausePoweredOff {
+	c.exits.lifecycle("a", golibvirt.DomainEventStopped, int32(golibvirt.DomainEventStoppedShutdown), time.Now())
+	c.exits.clearPanic("a")
+	if stop, ok := c.LastExit("a"); !ok || stop.Cause != CausePoweredOff {
 		t.Errorf("its own end was forgotten: %+v", stop)
 	}
 }
 
-func TestParseStop(t *testing.T) {
+func TestParseExit(t *testing.T) {
 	const (
-		start  = "2026-11-23 21:30:05.882+0000: starting up libvirt version: 9.0.0, kernel: 6.18\nLC_ALL=C \\\n/usr/bin/qemu-system-x86_64 \\\n-name guest=ns_a\n"
-		at     = "2026-11-23 21:31:12.829+0000: shutting down, reason="
-		byHost = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 1 (/sbin/init)\n"
-		byVirt = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)\n"
+		start   = "2026-11-23 21:30:05.882+0000: starting up libvirt version: 9.0.0, kernel: 6.18\nLC_ALL=C \\\n/usr/bin/qemu-system-x86_64 \\\n-name guest=ns_a\n"
+		at      = "2026-11-23 21:31:12.829+0000: shutting down, reason="
+		byHost  = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 1 (/sbin/init)\n"
+		byAgent = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 12771 (/berth-agent)\n"
+		byVirt  = "2026-11-23T21:31:10.824916Z qemu-system-x86_64: terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)\n"
 	)
 	end := time.Date(2026, 11, 23, 21, 31, 12, 829_000_000, time.UTC)
 	for name, tc := range map[string]struct {
 		log  string
-		want Stop
+		want Exit
 	}{
-		"nothing":                      {"", Stop{}},
-		"it still runs":                {start, Stop{}},
-		"it lives again":               {start + at + "crashed\n" + start, Stop{}},
-		"it powered off":               {start + byVirt + at + "shutdown\n", Stop{CausePoweredOff, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
-		"the host ended it":            {start + byHost + at + "shutdown\n", Stop{CauseSignalled, end, "terminating on signal 15 from pid 1 (/sbin/init)"}},
-		"the life before was ended":    {start + byHost + at + "shutdown\n" + start + at + "shutdown\n", Stop{CausePoweredOff, end, ""}},
-		"it was destroyed":             {start + byVirt + at + "destroyed\n", Stop{CauseDestroyed, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
-		"QEMU crashed":                 {start + at + "crashed\n", Stop{CauseFailed, end, ""}},
-		"QEMU did not come up":         {start + "2026-11-23T21:31:10.824916Z qemu-system-x86_64: no such disk\n" + at + "failed\n", Stop{CauseFailed, end, "no such disk"}},
-		"a reason of another release":  {start + at + "boredom\n", Stop{Time: end}},
-		"a line that only looks alike": {start + "xxxx-11-23 21:31:12.829+0000: shutting down, reason=crashed\n", Stop{}},
+		"nothing":                                {"", Exit{}},
+		"it still runs":                          {start, Exit{}},
+		"it lives again":                         {start + at + "crashed\n" + start, Exit{}},
+		"it powered off":                         {start + byVirt + at + "shutdown\n", Exit{CausePoweredOff, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
+		"an agent ended it":                      {start + byAgent + at + "shutdown\n", Exit{CauseTerminated, end, "terminating on signal 15 from pid 12771 (/berth-agent)"}},
+		"the host ended it":                      {start + byHost + at + "shutdown\n", Exit{CauseSignalled, end, "terminating on signal 15 from pid 1 (/sbin/init)"}},
+		"the life before was ended":              {start + byHost + at + "shutdown\n" + start + at + "shutdown\n", Exit{CausePoweredOff, end, ""}},
+		"it was destroyed":                       {start + byVirt + at + "destroyed\n", Exit{CauseDestroyed, end, "terminating on signal 15 from pid 14888 (/usr/sbin/libvirtd)"}},
+		"QEMU crashed":                           {start + at + "crashed\n", Exit{CauseFailed, end, ""}},
+		"QEMU did not come up":                   {start + "2026-11-23T21:31:10.824916Z qemu-system-x86_64: no such disk\n" + at + "failed\n", Exit{CauseFailed, end, "no such disk"}},
+		"a reason of another release":            {start + at + "boredom\n", Exit{Time: end}},
+		"a line that only looks alike":           {start + "xxxx-11-23 21:31:12.829+0000: shutting down, reason=crashed\n", Exit{Message: "xxxx-11-23 21:31:12.829+0000: shutting down, reason=crashed"}},
+		"the guest agent's port is no news":      {start + "char device redirected to /dev/pts/1 (label charchannel0)\n" + at + "crashed\n", Exit{CauseFailed, end, ""}},
+		"a library of QEMU's aborted":            {start + "**\nERROR:../util/error.c:57: assertion failed\nBail out!\n" + at + "crashed\n", Exit{CauseFailed, end, "**; ERROR:../util/error.c:57: assertion failed; Bail out!"}},
+		"nothing tells why":                      {start + "KVM: entry failed, hardware error 0x0\n", Exit{Message: "KVM: entry failed, hardware error 0x0"}},
+		"the log is cut off in the command line": {"disk.qcow2 \\\n-msg timestamp=on\n" + at + "crashed\n", Exit{CauseFailed, end, ""}},
+		"a line for a terminal":                  {start + "\x1b[2Jx\u202ey\n" + at + "crashed\n", Exit{CauseFailed, end, "[2Jx y"}},
+		"a line too long":                        {start + strings.Repeat("x", 600) + "\n" + at + "crashed\n", Exit{CauseFailed, end, strings.Repeat("x", maxQEMUOutput)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(tc.want, parseStop(tc.log)); diff != "" {
+			if diff := cmp.Diff(tc.want, parseExit(tc.log)); diff != "" {
 				t.Errorf("stop (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-func FuzzParseStop(f *testing.F) {
+func FuzzParseExit(f *testing.F) {
 	f.Add("2026-11-23 21:31:12.829+0000: shutting down, reason=crashed\n2026-11-23T21:31:10Z qemu-system-x86_64: x\xff\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		if stop := parseStop(text); len(stop.Message) > maxOwnText {
+		if stop := parseExit(text); len(stop.Message) > maxQEMUOutput {
 			t.Errorf("a message of %d bytes", len(stop.Message))
 		}
 	})
@@ -127,30 +136,30 @@ func FuzzParseStop(f *testing.F) {
 
 func TestReadStopRefusesPaths(t *testing.T) {
 	for _, name := range []string{"", "../x", "a/b", "a\x00"} {
-		if _, err := ReadStop("/", name); err == nil {
+		if _, err := ReadExit("/", name); err == nil {
 			t.Errorf("no error for %q", name)
 		}
 	}
-	if stop, err := ReadStop(t.TempDir(), "x"); err != nil || stop.Cause != CauseUnknown {
+	if stop, err := ReadExit(t.TempDir(), "x"); err != nil || stop.Cause != CauseUnknown {
 		t.Errorf("no log: %+v, %v", stop, err)
 	}
 }
 
-// FuzzWire feeds go-libvirt whatever a daemon might send.
-func FuzzWire(f *testing.F) {
+// FuzzConn feeds go-libvirt whatever a daemon might send.
+func FuzzConn(f *testing.F) {
 	f.Add(xdr(28, remoteProgram, 1, 66, 1, 1, 0))
 	f.Add(xdr(0))
 	f.Add(xdr(0xffffffff, remoteProgram, 1, 66, 1, 1, 1))
 	f.Add(xdr(32, remoteProgram, 1, 318, 2, 0, 0, 1))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		ours, theirs := net.Pipe()
-		w := newWire(ours)
+		w := newCheckedConn(ours)
 		go func() {
 			go io.Copy(io.Discard, theirs) //nolint:errcheck // until it is closed
 			_, _ = theirs.Write(stream)
 			theirs.Close()
 		}()
-		c := &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+		c := &connection{Libvirt: golibvirt.NewWithDialer(dialer{w}), conn: w}
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
 		// The library can be brought to hang on itself, but nobody waits for it.
@@ -159,7 +168,7 @@ func FuzzWire(f *testing.F) {
 			t.Error("connected to less than two replies")
 		}
 		w.close()
-		<-w.dead
+		<-w.closed
 	})
 }
 
@@ -193,7 +202,7 @@ func TestAnAnswerAboutAnotherDomainIsNone(t *testing.T) {
 		return err
 	}
 	start := func(c *Client) error {
-		return c.refused(t.Context(), "qemu", "web", id, golibvirt.Error{Code: uint32(golibvirt.ErrOperationFailed)})
+		return c.explainStartFailure(t.Context(), "qemu", "web", id, golibvirt.Error{Code: uint32(golibvirt.ErrOperationFailed)})
 	}
 	for name, tc := range map[string]struct {
 		name, uuid string
@@ -217,8 +226,8 @@ func TestAnAnswerAboutAnotherDomainIsNone(t *testing.T) {
 			}
 			go answer(theirs, func(procedure uint32) []byte { return results[procedure] })
 			c := New(Options{}, Watcher{})
-			w := newWire(ours)
-			c.queries.current = &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+			w := newCheckedConn(ours)
+			c.queries.current = &connection{Libvirt: golibvirt.NewWithDialer(dialer{w}), conn: w}
 			if err := c.queries.current.ConnectToURI("test:///default"); err != nil {
 				t.Fatal(err)
 			}
@@ -227,6 +236,22 @@ func TestAnAnswerAboutAnotherDomainIsNone(t *testing.T) {
 				t.Errorf("%v, want %q", err, tc.want)
 			}
 		})
+	}
+}
+
+func TestAFullPoolIsLibvirtdsFaultOnlyIfNothingElseHoldsIt(t *testing.T) {
+	for holders, want := range map[string]v1alpha1.Reason{"": v1alpha1.ReasonLibvirtUnreachable, "guest agents": v1alpha1.ReasonLibvirtBusy} {
+		p := newCallPool("agents", holders, time.Millisecond, func(context.Context) (*connection, error) {
+			t.Error("it connected without a slot")
+			return nil, ErrNotConnected
+		})
+		for range cap(p.slots) {
+			p.slots <- struct{}{}
+		}
+		err := p.call(t.Context(), func(*golibvirt.Libvirt) error { return nil })
+		if fault.ReasonOf(err) != want || fault.ClassOf(err) != fault.Transient || strings.Contains(err.Error(), "start it") == (holders != "") {
+			t.Errorf("%s: %v, want %s", fault.ReasonOf(err), err, want)
+		}
 	}
 }
 
@@ -247,8 +272,8 @@ func FuzzEvents(f *testing.F) {
 			}
 			return xdr(callback) // also the first result of any other call
 		})
-		w := newWire(ours)
-		c := &client{Libvirt: golibvirt.NewWithDialer(dialer{w}), wire: w}
+		w := newCheckedConn(ours)
+		c := &connection{Libvirt: golibvirt.NewWithDialer(dialer{w}), conn: w}
 		told := 0
 		k := New(Options{}, Watcher{Changed: func(string) { told++ }, Resync: func() {}, Connectivity: func(error) {}})
 		drained := make(chan struct{})
@@ -260,7 +285,7 @@ func FuzzEvents(f *testing.F) {
 			}
 			stream, err := l.SubscribeEvents(context.Background(), golibvirt.DomainEventIDLifecycle, nil)
 			if err == nil {
-				go func() { k.drain(stream); close(drained) }()
+				go func() { k.handleEvents(stream); close(drained) }()
 			}
 			return err
 		})

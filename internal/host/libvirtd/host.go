@@ -24,18 +24,18 @@ type HostFacts struct {
 	MachineTypes []string
 	// Q35 is the one of them that QEMU means by "q35", such as pc-q35-7.2.
 	Q35 string
+	// SecurityModels are what libvirt confines QEMU by: dac, that is users, and apparmor or selinux.
+	SecurityModels []string
 	// KVM and Emulation are nil when guests cannot run that way.
-	KVM, Emulation *Virt
-	// WhyNoKVM is set when KVM is nil.
-	WhyNoKVM error
-	// StateDirClosed is why no QEMU could reach its domain's directory; nil when all can.
-	StateDirClosed error
+	KVM, Emulation *DomainCaps
+	// KVMUnavailable is set when KVM is nil.
+	KVMUnavailable error
+	// StateDirInaccessible is why no QEMU could reach its domain's directory; nil when all can.
+	StateDirInaccessible error
 }
 
-// Virt is one way to run guests.
-type Virt struct {
-	// Emulator is the path of QEMU, as libvirtd sees it.
-	Emulator string
+// DomainCaps is one way to run guests.
+type DomainCaps struct {
 	// CPUModels are the named models that can be given to guests.
 	CPUModels []string
 }
@@ -63,27 +63,30 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 		return err
 	})
 	if err != nil {
-		return HostFacts{}, fmt.Errorf("asking for the host's facts: %w", classify(err))
+		return HostFacts{}, fmt.Errorf("querying the host's versions and capabilities: %w", classify(err))
 	}
-	if f.MachineTypes, f.Q35, err = machines(caps); err != nil {
+	if f.MachineTypes, f.Q35, err = machineTypes(caps); err != nil {
 		return HostFacts{}, err
 	}
-	if f.KVM, f.WhyNoKVM, err = c.try(ctx, "kvm"); err != nil {
+	if f.SecurityModels, err = securityModels(caps); err != nil {
+		return HostFacts{}, err
+	}
+	if f.KVM, f.KVMUnavailable, err = c.probe(ctx, "kvm"); err != nil {
 		return HostFacts{}, err
 	}
 	root, err := c.Root()
 	if err != nil {
 		return HostFacts{}, err
 	}
-	f.StateDirClosed = checkStateDir(filepath.Join(root, stateDir), c.KVMGroup())
-	f.Emulation, _, err = c.try(ctx, "qemu")
+	f.StateDirInaccessible = checkStateDir(filepath.Join(root, stateDir), c.KVMGroup())
+	f.Emulation, _, err = c.probe(ctx, "qemu")
 	return f, err
 }
 
-// try returns nil and why if libvirt says that guests cannot run this way.
-func (c *Client) try(ctx context.Context, kind string) (_ *Virt, why, err error) {
-	v, err := c.virt(ctx, kind)
-	if err == nil && kind == "kvm" {
+// probe returns nil and why if libvirt says that guests cannot run this way.
+func (c *Client) probe(ctx context.Context, domainType string) (_ *DomainCaps, why, err error) {
+	v, err := c.domainCaps(ctx, domainType)
+	if err == nil && domainType == "kvm" {
 		err = c.kvmUsable()
 	}
 	if fault.ReasonOf(err) == v1alpha1.ReasonKVMUnavailable {
@@ -92,21 +95,20 @@ func (c *Client) try(ctx context.Context, kind string) (_ *Virt, why, err error)
 	return v, nil, err
 }
 
-// virt asks what guests of a domain type can be.
-func (c *Client) virt(ctx context.Context, kind string) (*Virt, error) {
+// domainCaps asks libvirt for the domain capabilities of a domain type (virConnectGetDomainCapabilities).
+func (c *Client) domainCaps(ctx context.Context, domainType string) (*DomainCaps, error) {
 	var doc string
 	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		doc, err = l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{kind}, 0)
+		doc, err = l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{domainType}, 0)
 		return err
 	})
 	if _, ok := errors.AsType[golibvirt.Error](err); ok {
-		return nil, fault.ByTime(v1alpha1.ReasonKVMUnavailable, fmt.Errorf("asking what a %s guest can be: %w", kind, classify(err)))
+		return nil, fault.NewTransient(v1alpha1.ReasonKVMUnavailable, fmt.Errorf("querying the capabilities of domain type %s: %w", domainType, classify(err)))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("asking what a %s guest can be: %w", kind, err)
+		return nil, fmt.Errorf("querying the capabilities of domain type %s: %w", domainType, err)
 	}
 	var caps struct {
-		Path  string `xml:"path"`
 		Modes []struct {
 			Name   string `xml:"name,attr"`
 			Models []struct {
@@ -118,7 +120,7 @@ func (c *Client) virt(ctx context.Context, kind string) (*Virt, error) {
 	if err := xml.Unmarshal([]byte(doc), &caps); err != nil {
 		return nil, fmt.Errorf("reading domain capabilities: %w", err)
 	}
-	v := &Virt{Emulator: caps.Path}
+	v := &DomainCaps{}
 	for _, mode := range caps.Modes {
 		if mode.Name != "custom" {
 			continue
@@ -133,7 +135,7 @@ func (c *Client) virt(ctx context.Context, kind string) (*Virt, error) {
 	return v, nil
 }
 
-func machines(doc string) (types []string, q35 string, err error) {
+func machineTypes(doc string) (types []string, q35 string, err error) {
 	var caps struct {
 		Guests []struct {
 			OS   string `xml:"os_type"`
@@ -162,6 +164,16 @@ func machines(doc string) (types []string, q35 string, err error) {
 	}
 	slices.Sort(types)
 	return slices.Compact(types), q35, nil
+}
+
+func securityModels(doc string) ([]string, error) {
+	var caps struct {
+		Models []string `xml:"host>secmodel>model"`
+	}
+	if err := xml.Unmarshal([]byte(doc), &caps); err != nil {
+		return nil, fmt.Errorf("reading capabilities: %w", err)
+	}
+	return caps.Models, nil
 }
 
 // version reads libvirt's way to write 9.0.0 as 9000000.

@@ -18,7 +18,11 @@ import (
 // linux describes a guest that boots the tiny Linux from its kernel, with so many disks, a seed and a NIC.
 func linux(t *testing.T, l *env.Libvirt, name string, disks int) domain.Guest {
 	t.Helper()
-	files := env.Need(t, "BERTH_TINY_GUEST", "the directory of the tiny guest's vmlinuz and initrd")
+	return linuxOf(t, l, env.Need(t, "BERTH_TINY_GUEST", "the directory of the tiny guest's vmlinuz and initrd"), name, disks)
+}
+
+func linuxOf(t *testing.T, l *env.Libvirt, files, name string, disks int) domain.Guest {
+	t.Helper()
 	g := guest(t, l, name, env.Idle)
 	dir := filepath.Dir(g.Console)
 	g.Seed = g.Disks[0].Backing[0].Path
@@ -54,6 +58,14 @@ type terminal struct {
 // boot starts a guest and waits until it obeys.
 func boot(t *testing.T, c *libvirtd.Client, g domain.Guest) *terminal {
 	t.Helper()
+	tty := watched(t, c, g)
+	tty.await(regexp.MustCompile("tiny: up"))
+	return tty
+}
+
+// watched starts a guest whose console is watched from its first byte.
+func watched(t *testing.T, c *libvirtd.Client, g domain.Guest) *terminal {
+	t.Helper()
 	create(t, c, g)
 	conn, err := net.Dial("unix", g.Console)
 	if err != nil {
@@ -63,9 +75,7 @@ func boot(t *testing.T, c *libvirtd.Client, g domain.Guest) *terminal {
 	if err := c.Resume(t.Context(), g.UUID); err != nil {
 		t.Fatal(err)
 	}
-	tty := &terminal{Conn: conn, t: t}
-	tty.await(regexp.MustCompile("tiny: up"))
-	return tty
+	return &terminal{Conn: conn, t: t}
 }
 
 // await reads on until the guest has said something, and returns it.

@@ -30,7 +30,7 @@ func (c *Client) kvmUsable() error {
 		return err
 	}
 	if err := checkKVM(filepath.Join(root, kvmDevice)); err != nil {
-		return fault.ByTime(v1alpha1.ReasonKVMUnavailable, err)
+		return fault.NewTransient(v1alpha1.ReasonKVMUnavailable, err)
 	}
 	return nil
 }
@@ -38,16 +38,16 @@ func (c *Client) kvmUsable() error {
 func checkKVM(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("looking at /dev/kvm: %w", err)
+		return fmt.Errorf("checking /dev/kvm: %w", err)
 	}
 	owner, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || info.Mode().Type() != os.ModeDevice|os.ModeCharDevice {
-		return errors.New("/dev/kvm is no device")
+		return errors.New("/dev/kvm is not a device")
 	}
 	const groupRW, othersRW = 0o060, 0o006
 	mode := info.Mode().Perm()
 	if mode&othersRW != othersRW && (mode&groupRW != groupRW || owner.Gid == 0) {
-		return fmt.Errorf("/dev/kvm has mode %#o and group %d, so no QEMU can open it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm; and install a udev rule that keeps it so", mode, owner.Gid)
+		return fmt.Errorf("/dev/kvm has mode %#o and group %d, so the QEMU of a guest, which is not root, cannot open it: chgrp kvm /dev/kvm; chmod 660 /dev/kvm; and install a udev rule that keeps it so", mode, owner.Gid)
 	}
 	return nil
 }

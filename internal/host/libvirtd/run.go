@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Between two tries to connect. The first ones are fast, since a restarted
+// Backoff between two attempts to connect. The first are fast, since a restarted
 // libvirtd is back in moments; the slowest still finds it within two seconds.
 const (
-	firstPause = 50 * time.Millisecond
-	lastPause  = 2 * time.Second
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 2 * time.Second
 )
 
 var (
@@ -25,92 +25,92 @@ var (
 
 // Run keeps the connection and hands on events until ctx ends.
 func (c *Client) Run(ctx context.Context) error {
-	pause := firstPause
+	backoff := minBackoff
 	for {
-		err := c.session(ctx)
+		err := c.serveConnection(ctx)
 		if ctx.Err() != nil {
-			c.lost(ctx.Err())
-			return nil //nolint:nilerr // it was told to end
+			c.disconnected(ctx.Err())
+			return nil //nolint:nilerr // ctx has ended
 		}
 		if c.Connected() {
-			pause = firstPause
+			backoff = minBackoff
 		}
-		c.lost(err)
+		c.disconnected(err)
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause):
+		case <-time.After(backoff):
 		}
-		pause = min(2*pause, lastPause)
+		backoff = min(2*backoff, maxBackoff)
 	}
 }
 
-// session is the life of one connection for events. It returns why it ended.
-func (c *Client) session(ctx context.Context) error {
+// serveConnection makes one connection for events and stays until it ends. It returns why it ended.
+func (c *Client) serveConnection(ctx context.Context) error {
 	events, err := c.connectEvents(ctx)
 	if err != nil {
 		return err
 	}
-	defer events.wire.close()
-	peer, err := peerOf(events.wire.Conn)
+	defer events.conn.close()
+	peer, err := peerOf(events.conn.Conn)
 	if err != nil {
 		return err
 	}
-	// Events flow by now, so what happens before the full look that follows is not missed.
+	// Events flow by now, so what happens before the list that follows is not missed.
 	c.connected(peer)
-	if err := c.look(ctx); err != nil {
+	if err := c.compareEvents(ctx); err != nil {
 		return err
 	}
-	return c.keep(ctx, events)
+	return c.watchConnection(ctx, events)
 }
 
 // connectEvents connects and subscribes, once for the connection's whole life:
 // the library blocks for ever on a subscriber that was cancelled.
-func (c *Client) connectEvents(ctx context.Context) (*client, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.options.Quick)
+func (c *Client) connectEvents(ctx context.Context) (*connection, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.options.QueryTimeout)
 	defer cancel()
 	events, err := connect(ctx, c.options.Sockets, c.options.URI)
 	if err != nil {
 		return nil, err
 	}
-	c.canary.reset()
+	c.monitor.reset()
 	err = events.guarded(ctx, func(l *golibvirt.Libvirt) error {
 		// The library ends a subscription with this context; a connection's end does that too.
-		for _, id := range []golibvirt.DomainEventID{golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDAgentLifecycle} {
+		for _, id := range []golibvirt.DomainEventID{golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDReboot, golibvirt.DomainEventIDAgentLifecycle} {
 			stream, err := l.SubscribeEvents(context.WithoutCancel(ctx), id, nil)
 			if err != nil {
 				return fmt.Errorf("subscribing to events %d: %w", id, err)
 			}
-			go c.drain(stream)
+			go c.handleEvents(stream)
 		}
 		return nil
 	})
 	if err != nil {
-		events.wire.close()
+		events.conn.close()
 		return nil, err
 	}
 	return events, nil
 }
 
-// keep returns when the connection is of no more use.
-func (c *Client) keep(ctx context.Context, events *client) error {
-	ping, resync := time.NewTicker(c.options.Ping), time.NewTicker(c.options.Resync)
+// watchConnection returns when the connection is of no more use.
+func (c *Client) watchConnection(ctx context.Context, events *connection) error {
+	ping, resync := time.NewTicker(c.options.PingInterval), time.NewTicker(c.options.ResyncInterval)
 	defer ping.Stop()
 	defer resync.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-events.wire.dead:
-			return fmt.Errorf("%w: %w", errConnectionLost, events.wire.err)
+		case <-events.conn.closed:
+			return fmt.Errorf("%w: %w", errConnectionLost, events.conn.err)
 		case <-ping.C:
 			if err := c.ping(ctx, events); err != nil {
 				return err
 			}
-			if uuid := c.canary.silent(); uuid != "" {
-				return fmt.Errorf("%w: nothing was heard of domain %s", errEventsLost, uuid)
+			if uuid := c.monitor.missed(); uuid != "" {
+				return fmt.Errorf("%w: domain %s changed without one", errEventsLost, uuid)
 			}
 		case <-resync.C:
-			if err := c.look(ctx); err != nil {
+			if err := c.compareEvents(ctx); err != nil {
 				return err
 			}
 			c.watcher.Resync()
@@ -118,27 +118,27 @@ func (c *Client) keep(ctx context.Context, events *client) error {
 	}
 }
 
-// ping asks over both the events' connection and the queries'. It stands in for
+// ping calls over both the events' connection and the queries'. It stands in for
 // the protocol's keepalive, which the library does not answer.
-func (c *Client) ping(ctx context.Context, events *client) error {
-	ask := func(l *golibvirt.Libvirt) error {
+func (c *Client) ping(ctx context.Context, events *connection) error {
+	version := func(l *golibvirt.Libvirt) error {
 		_, err := l.ConnectGetLibVersion()
 		return err
 	}
-	quick, cancel := context.WithTimeout(ctx, c.options.Quick)
+	quick, cancel := context.WithTimeout(ctx, c.options.QueryTimeout)
 	defer cancel()
-	if err := events.guarded(quick, ask); err != nil {
+	if err := events.guarded(quick, version); err != nil {
 		return fmt.Errorf("waiting for libvirtd's answer to a ping: %w", err)
 	}
-	return c.queries.call(ctx, ask)
+	return c.queries.call(ctx, version)
 }
 
-// look compares what is with what events have told.
-func (c *Client) look(ctx context.Context) error {
-	heard := c.canary.begin()
+// compareEvents compares a list of all domains with the events since the last.
+func (c *Client) compareEvents(ctx context.Context) error {
+	noted := c.monitor.beginList()
 	var domains []golibvirt.Domain
 	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		domains, err = list(l)
+		domains, err = listDomains(l)
 		return err
 	})
 	if err != nil {
@@ -148,7 +148,7 @@ func (c *Client) look(ctx context.Context) error {
 	for _, d := range domains {
 		now[uuidText(d.UUID)] = d.ID
 	}
-	c.canary.compare(heard, now)
+	c.monitor.endList(noted, now)
 	return nil
 }
 
@@ -156,21 +156,21 @@ func (c *Client) look(ctx context.Context) error {
 func peerOf(conn net.Conn) (int, error) {
 	unixConn, ok := conn.(*net.UnixConn)
 	if !ok {
-		return 0, fmt.Errorf("libvirtd's connection is a %T", conn)
+		return 0, fmt.Errorf("the connection to libvirtd is a %T, not a UNIX socket", conn)
 	}
 	raw, err := unixConn.SyscallConn()
 	if err != nil {
-		return 0, fmt.Errorf("asking who libvirtd is: %w", err)
+		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", err)
 	}
 	var cred *unix.Ucred
 	var optErr error
 	if err := raw.Control(func(fd uintptr) {
 		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return 0, fmt.Errorf("asking who libvirtd is: %w", err)
+		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", err)
 	}
 	if optErr != nil {
-		return 0, fmt.Errorf("asking who libvirtd is: %w", optErr)
+		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", optErr)
 	}
 	if cred.Pid <= 0 {
 		return 0, errors.New("libvirtd is in a PID namespace that cannot be seen from here: run the agent with hostPID")

@@ -18,7 +18,7 @@ import (
 // TestScale uses libvirt's own test driver: it proves nothing about guests, but holds as many as one likes.
 func TestScale(t *testing.T) {
 	l := env.Libvirtd(t)
-	c, k := run(t, libvirtd.Options{Sockets: []string{l.Socket}, URI: "test:///default", Resync: 200 * time.Millisecond, Ping: 100 * time.Millisecond})
+	c, k := run(t, libvirtd.Options{Sockets: []string{l.Socket}, URI: "test:///default", ResyncInterval: 200 * time.Millisecond, PingInterval: 100 * time.Millisecond})
 	const count = 1000
 	ids := make([]string, count)
 	var script strings.Builder

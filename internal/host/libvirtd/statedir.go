@@ -20,11 +20,11 @@ func checkStateDir(path string, group uint32) error {
 	case errors.Is(err, os.ErrNotExist): // libvirt is about to make it, or keeps it elsewhere
 		return nil
 	case err != nil:
-		return fmt.Errorf("looking at /%s: %w", stateDir, err)
+		return fmt.Errorf("checking /%s: %w", stateDir, err)
 	case info.Mode().Perm()&groupPass != 0 && group != 0 && groupOf(info) == group:
 		return nil
 	case info.Mode().Perm()&pass == 0:
-		return fmt.Errorf("/%s has mode %#o, so no guest's own QEMU user gets through it", stateDir, info.Mode().Perm())
+		return fmt.Errorf("/%s has mode %#o, so the QEMU users of guests cannot traverse it", stateDir, info.Mode().Perm())
 	}
 	return nil
 }

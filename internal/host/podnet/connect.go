@@ -37,11 +37,11 @@ func (c Config) validate() error {
 	for i, n := range c.Interfaces {
 		switch {
 		case n.Tap == "" || len(n.Tap) >= unix.IFNAMSIZ:
-			return fmt.Errorf("%q is no name of an interface", n.Tap)
+			return fmt.Errorf("%q is not a valid interface name", n.Tap)
 		case !n.Address.Addr().Is4() || !n.Address.Contains(n.Gateway) || n.Address.Addr() == n.Gateway:
-			return fmt.Errorf("%s and %s are no guest and its gateway", n.Address, n.Gateway)
+			return fmt.Errorf("%s is not a guest's address with the gateway %s in its subnet", n.Address, n.Gateway)
 		case len(n.MAC) != 6:
-			return fmt.Errorf("%s is no Ethernet address", n.MAC)
+			return fmt.Errorf("%s is not an Ethernet address", n.MAC)
 		}
 		for _, other := range c.Interfaces[:i] {
 			if n.Tap == other.Tap || n.Address.Overlaps(other.Address) {
@@ -65,20 +65,20 @@ func Connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
 	if err := c.validate(); err != nil {
 		return PodInterface{}, err
 	}
-	return classified(connect(ctx, ns, c))
+	return classify(connect(ctx, ns, c))
 }
 
 func connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
-	if err := refuseOwn(ns); err != nil {
+	if err := refuseHostNamespace(ns); err != nil {
 		return PodInterface{}, err
 	}
 	for _, n := range c.Interfaces {
-		if err := move(n.Tap, ns); err != nil {
+		if err := moveTap(n.Tap, ns); err != nil {
 			return PodInterface{}, fmt.Errorf("moving tap %s into the pod: %w", n.Tap, err)
 		}
 	}
-	return inside(ctx, ns, func() (PodInterface, error) {
-		h, err := handle()
+	return inNamespace(ctx, ns, func() (PodInterface, error) {
+		h, err := newHandle()
 		if err != nil {
 			return PodInterface{}, err
 		}
@@ -91,9 +91,9 @@ func connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
 	})
 }
 
-// move takes the tap from the host's namespace into the pod's. One that is not in the host's may be there already.
-func move(name string, ns *os.File) error {
-	h, err := handle()
+// moveTap moves the tap from the host's namespace into the pod's. One that is not in the host's may be there already.
+func moveTap(name string, ns *os.File) error {
+	h, err := newHandle()
 	if err != nil {
 		return err
 	}
@@ -124,12 +124,12 @@ func tapIn(h *netlink.Handle, name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// configure sets up everything in the pod. No tap is up without the rules that guard it.
+// configure sets up everything in the pod. No tap is up without its ingress rules.
 func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 	taps := make([]netlink.Link, len(c.Interfaces))
 	for i, n := range c.Interfaces {
 		if pod.Address.Overlaps(n.Address) {
-			return byUser(fmt.Errorf(
+			return userError(fmt.Errorf(
 				"the guests' subnet %s overlaps with the pod's %s; give the agent another one", n.Address.Masked(), pod.Address))
 		}
 		tap, err := tapIn(h, n.Tap)
@@ -142,12 +142,12 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 		taps[i] = tap
 	}
 	for i, n := range c.Interfaces {
-		if err := prepare(h, taps[i], n, pod.MTU); err != nil {
+		if err := configureTap(h, taps[i], n, pod.MTU); err != nil {
 			return fmt.Errorf("connecting tap %s: %w", n.Tap, err)
 		}
 	}
 	if err := setIPv4Conf(pod.link.Attrs().Index, map[int]uint32{confForwarding: 1}); err != nil {
-		return fmt.Errorf("forwarding from the pod's interface %s: %w", pod.Name, err)
+		return fmt.Errorf("enabling forwarding on the pod's interface %s: %w", pod.Name, err)
 	}
 	if err := setRemovedDown(h, c); err != nil {
 		return err
@@ -163,25 +163,25 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 	return nil
 }
 
-// prepare does what a tap needs before it has its rules.
-func prepare(h *netlink.Handle, tap netlink.Link, n Interface, mtu int) error {
+// configureTap does what a tap needs before it has its rules.
+func configureTap(h *netlink.Handle, tap netlink.Link, n Interface, mtu int) error {
 	subnet := &net.IPNet{IP: n.Address.Masked().Addr().AsSlice(), Mask: net.CIDRMask(n.Address.Bits(), 32)}
 	gateway := &netlink.Addr{IPNet: &net.IPNet{IP: n.Gateway.AsSlice(), Mask: subnet.Mask}}
 	if err := h.LinkSetMTU(tap, mtu); err != nil {
 		return fmt.Errorf("setting MTU: %w", err)
 	}
 	if err := ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone)); err != nil {
-		return fmt.Errorf("leaving IPv6 off: %w", err)
+		return fmt.Errorf("disabling IPv6 address generation: %w", err)
 	}
 	if err := h.AddrReplace(tap, gateway); err != nil {
 		return fmt.Errorf("adding address: %w", err)
 	}
 	if err := setIPv4Conf(tap.Attrs().Index, map[int]uint32{confForwarding: 1, confRouteLocalnet: 1}); err != nil {
-		return fmt.Errorf("forwarding: %w", err)
+		return fmt.Errorf("enabling forwarding: %w", err)
 	}
 	// Without its tap the guest's address must not leave the pod.
 	if err := h.RouteReplace(&netlink.Route{Dst: subnet, Type: unix.RTN_UNREACHABLE, Priority: unreachableMetric}); err != nil {
-		return fmt.Errorf("closing the subnet: %w", err)
+		return fmt.Errorf("adding an unreachable route to the guest's subnet: %w", err)
 	}
 	return nil
 }
@@ -194,18 +194,18 @@ func setUp(h *netlink.Handle, tap netlink.Link, n Interface) error {
 		LinkIndex: tap.Attrs().Index, IP: n.Address.Addr().AsSlice(), HardwareAddr: n.MAC, State: netlink.NUD_PERMANENT,
 	}
 	if err := h.NeighSet(neighbour); err != nil {
-		return fmt.Errorf("naming the guest's hardware address: %w", err)
+		return fmt.Errorf("adding the guest's neighbour entry: %w", err)
 	}
 	return nil
 }
 
-// setRemovedDown sets down taps that have rules and are to lose them: one without a guard could reach whatever listens in the pod.
+// setRemovedDown sets down taps that have rules and are to lose them: one without ingress rules could reach whatever listens in the pod.
 func setRemovedDown(h *netlink.Handle, c Config) error {
-	guarded, err := guardedTaps()
+	filtered, err := tapsWithIngressRules()
 	if err != nil {
 		return err
 	}
-	for _, name := range guarded {
+	for _, name := range filtered {
 		if slices.ContainsFunc(c.Interfaces, func(n Interface) bool { return n.Tap == name }) {
 			continue
 		}

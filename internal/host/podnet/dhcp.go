@@ -2,37 +2,24 @@ package podnet
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"unsafe"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
-// requests lets through, of Ethernet frames, whole UDP datagrams to the DHCP server's port.
-var requests = []bpf.Instruction{
-	bpf.LoadAbsolute{Off: 12, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.ETH_P_IP, SkipTrue: 8},
-	bpf.LoadAbsolute{Off: 23, Size: 1},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 6},
-	bpf.LoadAbsolute{Off: 20, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x3fff, SkipTrue: 4}, // a fragment: more follow, or not the first
-	bpf.LoadMemShift{Off: 14},
-	bpf.LoadIndirect{Off: 16, Size: 2},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 67, SkipTrue: 1},
-	bpf.RetConstant{Val: 4096},
-	bpf.RetConstant{Val: 0},
-}
+// dhcpPort is the UDP port of DHCP servers. RFC 2131, 4.1.
+const dhcpPort = 67
 
-// DHCPSocket opens a packet socket (AF_PACKET, SOCK_RAW) on the tap in the
-// pod's namespace. Only the guest's DHCP requests arrive on it; the filter
-// cannot be taken off again. It is non-blocking, and bound for good to a tap that is connected.
+// DHCPSocket opens a UDP socket on the DHCP server's port, bound to the tap in the pod's namespace, for somebody without
+// privileges. It is non-blocking and may broadcast, and what it sends has no UDP checksum.
+//
+// That it is bound to the tap only steers it: who holds it can choose another interface for a datagram (IP_PKTINFO), and
+// whoever disconnects it unbinds it. The rules that Connect makes keep the port to the guests' taps.
 func DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) {
-	return classified(inside(ctx, ns, func() (*os.File, error) {
-		h, err := handle()
+	return classify(inNamespace(ctx, ns, func() (*os.File, error) {
+		h, err := newHandle()
 		if err != nil {
 			return nil, err
 		}
@@ -44,40 +31,32 @@ func DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) 
 		if link == nil {
 			return nil, fmt.Errorf("tap %s is not in the pod: its QEMU has ended", tap)
 		}
-		socket, err := packetSocket(link.Attrs().Index)
+		socket, err := dhcpSocket(tap)
 		if err != nil {
-			return nil, fmt.Errorf("opening packet socket on tap %s: %w", tap, err)
+			return nil, fmt.Errorf("opening UDP port %d on tap %s: %w", dhcpPort, tap, err)
 		}
 		return socket, nil
 	}))
 }
 
-func packetSocket(index int) (*os.File, error) {
-	filter, err := bpf.Assemble(requests)
+func dhcpSocket(tap string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	// Without a protocol it hears nothing until it is bound, and then it has its filter.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: (*unix.SockFilter)(unsafe.Pointer(&filter[0]))} //nolint:gosec // the same layout
 	err = errors.Join(
-		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program),
-		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1),
+		unix.BindToDevice(fd, tap),                                    // before it has its port, which the socket of another tap may have, too
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), // one that was sent to the shim may wait there
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
+		// The kernel would leave checksums to the guest's virtio NIC, and there are clients that take those for wrong.
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1),
 	)
 	if err == nil {
-		// With ETH_P_ALL it would hear frames before the rules at the tap, and those that go to the guest.
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP), Ifindex: index})
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: dhcpPort}) // the address of the tap alone would hear no broadcasts
 	}
 	if err != nil {
 		_ = unix.Close(fd)
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "dhcp"), nil
-}
-
-func networkOrder(v uint16) uint16 {
-	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }

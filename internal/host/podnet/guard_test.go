@@ -1,20 +1,26 @@
 package podnet
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/shim/dhcp"
+	"github.com/berth-dev/berth/test/env"
 )
 
 // frame makes an Ethernet frame, which send addresses.
@@ -154,56 +160,93 @@ func TestGuestLies(t *testing.T) {
 
 func TestDHCPSocket(t *testing.T) {
 	l := newLab(t)
+	second := l.plug(nic1)
 	if _, err := DHCPSocket(l.ctx, l.pod, tapName); err == nil {
 		t.Error("a tap that is not connected has given a socket")
 	}
-	l.connect(nic0)
-	socket, err := DHCPSocket(l.ctx, l.pod, tapName)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer socket.Close()
-	if err := socket.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	l.connect(nic0, nic1)
+	l.in(l.pod, func(h *netlink.Handle) error { // as some CNIs do
+		link, err := h.LinkByName(tapName)
+		if err != nil {
+			return err
+		}
+		return setIPv4Conf(link.Attrs().Index, map[int]uint32{8: 1}) // IPV4_DEVCONF_RP_FILTER, strict
+	})
+	socket := l.dhcpSocket(tapName)
+	again, others := l.dhcpSocket(tapName), l.dhcpSocket(nic1.Tap)
+	_ = again.Close() // an agent that could not know that the shim has one
+	if err := socket.SetReadDeadline(time.Now().Add(waitTimeout)); err != nil {
 		t.Fatal("it is not non-blocking:", err)
 	}
 	nobody, me, server := netip.MustParseAddrPort("0.0.0.0:68"), netip.MustParseAddrPort("10.0.2.2:68"), netip.MustParseAddrPort("255.255.255.255:67")
-	fragment := datagram(nobody, server, "fragment")
-	fragment[6] = 0x20
-	first := frame(guestMAC, unix.ETH_P_IP, datagram(nobody, server, "discover"))
-	second := frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.2.1:67"), "renew"))
+	theirs := netip.MustParseAddrPort("10.0.3.2:68")
+	second.send(frame(nic1.MAC, unix.ETH_P_IP, datagram(theirs, netip.MustParseAddrPort("10.0.2.1:67"), "the other interface's")))
+	second.send(frame(nic1.MAC, unix.ETH_P_IP, datagram(nobody, server, "the other interface's own")))
 	for _, f := range [][]byte{
 		frame(other, unix.ETH_P_IP, datagram(nobody, server, "another's")),
 		frame(guestMAC, unix.ETH_P_IP, datagram(nobody, netip.MustParseAddrPort("255.255.255.255:68"), "another port")),
-		frame(guestMAC, unix.ETH_P_IP, fragment),
+		frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("127.0.0.1:67"), "the pod's localhost")),
+		frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.3.1:67"), "the other gateway")),
 		frame(guestMAC, unix.ETH_P_ARP, arpReply(guestMAC, guestIP.Addr(), gatewayIP)),
-		first, second,
+		frame(guestMAC, unix.ETH_P_IP, datagram(nobody, server, "discover")),
+		frame(guestMAC, unix.ETH_P_IP, datagram(me, netip.MustParseAddrPort("10.0.2.1:67"), "renew")),
+		frame(guestMAC, unix.ETH_P_IP, datagram(me, server, "rebind")),
 	} {
 		l.send(f)
 	}
 	buf := make([]byte, 4096)
-	for _, want := range [][]byte{first, second} {
-		if n, err := socket.Read(buf); err != nil || string(buf[:n]) != string(want) {
+	for _, want := range []string{"discover", "renew", "rebind"} {
+		if n, err := socket.Read(buf); err != nil || string(buf[:n]) != want {
 			t.Fatalf("read %q, %v; want %q", buf[:n], err, want)
 		}
 	}
-
-	all := []unix.SockFilter{{Code: unix.BPF_RET, K: 4096}}
-	program := unix.SockFprog{Len: 1, Filter: (*unix.SockFilter)(unsafe.Pointer(&all[0]))}
-	if err := unix.SetsockoptSockFprog(int(socket.Fd()), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); !errors.Is(err, unix.EPERM) {
-		t.Errorf("replacing its filter gives %v, want EPERM", err)
-	}
-	if err := unix.SetsockoptInt(int(socket.Fd()), unix.SOL_SOCKET, unix.SO_DETACH_FILTER, 0); !errors.Is(err, unix.EPERM) {
-		t.Errorf("taking its filter off gives %v, want EPERM", err)
+	if got := l.arrived(others); got != "the other interface's own" {
+		t.Errorf("on the other interface arrived %q", got)
 	}
 
 	client := l.listen(l.vm, "0.0.0.0:68")
-	answer := datagram(netip.MustParseAddrPort("10.0.2.1:67"), me, "offer")
-	if _, err := socket.Write(append(append([]byte{}, guestMAC...), frame(other, unix.ETH_P_IP, answer)[6:]...)); err != nil {
-		t.Fatal(err)
+	raw := l.hearRaw(l.vm)
+	for _, to := range [][4]byte{guestIP.Addr().As4(), {255, 255, 255, 255}} {
+		if err := unix.Sendto(int(socket.Fd()), []byte("offer"), 0, &unix.SockaddrInet4{Port: 68, Addr: to}); err != nil {
+			t.Fatal(err)
+		}
+		if n, from, err := client.ReadFromUDP(buf); err != nil || string(buf[:n]) != "offer" || from.String() != "10.0.2.1:67" {
+			t.Errorf("the guest read %q from %s, %v", buf[:n], from, err)
+		}
+		n, _, err := unix.Recvfrom(raw, buf, 0)
+		if err != nil || !bytes.HasSuffix(buf[:n], []byte("offer")) {
+			t.Fatalf("the guest's interface got % x, %v", buf[:n], err)
+		}
+		if !bytes.Equal(buf[:6], guestMAC) && !bytes.Equal(buf[:6], bytes.Repeat([]byte{0xff}, 6)) || buf[14+26] != 0 || buf[14+27] != 0 {
+			t.Errorf("the reply is % x: it has a checksum, or is for another hardware address", buf[:n])
+		}
 	}
-	if n, _, err := client.ReadFromUDP(buf); err != nil || string(buf[:n]) != "offer" {
-		t.Errorf("the guest read %q, %v", buf[:n], err)
+}
+
+func (l *lab) dhcpSocket(tap string) *os.File {
+	l.t.Helper()
+	socket, err := DHCPSocket(l.ctx, l.pod, tap)
+	if err != nil {
+		l.t.Fatal(err)
 	}
+	l.t.Cleanup(func() { _ = socket.Close() })
+	return socket
+}
+
+// hearRaw opens a packet socket that hears IPv4 in a namespace.
+func (l *lab) hearRaw(ns *os.File) int {
+	l.t.Helper()
+	fd, err := at(l.ctx, ns, func() (int, error) {
+		return unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.ETH_P_IP>>8|unix.ETH_P_IP&0xff<<8)
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: int64(waitTimeout / time.Second)}); err != nil {
+		l.t.Fatal(err)
+	}
+	return fd
 }
 
 func TestThreadsComeBackClean(t *testing.T) {
@@ -213,7 +256,7 @@ func TestThreadsComeBackClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 200 {
-		if _, err := inside(l.ctx, l.pod, func() (int, error) { return 0, nil }); err != nil {
+		if _, err := inNamespace(l.ctx, l.pod, func() (int, error) { return 0, nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -230,9 +273,30 @@ func TestThreadsComeBackClean(t *testing.T) {
 		}
 		return threads
 	}
-	for deadline := time.Now().Add(patience); len(dirty()) > 0; runtime.Gosched() { // threads end by themselves
+	for deadline := time.Now().Add(waitTimeout); len(dirty()) > 0; runtime.Gosched() { // threads end by themselves
 		if time.Now().After(deadline) {
 			t.Fatalf("still in another namespace: %v", dirty())
+		}
+	}
+}
+
+// TestARealClientGetsItsLease has the shim's own server on the socket, and all rules in between.
+func TestARealClientGetsItsLease(t *testing.T) {
+	client, err := exec.LookPath("udhcpc")
+	if err != nil {
+		env.Missing(t, "needs udhcpc")
+	}
+	l := newLab(t)
+	l.connect(nic0)
+	socket := l.dhcpSocket(tapName)
+	lease := shimproto.Lease{MAC: shimproto.MAC(guestMAC), Address: guestIP, Router: gatewayIP, MTU: podMTU, Hostname: "web"}
+	go func() { _ = dhcp.Serve(dhcp.Datagrams(socket), lease, "nameserver 10.96.0.10\n", t.Logf) }()
+	for _, flag := range []string{"-f", "-B"} { // -B asks for a broadcast
+		cmd := exec.CommandContext(l.ctx, client, "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-s", "/bin/true", "-f", flag)
+		var said bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if _, err := at(l.ctx, l.vm, func() (int, error) { return 0, cmd.Run() }); err != nil || !strings.Contains(said.String(), "lease of 10.0.2.2 obtained from 10.0.2.1") {
+			t.Errorf("udhcpc %s: %v\n%s", flag, err, &said)
 		}
 	}
 }

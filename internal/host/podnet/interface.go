@@ -23,7 +23,7 @@ type PodInterface struct {
 	Name string
 	// Address is the pod's IPv4 address, with the length of its prefix.
 	Address netip.Prefix
-	// MTU is in bytes. The guest is told the same.
+	// MTU is in bytes. DHCP gives the guest the same.
 	MTU int
 
 	link netlink.Link
@@ -31,8 +31,8 @@ type PodInterface struct {
 
 // FindPodInterface returns the interface that the pod's IPv4 default route leads to.
 func FindPodInterface(ctx context.Context, ns *os.File) (PodInterface, error) {
-	return classified(inside(ctx, ns, func() (PodInterface, error) {
-		h, err := handle()
+	return classify(inNamespace(ctx, ns, func() (PodInterface, error) {
+		h, err := newHandle()
 		if err != nil {
 			return PodInterface{}, err
 		}
@@ -50,7 +50,7 @@ func findPodInterface(h *netlink.Handle) (PodInterface, error) {
 		return r.Type != unix.RTN_UNICAST || r.Dst != nil && !isDefault(r.Dst)
 	})
 	if len(routes) == 0 {
-		return PodInterface{}, byUser(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
+		return PodInterface{}, userError(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
 	}
 	best := slices.MinFunc(routes, func(a, b netlink.Route) int { return cmp.Compare(a.Priority, b.Priority) })
 	index := best.LinkIndex
@@ -74,7 +74,7 @@ func findPodInterface(h *netlink.Handle) (PodInterface, error) {
 			return pod, nil
 		}
 	}
-	return PodInterface{}, byUser(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", pod.Name))
+	return PodInterface{}, userError(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", pod.Name))
 }
 
 func isDefault(n *net.IPNet) bool {
@@ -82,7 +82,7 @@ func isDefault(n *net.IPNet) bool {
 	return bits == 0
 }
 
-func handle() (*netlink.Handle, error) {
+func newHandle() (*netlink.Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("opening netlink socket: %w", err)
@@ -90,12 +90,12 @@ func handle() (*netlink.Handle, error) {
 	return h, nil
 }
 
-func byUser(err error) error { return fault.ByUser(v1alpha1.ReasonNetworkFailed, err) }
+func userError(err error) error { return fault.NewUser(v1alpha1.ReasonNetworkFailed, err) }
 
-// classified gives an error that has no class yet the one of a network that may mend itself.
-func classified[T any](value T, err error) (T, error) {
+// classify makes an error that has no class yet a transient one of the network.
+func classify[T any](value T, err error) (T, error) {
 	if _, ok := errors.AsType[*fault.Error](err); err != nil && !ok {
-		err = fault.ByTime(v1alpha1.ReasonNetworkFailed, err)
+		err = fault.NewTransient(v1alpha1.ReasonNetworkFailed, err)
 	}
 	return value, err
 }

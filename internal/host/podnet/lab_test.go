@@ -67,10 +67,10 @@ var (
 	}
 )
 
-// patience bounds what must happen; impatience is how long we look for what must not.
+// waitTimeout bounds what must happen; quietPeriod is how long we look for what must not.
 const (
-	patience   = 30 * time.Second
-	impatience = 200 * time.Millisecond
+	waitTimeout = 30 * time.Second
+	quietPeriod = 200 * time.Millisecond
 )
 
 // lab is a pod with its CNI's interface on a host, and a guest with one NIC.
@@ -199,7 +199,7 @@ func (l *lab) configure(c Config) PodInterface {
 // veth connects the host with another namespace.
 func (l *lab) veth(here string, hereIP netip.Prefix, ns *os.File, there string, thereIP netip.Prefix, mtu int) {
 	l.t.Helper()
-	h, err := handle()
+	h, err := newHandle()
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func (l *lab) veth(here string, hereIP netip.Prefix, ns *os.File, there string, 
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() {
-		h, err := handle()
+		h, err := newHandle()
 		if err != nil {
 			l.t.Fatal(err)
 		}
@@ -237,7 +237,7 @@ func address(p netip.Prefix) *netlink.Addr {
 func (l *lab) in(ns *os.File, work func(*netlink.Handle) error) {
 	l.t.Helper()
 	if _, err := at(l.ctx, ns, func() (int, error) {
-		h, err := handle()
+		h, err := newHandle()
 		if err != nil {
 			return 0, err
 		}
@@ -252,7 +252,7 @@ func at[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, err
 	if ns == nil {
 		return work()
 	}
-	return inside(ctx, ns, work)
+	return inNamespace(ctx, ns, work)
 }
 
 // newNamespace makes a network namespace that lives as long as its descriptor.
@@ -263,12 +263,12 @@ func newNamespace(t *testing.T) *os.File {
 		err error
 	}
 	done := make(chan result)
-	go onThread(func() {
+	go onOwnThread(func() {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			done <- result{nil, err}
 			return
 		}
-		h, err := handle()
+		h, err := newHandle()
 		if err != nil {
 			done <- result{nil, err}
 			return
@@ -344,12 +344,12 @@ func (l *lab) dial(ns *os.File, where string, within time.Duration) (net.Conn, e
 
 // calls returns the address that a server sees when it is called.
 func (l *lab) calls(ns *os.File, where string) (string, error) {
-	conn, err := l.dial(ns, where, patience)
+	conn, err := l.dial(ns, where, waitTimeout)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(waitTimeout))
 	var seen string
 	_, err = fmt.Fscanln(conn, &seen)
 	return seen, err
@@ -364,6 +364,6 @@ func (l *lab) listen(ns *os.File, where string) *net.UDPConn {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(waitTimeout))
 	return conn
 }

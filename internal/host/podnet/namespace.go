@@ -10,15 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inside does work on a thread in the given network namespace. When ctx ends
+// inNamespace does work on a thread in the given network namespace. When ctx ends
 // first, work goes on by itself and its result is dropped.
-func inside[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
+func inNamespace[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	var none T
-	if err := refuseOwn(ns); err != nil {
+	if err := refuseHostNamespace(ns); err != nil {
 		return none, err
 	}
 	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 3) // the caller may close its own before work ends
@@ -26,7 +26,7 @@ func inside[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T,
 		return none, fmt.Errorf("duplicating descriptor of network namespace: %w", err)
 	}
 	done := make(chan result, 1)
-	go onThread(func() {
+	go onOwnThread(func() {
 		defer unix.Close(fd)
 		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 			done <- result{err: fmt.Errorf("entering network namespace: %w", err)}
@@ -43,10 +43,10 @@ func inside[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T,
 	}
 }
 
-// onThread does work on a thread that ends with it, so that no other goroutine
+// onOwnThread does work on a thread that ends with it, so that no other goroutine
 // ever runs in a namespace that work has entered. The main thread cannot end,
 // and the whole process's /proc/self/ns would be its own: it stays out.
-func onThread(work func()) {
+func onOwnThread(work func()) {
 	runtime.LockOSThread()
 	if unix.Gettid() != unix.Getpid() {
 		work()
@@ -55,14 +55,14 @@ func onThread(work func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		onThread(work)
+		onOwnThread(work)
 	}()
 	<-done
 	runtime.UnlockOSThread()
 }
 
-// refuseOwn refuses the namespace that we ourselves are in, the host's: a berth is never there.
-func refuseOwn(ns *os.File) error {
+// refuseHostNamespace refuses the namespace that we ourselves are in, the host's: a berth is never there.
+func refuseHostNamespace(ns *os.File) error {
 	var own, other unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
 		return fmt.Errorf("reading own network namespace: %w", err)

@@ -3,6 +3,7 @@ package podnet
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -12,16 +13,26 @@ import (
 // tableName is that of our tables, one of family ip and one of family netdev.
 const tableName = "berth"
 
+// everybody is the address of a broadcast on one's own link.
+var everybody = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // replaceTables replaces our tables by those that the interfaces in the list need, all in one transaction.
 func replaceTables(pod PodInterface, c Config) error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("opening nftables: %w", err)
 	}
-	addRules(ruleset{conn, emptyTable(conn, nftables.TableFamilyIPv4)}, pod.Address.Addr(), c)
-	guards := ruleset{conn, emptyTable(conn, nftables.TableFamilyNetdev)}
+	rules, err := emptyTable(conn, nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	addRules(rules, pod.Address.Addr(), c)
+	ingress, err := emptyTable(conn, nftables.TableFamilyNetdev)
+	if err != nil {
+		return err
+	}
 	for _, n := range c.Interfaces {
-		guard(guards, n)
+		addIngressRules(ingress, n)
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("replacing nftables table %s: %w", tableName, err)
@@ -29,15 +40,22 @@ func replaceTables(pod PodInterface, c Config) error {
 	return nil
 }
 
-func emptyTable(conn *nftables.Conn, family nftables.TableFamily) *nftables.Table {
+// emptyTable makes our table, anew if there is one. To delete one costs the kernel some 10 ms, and there is none in a new
+// pod.
+func emptyTable(conn *nftables.Conn, family nftables.TableFamily) (ruleset, error) {
+	all, err := conn.ListTablesOfFamily(family)
+	if err != nil {
+		return ruleset{}, fmt.Errorf("listing nftables tables: %w", err)
+	}
 	t := &nftables.Table{Name: tableName, Family: family}
-	conn.AddTable(t) // so that deleting works the first time, too
-	conn.DelTable(t)
-	return conn.AddTable(t)
+	if slices.ContainsFunc(all, func(other *nftables.Table) bool { return other.Name == tableName }) {
+		conn.DelTable(t)
+	}
+	return ruleset{conn, conn.AddTable(t)}, nil
 }
 
-// guardedTaps returns the names of the taps that have a guard now: its chain is named like its tap.
-func guardedTaps() ([]string, error) {
+// tapsWithIngressRules returns the names of the taps that have ingress rules now: their chain is named like the tap.
+func tapsWithIngressRules() ([]string, error) {
 	conn, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("opening nftables: %w", err)
@@ -57,24 +75,24 @@ func guardedTaps() ([]string, error) {
 
 // addRules makes pod and guest one, and keeps the guest from everything else that is in the pod.
 func addRules(r ruleset, pod netip.Addr, c Config) {
-	in := r.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, accept)
-	own := r.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, accept)
-	out := r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, accept)
+	prerouting := r.chain("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, accept)
+	output := r.chain("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest, accept)
+	postrouting := r.chain("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, accept)
 	forward := r.chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, drop)
 	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, accept)
-	redirects := r.chain("redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, accept)
+	outgoing := r.chain("outgoing", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, accept)
 
 	if len(c.Interfaces) > 0 {
 		guest := c.Interfaces[0].Address.Addr()
-		r.rule(in, to(pod), dnat(guest))
-		r.rule(own, to(pod), dnat(guest))
+		r.rule(prerouting, to(pod), dnat(guest))
+		r.rule(output, to(pod), dnat(guest))
 		// kubectl port-forward: the runtime calls 127.0.0.1 in the pod, by TCP, for whatever port the user asks. Nothing else
 		// that is sent there is the guest's (docs/adr/0012).
 		localhost := concat(to(netip.AddrFrom4([4]byte{127, 0, 0, 1})), transport(unix.IPPROTO_TCP))
 		for _, port := range c.ReservedPorts {
-			r.rule(own, localhost, toPort(port), verdict(expr.VerdictAccept))
+			r.rule(output, localhost, toPort(port), verdict(expr.VerdictAccept))
 		}
-		r.rule(own, localhost, dnat(guest))
+		r.rule(output, localhost, dnat(guest))
 	}
 
 	// A packet that belongs to no connection is not translated. Let through, one of the guest would leave with its
@@ -84,23 +102,31 @@ func addRules(r ruleset, pod netip.Addr, c Config) {
 	r.rule(input, connection(expr.CtStateBitINVALID), verdict(expr.VerdictDrop))
 
 	for _, n := range c.Interfaces {
-		r.rule(out, from(n.Address.Addr()), masquerade()) // to itself as well
-		r.rule(out, leaving(n.Tap), fromLoopback(), masquerade())
+		r.rule(postrouting, from(n.Address.Addr()), masquerade()) // to itself as well
+		r.rule(postrouting, leaving(n.Tap), fromLoopback(), masquerade())
 
 		r.rule(forward, entering(n.Tap), verdict(expr.VerdictAccept))
 		r.rule(forward, leaving(n.Tap), translated(), verdict(expr.VerdictAccept)) // by its private address nobody reaches it
 
 		r.rule(input, entering(n.Tap), connection(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 		r.rule(input, entering(n.Tap), to(n.Gateway), icmp(icmpEcho), verdict(expr.VerdictAccept))
-		r.rule(input, entering(n.Tap), verdict(expr.VerdictDrop)) // DHCP's packet socket comes before
+		for _, a := range []netip.Addr{n.Gateway, everybody} { // a renewal, and all else
+			r.rule(input, entering(n.Tap), to(a), transport(unix.IPPROTO_UDP), toPort(dhcpPort), verdict(expr.VerdictAccept))
+		}
+		r.rule(input, entering(n.Tap), verdict(expr.VerdictDrop))
 
-		// A guest that calls its own pod would be told to call itself directly.
-		r.rule(redirects, leaving(n.Tap), icmp(icmpRedirect), verdict(expr.VerdictDrop))
+		r.rule(outgoing, leaving(n.Tap), transport(unix.IPPROTO_UDP), fromPort(dhcpPort), verdict(expr.VerdictAccept))
+		// A guest that calls its own pod would get an ICMP redirect to itself.
+		r.rule(outgoing, leaving(n.Tap), icmp(icmpRedirect), verdict(expr.VerdictDrop))
 	}
+
+	// Who holds a DHCP socket can have it send and hear by other interfaces, in the name of a port that needs a privilege.
+	r.rule(input, transport(unix.IPPROTO_UDP), toPort(dhcpPort), verdict(expr.VerdictDrop))
+	r.rule(outgoing, transport(unix.IPPROTO_UDP), fromPort(dhcpPort), verdict(expr.VerdictDrop))
 }
 
-// guard lets nothing in at the tap but what the guest may send under its own addresses.
-func guard(r ruleset, n Interface) {
+// addIngressRules lets nothing in at the tap but what the guest sends from its own addresses.
+func addIngressRules(r ruleset, n Interface) {
 	guest, nobody := n.Address.Addr(), netip.IPv4Unspecified()
 	c := r.conn.AddChain(&nftables.Chain{
 		Name: n.Tap, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
@@ -108,7 +134,7 @@ func guard(r ruleset, n Interface) {
 	})
 	r.rule(c, differs(expr.PayloadBaseLLHeader, 6, n.MAC), verdict(expr.VerdictDrop))
 	r.rule(c, protocol(unix.ETH_P_IP), from(guest), verdict(expr.VerdictAccept))
-	r.rule(c, protocol(unix.ETH_P_IP), from(nobody), transport(unix.IPPROTO_UDP), toPort(67), verdict(expr.VerdictAccept))
+	r.rule(c, protocol(unix.ETH_P_IP), from(nobody), transport(unix.IPPROTO_UDP), toPort(dhcpPort), verdict(expr.VerdictAccept))
 	arp := concat(protocol(unix.ETH_P_ARP), equals(expr.PayloadBaseNetworkHeader, 8, n.MAC)) // RFC 826: sender's hardware address
 	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, guest.AsSlice()), verdict(expr.VerdictAccept))
 	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, nobody.AsSlice()), verdict(expr.VerdictAccept)) // RFC 5227: a probe

@@ -82,6 +82,10 @@ func toPort(port uint16) []expr.Any {
 	return equals(expr.PayloadBaseTransportHeader, 2, binary.BigEndian.AppendUint16(nil, port))
 }
 
+func fromPort(port uint16) []expr.Any {
+	return equals(expr.PayloadBaseTransportHeader, 0, binary.BigEndian.AppendUint16(nil, port))
+}
+
 func icmp(kind byte) []expr.Any {
 	return concat(transport(unix.IPPROTO_ICMP), equals(expr.PayloadBaseTransportHeader, 0, []byte{kind}))
 }

@@ -31,7 +31,7 @@ func (l *lab) rules() (taps []string, count int) {
 			count += len(rules)
 		}
 		if err == nil {
-			taps, err = guardedTaps()
+			taps, err = tapsWithIngressRules()
 		}
 		return err
 	})
@@ -63,12 +63,12 @@ func TestSeveralInterfaces(t *testing.T) {
 	if !slices.Equal(taps, []string{nic0.Tap}) {
 		t.Errorf("guarded are %v, want the first alone", taps)
 	}
-	conn, err := l.dial(nil, "10.244.0.5:80", patience)
+	conn, err := l.dial(nil, "10.244.0.5:80", waitTimeout)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(patience))
+	_ = conn.SetDeadline(time.Now().Add(waitTimeout))
 	r := bufio.NewReader(conn)
 	if _, err := r.ReadString('\n'); err != nil {
 		t.Fatal(err)
@@ -111,7 +111,7 @@ func TestSeveralInterfaces(t *testing.T) {
 	expect(nil, "10.244.0.5:80", "10.244.0.1")
 
 	l.connect()
-	if _, err := l.dial(nil, "10.244.0.5:80", patience); !errors.Is(err, unix.ECONNREFUSED) || !l.isOff() {
+	if _, err := l.dial(nil, "10.244.0.5:80", waitTimeout); !errors.Is(err, unix.ECONNREFUSED) || !l.isOff() {
 		t.Errorf("without an interface the pod gives %v, want refused; the first is off: %v", err, l.isOff())
 	}
 }

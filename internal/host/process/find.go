@@ -16,8 +16,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxCmdline bounds what is read of a command line, in bytes: QEMU's has its UUID early.
-const maxCmdline = 1 << 16
+// What is read of a command line, in bytes: QEMU's has its UUID early. maxCmdline is for one that has none in its first
+// firstCmdline, as when a CPU with hundreds of features comes before it.
+const (
+	firstCmdline = 1 << 13
+	maxCmdline   = 1 << 16
+)
+
+// maxStatus bounds what is read of a process's status, in bytes.
+const maxStatus = 1 << 14
 
 // Process is a QEMU.
 type Process struct {
@@ -30,12 +37,12 @@ type Process struct {
 // containers do not count: a guest's neighbour could call anything so. An error
 // means that it is unknown whether there is one.
 func Find(uuid string) ([]Process, error) {
-	candidates, err := looks.join()
+	pids, err := scans.join()
 	if err != nil {
 		return nil, err
 	}
 	var found []Process
-	for _, pid := range candidates[uuid] {
+	for _, pid := range pids[uuid] {
 		p, is, err := inspect(pid, uuid)
 		if err != nil {
 			return nil, err
@@ -47,58 +54,65 @@ func Find(uuid string) ([]Process, error) {
 	return found, nil
 }
 
-// All returns the processes that may be QEMUs, in one look at all processes: their IDs by UUID. Find tells who is one.
-func All() (map[string][]int, error) { return looks.join() }
+// PIDsByUUID returns the processes that may be QEMUs, from one scan of /proc: their IDs by UUID. Find tells who is one.
+func PIDsByUUID() (map[string][]int, error) { return scans.join() }
 
-// queue lets those who wait at the same time share one look at all processes: a host has many, and a full look at a
-// hundred guests asks for each. A look begins after everybody who shares it has asked, so that it is as good as their own.
-type queue struct {
-	turn sync.Mutex // held while somebody looks
+// scanQueue lets callers that wait at the same time share one scan of /proc: a host has many processes, and a resync of a
+// hundred guests asks for each. A scan begins after everybody who shares it has asked, so that it is as good as their own.
+type scanQueue struct {
+	scanning sync.Mutex // held during a scan
 
 	mu   sync.Mutex
-	next *look // has not begun
+	next *scan // has not begun
 }
 
-// look is one look at all processes: those that may be QEMUs, by their UUID.
-type look struct {
+// scan is one scan of /proc: the processes that may be QEMUs, by their UUID.
+type scan struct {
 	done chan struct{}
 	pids map[string][]int
 	err  error
 }
 
-var looks queue
+var scans scanQueue
 
-// join returns what a look found that began after the call.
-func (q *queue) join() (map[string][]int, error) {
+// join returns what a scan found that began after the call.
+func (q *scanQueue) join() (map[string][]int, error) {
 	q.mu.Lock()
 	l := q.next
 	leads := l == nil
 	if leads {
-		l = &look{done: make(chan struct{})}
+		l = &scan{done: make(chan struct{})}
 		q.next = l
 	}
 	q.mu.Unlock()
 	if leads {
-		q.turn.Lock()
+		q.scanning.Lock()
 		q.mu.Lock()
 		q.next = nil
 		q.mu.Unlock()
-		l.pids, l.err = candidates()
+		l.pids, l.err = scanProcesses()
 		close(l.done)
-		q.turn.Unlock()
+		q.scanning.Unlock()
 	}
 	<-l.done
 	return l.pids, l.err
 }
 
-func candidates() (map[string][]int, error) {
-	pids, err := list()
+func scanProcesses() (map[string][]int, error) {
+	pids, err := listPIDs()
 	if err != nil {
 		return nil, err
 	}
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return nil, fmt.Errorf("reading the PID namespace of this process: %w", err)
+	}
 	found := map[string][]int{}
 	for _, pid := range pids {
-		uuid, _, err := claim(pid)
+		if inContainer(pid, ours) {
+			continue
+		}
+		uuid, _, err := uuidFromCmdline(pid)
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +123,7 @@ func candidates() (map[string][]int, error) {
 	return found, nil
 }
 
-func list() ([]int, error) {
+func listPIDs() ([]int, error) {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil, fmt.Errorf("listing processes: %w", err)
@@ -128,36 +142,47 @@ func list() ([]int, error) {
 	return pids, nil
 }
 
-// claim returns the UUID that a process names as a QEMU does, "" if it has none or is none; and why its program may
-// not be asked for (a security module hides it), which matters only if the rest fits.
-func claim(pid int) (uuid string, exeErr, err error) {
+// inContainer tells whether a process lives in a PID namespace below ours. That is asked before all else, since
+// everything else is the process's own choice: what its program and its arguments are called, and how long it takes to
+// read either. Where a security module hides the namespace, the status says the same, which costs more.
+func inContainer(pid int, ours string) bool {
+	dir := "/proc/" + strconv.Itoa(pid)
+	if theirs, err := os.Readlink(dir + "/ns/pid"); err == nil {
+		return theirs != ours
+	}
+	status, err := readStart(dir+"/status", maxStatus)
+	_, nested := parseStatus(string(status))
+	return err == nil && nested
+}
+
+// uuidFromCmdline returns the UUID in the command line of a process of the host, if its program is a QEMU; "" if it has
+// none or is none; and why its program may not be asked for (a security module hides it), which matters only if the rest
+// fits.
+func uuidFromCmdline(pid int) (uuid string, exeErr, err error) {
 	dir := "/proc/" + strconv.Itoa(pid)
 	// The program comes first, since it is the cheaper question and nearly all are none of QEMU.
 	exe, exeErr := os.Readlink(dir + "/exe")
-	if gone(exeErr) || exeErr == nil && !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
+	if hasExited(exeErr) || exeErr == nil && !isQEMU(strings.TrimSuffix(exe, " (deleted)")) {
 		return "", nil, nil
 	}
-	cmdline, err := readStart(dir+"/cmdline", maxCmdline)
-	if gone(err) {
-		return "", nil, nil
+	for limit := firstCmdline; ; limit = maxCmdline {
+		cmdline, err := readStart(dir+"/cmdline", limit)
+		if hasExited(err) {
+			return "", nil, nil
+		}
+		if err != nil {
+			return "", nil, fmt.Errorf("reading the command line of process %d: %w", pid, err)
+		}
+		if uuid = parseUUID(cmdline); uuid != "" || len(cmdline) < limit || limit == maxCmdline {
+			return uuid, exeErr, nil
+		}
 	}
-	if err != nil {
-		return "", nil, fmt.Errorf("reading the command line of process %d: %w", pid, err)
-	}
-	return uuidOf(cmdline), exeErr, nil
 }
 
 func inspect(pid int, uuid string) (p Process, is bool, err error) {
-	claimed, exeErr, err := claim(pid)
-	if err != nil || claimed != uuid {
-		return p, false, err
-	}
-	if exeErr != nil {
-		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, exeErr)
-	}
 	dir := "/proc/" + strconv.Itoa(pid)
-	status, err := readStart(dir+"/status", 1<<14)
-	if gone(err) {
+	status, err := readStart(dir+"/status", maxStatus)
+	if hasExited(err) {
 		return p, false, nil
 	}
 	if err != nil {
@@ -166,28 +191,35 @@ func inspect(pid int, uuid string) (p Process, is bool, err error) {
 	if ended, nested := parseStatus(string(status)); ended || nested {
 		return p, false, nil
 	}
+	named, exeErr, err := uuidFromCmdline(pid)
+	if err != nil || named != uuid {
+		return p, false, err
+	}
+	if exeErr != nil {
+		return p, false, fmt.Errorf("reading the program of process %d: %w", pid, exeErr)
+	}
 	info, err := os.Stat(dir)
-	if gone(err) {
+	if hasExited(err) {
 		return p, false, nil
 	}
 	if err != nil {
 		return p, false, fmt.Errorf("reading the user of process %d: %w", pid, err)
 	}
-	return Process{PID: pid, UID: owner(info)}, true, nil
+	return Process{PID: pid, UID: ownerOf(info)}, true, nil
 }
 
-// uuidOf reads the first -uuid, which is libvirt's own: text of a tenant's, such
+// parseUUID reads the first -uuid, which is libvirt's own: text of a tenant's, such
 // as a kernel's command line, comes after it.
-func uuidOf(cmdline []byte) string {
-	args := bytes.Split(cmdline, []byte{0})
-	at := slices.IndexFunc(args, func(arg []byte) bool { return string(arg) == "-uuid" })
-	if at < 0 || at+1 >= len(args) {
+func parseUUID(cmdline []byte) string {
+	_, after, _ := bytes.Cut(cmdline, []byte("\x00-uuid\x00"))
+	uuid, _, whole := bytes.Cut(after, []byte{0})
+	if !whole {
 		return ""
 	}
-	return string(args[at+1])
+	return string(uuid)
 }
 
-func owner(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
+func ownerOf(info fs.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
 
 func isQEMU(exe string) bool {
 	name := filepath.Base(exe)
@@ -210,9 +242,9 @@ func parseStatus(status string) (ended, nested bool) {
 	return ended, nested
 }
 
-// Helpers returns the kernel threads that move data for a QEMU: before Linux 6.4 vhost has some of its own.
-func Helpers(pid int) ([]int, error) {
-	pids, err := list()
+// VhostThreads returns the kernel threads that move data for a QEMU: before Linux 6.4 vhost has some of its own.
+func VhostThreads(pid int) ([]int, error) {
+	pids, err := listPIDs()
 	if err != nil {
 		return nil, err
 	}
@@ -221,7 +253,7 @@ func Helpers(pid int) ([]int, error) {
 	for _, p := range pids {
 		dir := "/proc/" + strconv.Itoa(p)
 		comm, err := readStart(dir+"/comm", 64)
-		if gone(err) || err == nil && strings.TrimSpace(string(comm)) != want {
+		if hasExited(err) || err == nil && strings.TrimSpace(string(comm)) != want {
 			continue
 		}
 		if err != nil {
@@ -229,7 +261,7 @@ func Helpers(pid int) ([]int, error) {
 		}
 		// Any process can name itself so and would be moved into the guest's cgroup: only the kernel says what is its own.
 		stat, err := readStart(dir+"/stat", 4096)
-		if gone(err) {
+		if hasExited(err) {
 			continue
 		}
 		if err != nil {
@@ -287,7 +319,7 @@ func readStart(path string, limit int) ([]byte, error) {
 	return buffer, nil
 }
 
-// gone: the process ended while it was looked at.
-func gone(err error) bool {
+// hasExited: the process ended while its files were read.
+func hasExited(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }

@@ -17,7 +17,7 @@ type Handle struct {
 	file    *os.File // of fd, for the runtime's poller
 }
 
-// Open takes hold of a process. The caller proves afterwards that it is the one it meant.
+// Open opens a pidfd of a process. The caller proves afterwards that it is the one it meant.
 func Open(pid int) (*Handle, error) {
 	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
 	if err != nil {
@@ -95,7 +95,7 @@ func (p Process) signal(s unix.Signal) (*Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat("/proc/" + strconv.Itoa(p.PID)); err != nil || owner(info) != p.UID {
+	if info, err := os.Stat("/proc/" + strconv.Itoa(p.PID)); err != nil || ownerOf(info) != p.UID {
 		return nil, h.Close() // another process has its number now
 	}
 	if err := unix.PidfdSendSignal(h.FD(), s, nil, 0); err != nil {

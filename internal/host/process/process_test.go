@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,7 +43,7 @@ func TestFind(t *testing.T) {
 	if err != nil || len(found) != 1 || found[0] != (Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}) {
 		t.Fatalf("found %v, %v", found, err)
 	}
-	if helpers, err := Helpers(found[0].PID); err != nil || len(helpers) != 0 {
+	if helpers, err := VhostThreads(found[0].PID); err != nil || len(helpers) != 0 {
 		t.Errorf("helpers of a QEMU without vhost: %v, %v", helpers, err)
 	}
 	if err := found[0].Kill(); err != nil {
@@ -55,17 +55,22 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestLooksAreShared has many look at once while another look is under way: all of them find what began after that.
-func TestLooksAreShared(t *testing.T) {
-	tail, err := os.ReadFile("/usr/bin/tail")
-	if err != nil {
+// TestFindReadsOn: arguments that come before -uuid may be long, as a CPU with all its features is.
+func TestFindReadsOn(t *testing.T) {
+	cmd := exec.Command(fakeQEMU(t), "-q", "-f", "--", "/dev/null", strings.Repeat("x", firstCmdline-60), "-uuid", uuid)
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	qemu := filepath.Join(t.TempDir(), "qemu-tail")
-	if err := os.WriteFile(qemu, tail, 0o700); err != nil {
-		t.Fatal(err)
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if found, err := Find(uuid); err != nil || len(found) != 1 {
+		t.Errorf("found %v, %v", found, err)
 	}
-	looks.turn.Lock() // somebody looks
+}
+
+// TestScansAreShared has many callers wait for a scan under way: all of them find what began after that.
+func TestScansAreShared(t *testing.T) {
+	qemu := fakeQEMU(t)
+	scans.scanning.Lock() // a scan is under way
 	results := make(chan int)
 	for range 10 {
 		go func() {
@@ -77,19 +82,19 @@ func TestLooksAreShared(t *testing.T) {
 		}()
 	}
 	env.Eventually(t, "somebody to wait", func() bool {
-		looks.mu.Lock()
-		defer looks.mu.Unlock()
-		return looks.next != nil
+		scans.mu.Lock()
+		defer scans.mu.Unlock()
+		return scans.next != nil
 	})
 	cmd := exec.Command(qemu, "-F", "-q", "--pid", fmt.Sprint(os.Getpid()), "--", "/dev/null", "-uuid", uuid)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	looks.turn.Unlock()
+	scans.scanning.Unlock()
 	for range 10 {
 		if n := <-results; n != 1 {
-			t.Errorf("found %d, want the one that began before the look", n)
+			t.Errorf("found %d, want the one that began before the scan", n)
 		}
 	}
 }
@@ -161,9 +166,10 @@ func TestUUIDOf(t *testing.T) {
 		{"a kernel's command line that claims it", "qemu\x00-uuid\x00other\x00-append\x00-uuid\x00" + uuid + "\x00", "other"},
 		{"a name that holds it", "qemu\x00-name\x00-uuid " + uuid + "\x00", ""},
 		{"cut off", "qemu\x00-uuid", ""},
+		{"cut off in its midst", "qemu\x00-uuid\x00" + uuid[:9], ""},
 		{"nothing", "", ""},
 	} {
-		if got := uuidOf([]byte(tt.cmdline)); got != tt.want {
+		if got := parseUUID([]byte(tt.cmdline)); got != tt.want {
 			t.Errorf("%s: %q", tt.name, got)
 		}
 	}

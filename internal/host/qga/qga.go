@@ -75,7 +75,7 @@ func ask(ctx context.Context, c Commander, uuid, command string, into any) error
 		err = parse(reply, into)
 	}
 	if err != nil {
-		return fmt.Errorf("asking guest %s for %s: %w", uuid, command, err)
+		return fmt.Errorf("calling %s on the guest agent of guest %s: %w", command, uuid, err)
 	}
 	return nil
 }
@@ -83,25 +83,27 @@ func ask(ctx context.Context, c Commander, uuid, command string, into any) error
 // parse reads a reply into a value. Shapes that do not fit make it a refusal.
 func parse(reply string, into any) error {
 	if len(reply) > maxReply {
-		return absent(fmt.Errorf("a reply of %d bytes, %d at most", len(reply), maxReply))
+		return notConnected(fmt.Errorf("a reply of %d bytes, %d at most", len(reply), maxReply))
 	}
 	var envelope struct {
 		Return json.RawMessage `json:"return"`
 		Error  json.RawMessage `json:"error"`
 	}
 	if err := json.Unmarshal([]byte(reply), &envelope); err != nil {
-		return absent(errors.New("a reply that is not JSON"))
+		return notConnected(errors.New("a reply that is not JSON"))
 	}
 	if len(envelope.Error) > 0 || len(envelope.Return) == 0 || bytes.Equal(envelope.Return, []byte("null")) {
-		return absent(errRefused)
+		return notConnected(errRefused)
 	}
 	if err := json.Unmarshal(envelope.Return, into); err != nil {
-		return absent(fmt.Errorf("%w: its reply has another shape", errRefused))
+		return notConnected(fmt.Errorf("%w: its reply has another shape", errRefused))
 	}
 	return nil
 }
 
-func absent(err error) error { return fault.ByTime(v1alpha1.ReasonGuestAgentNotConnected, err) }
+func notConnected(err error) error {
+	return fault.NewTransient(v1alpha1.ReasonGuestAgentNotConnected, err)
+}
 
 // text is a guest's string, made fit to be shown: printable, and not too long.
 type text string

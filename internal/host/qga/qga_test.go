@@ -21,7 +21,7 @@ func (g guest) AgentCommand(_ context.Context, _, command string) (string, error
 	name := strings.Split(command, `"`)[3]
 	reply, ok := g[name]
 	if !ok {
-		return "", fault.ByTime(v1alpha1.ReasonGuestAgentNotConnected, errors.New("no agent"))
+		return "", fault.NewTransient(v1alpha1.ReasonGuestAgentNotConnected, errors.New("no agent"))
 	}
 	return reply, nil
 }

@@ -1,4 +1,4 @@
-package runtime
+package runtime_test
 
 import (
 	"archive/tar"
@@ -16,15 +16,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/berth-dev/berth/internal/host/hosttest"
+	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/test/env"
 )
 
 const (
-	image  = "localhost/berth/pause:test"
-	podUID = "0c0ff33e-1111-2222-3333-444444444444"
-
-	patience = 30 * time.Second
+	image       = "localhost/berth/pause:test"
+	waitTimeout = 30 * time.Second
 )
 
 const config = `version = 3
@@ -39,6 +44,10 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
   sandbox = "` + image + `"
 [plugins.'io.containerd.cri.v1.runtime']
   restrict_oom_score_adj = true
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = "io.containerd.runc.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.` + hosttest.OtherHandler + `]
+  runtime_type = "io.containerd.runc.v2"
 `
 
 // containerd starts one of its own, without anything of the machine's, and returns its socket.
@@ -46,10 +55,7 @@ func containerd(t *testing.T) string {
 	t.Helper()
 	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc"} {
 		if _, err := exec.LookPath(program); err != nil || os.Getuid() != 0 {
-			if os.Getenv("BERTH_TEST_REQUIRE") != "" {
-				t.Fatalf("needs root, and containerd 2 and runc in PATH: %v", err)
-			}
-			t.Skipf("needs root, and containerd 2 and runc in PATH: %v", err)
+			env.Missing(t, fmt.Sprintf("needs root, and containerd 2 and runc in PATH: %v", err))
 		}
 	}
 	dir := t.TempDir()
@@ -81,7 +87,7 @@ func containerd(t *testing.T) string {
 // until tries again until it works. What is tried takes its own time.
 func until(t *testing.T, what string, works func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(patience); !works(); {
+	for deadline := time.Now().Add(waitTimeout); !works(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("did not happen: %s", what)
 		}
@@ -132,9 +138,121 @@ func pack(files map[string][]byte) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// TestContainerd does as kubelet does, and looks as the agent does.
+func client(t *testing.T, socket string) *runtime.Runtime {
+	t.Helper()
+	r, err := runtime.New(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.Close() })
+	return r
+}
+
+// kubelet does to pods as kubelet does.
+type kubelet struct {
+	cri.RuntimeServiceClient
+	sandboxes  map[string]*sandbox // by the pod's UID
+	containers map[string]*sandbox // by the container's ID
+}
+
+type sandbox struct {
+	id      string
+	config  *cri.PodSandboxConfig
+	created uint32
+}
+
+func newKubelet(t *testing.T, socket string) *kubelet {
+	t.Helper()
+	conn, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return &kubelet{cri.NewRuntimeServiceClient(conn), map[string]*sandbox{}, map[string]*sandbox{}}
+}
+
+// RunPod makes a pod that lasts until the test ends.
+func (k *kubelet) RunPod(t *testing.T, podUID, handler string) {
+	t.Helper()
+	config := &cri.PodSandboxConfig{
+		Metadata: &cri.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: podUID},
+		Labels:   map[string]string{"io.kubernetes.pod.uid": podUID}, LogDirectory: t.TempDir(),
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    "/berth-test-runtime-" + podUID,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		},
+	}
+	t.Cleanup(func() { removeCgroups(t, config.Linux.CgroupParent) })
+	run, err := k.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: config, RuntimeHandler: handler})
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.sandboxes[podUID] = &sandbox{id: run.PodSandboxId, config: config}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
+		defer cancel()
+		_, stopErr := k.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: run.PodSandboxId})
+		_, err := k.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: run.PodSandboxId})
+		if err := errors.Join(stopErr, err); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// Create makes a container.
+func (k *kubelet) Create(t *testing.T, podUID, name string) (id string) {
+	t.Helper()
+	in := k.sandboxes[podUID]
+	created, err := k.CreateContainer(t.Context(), &cri.CreateContainerRequest{
+		PodSandboxId: in.id, SandboxConfig: in.config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: name, Attempt: in.created}, Image: &cri.ImageSpec{Image: image},
+			Labels:  map[string]string{"io.kubernetes.pod.uid": podUID, "io.kubernetes.container.name": name},
+			LogPath: fmt.Sprint(in.created),
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.created++
+	k.containers[created.ContainerId] = in
+	return created.ContainerId
+}
+
+// Start starts the container that was created last in its pod.
+func (k *kubelet) Start(t *testing.T, id string) {
+	t.Helper()
+	if _, err := k.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: id}); err != nil {
+		t.Fatal(err)
+	}
+	in := k.containers[id]
+	until(t, "the container is ready to be asked to end", func() bool {
+		log, err := os.ReadFile(filepath.Join(in.config.LogDirectory, fmt.Sprint(in.created-1)))
+		return err == nil && strings.Contains(string(log), "ready")
+	})
+}
+
+// Stop ends a container.
+func (k *kubelet) Stop(t *testing.T, id string) {
+	t.Helper()
+	if _, err := k.StopContainer(t.Context(), &cri.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestContract tests what holds of the in-memory runtime as well.
+func TestContract(t *testing.T) {
+	socket := containerd(t)
+	hosttest.TestRuntime(t, hosttest.RuntimeSetup{
+		Containers: client(t, socket), Kubelet: newKubelet(t, socket),
+		Away: client(t, filepath.Join(t.TempDir(), "none.sock")),
+	})
+}
+
+// TestContainerd looks at what only a real runtime has: events, processes, cgroups.
 func TestContainerd(t *testing.T) {
-	r := client(t, containerd(t))
+	socket := containerd(t)
+	r, k := client(t, socket), newKubelet(t, socket)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	version, err := r.Version(ctx)
@@ -147,85 +265,31 @@ func TestContainerd(t *testing.T) {
 		ended <- r.Events(ctx, func(uid string) { events <- uid }, func() { events <- "resync" })
 	}()
 	expectEvent(t, events, "resync")
-
-	if _, found, err := r.Container(ctx, podUID, "guest"); found || err != nil {
-		t.Fatalf("Container() of no pod = found %t, %v", found, err)
-	}
-	sandbox := &cri.PodSandboxConfig{
-		Metadata: &cri.PodSandboxMetadata{Name: "web", Namespace: "default", Uid: podUID},
-		Labels:   map[string]string{labelPodUID: podUID}, LogDirectory: t.TempDir(),
-		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    fmt.Sprintf("/berth-test-runtime-%d", os.Getpid()),
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
-		},
-	}
-	t.Cleanup(func() { removeCgroups(t, sandbox.Linux.CgroupParent) })
-	run, err := r.api.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: sandbox})
+	pod := uuid.NewString()
+	k.RunPod(t, pod, "")
+	id := k.Create(t, pod, "guest")
+	k.Start(t, id)
+	expectEvent(t, events, pod)
+	c, _, err := r.Container(ctx, pod, "guest")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
-		defer cancel()
-		_, stopErr := r.api.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: run.PodSandboxId})
-		_, err := r.api.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: run.PodSandboxId})
-		if err := errors.Join(stopErr, err); err != nil {
-			t.Error(err)
-		}
-	})
-	for attempt := range uint32(2) { // kubelet starts the next one in the same sandbox
-		id := start(t, r, run.PodSandboxId, sandbox, attempt)
-		expectEvent(t, events, podUID)
-		c, found, err := r.Container(ctx, podUID, "guest")
-		if err != nil || !found || c.ID != id || c.State != Running {
-			t.Fatalf("Container() = %+v, found %t, %v; want %s running", c, found, err, id)
-		}
-		exe, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.PID))
-		if err != nil || !strings.HasPrefix(string(exe), "/pause") {
-			t.Errorf("process %d is %q, %v", c.PID, exe, err)
-		}
-		cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.PID))
-		if err != nil || !strings.Contains(string(cgroup), sandbox.Linux.CgroupParent+"/"+id) {
-			t.Errorf("process %d is in %s, %v", c.PID, cgroup, err)
-		}
-		if _, err := r.api.StopContainer(ctx, &cri.StopContainerRequest{ContainerId: id, Timeout: 10}); err != nil {
-			t.Fatal(err)
-		}
-		c, found, err = r.Container(ctx, podUID, "guest")
-		if err != nil || !found || c.ID != id || c.State != Exited || c.PID != 0 {
-			t.Errorf("Container() = %+v, found %t, %v; want %s exited", c, found, err, id)
-		}
+	exe, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", c.PID))
+	if err != nil || !strings.HasPrefix(string(exe), "/pause") {
+		t.Errorf("process %d is %q, %v", c.PID, exe, err)
 	}
-	pod, found, err := r.Pod(ctx, podUID)
-	if err != nil || !found || pod.Handler != "" || pod.Type != "io.containerd.runc.v2" {
-		t.Errorf("Pod() = %+v, found %t, %v", pod, found, err)
+	cgroup, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.PID))
+	if err != nil || !strings.Contains(string(cgroup), k.sandboxes[pod].config.Linux.CgroupParent+"/"+id) {
+		t.Errorf("process %d is in %s, %v", c.PID, cgroup, err)
 	}
+	if p, _, err := r.Pod(ctx, pod); err != nil || p.Type != "io.containerd.runc.v2" {
+		t.Errorf("Pod() = %+v, %v", p, err)
+	}
+	k.Stop(t, id)
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("Events() = %v", err)
 	}
-}
-
-func start(t *testing.T, r *Runtime, sandboxID string, sandbox *cri.PodSandboxConfig, attempt uint32) string {
-	t.Helper()
-	created, err := r.api.CreateContainer(t.Context(), &cri.CreateContainerRequest{
-		PodSandboxId: sandboxID, SandboxConfig: sandbox,
-		Config: &cri.ContainerConfig{
-			Metadata: &cri.ContainerMetadata{Name: "guest", Attempt: attempt}, Image: &cri.ImageSpec{Image: image},
-			Labels: labels(podUID, "guest"), LogPath: fmt.Sprint(attempt),
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.api.StartContainer(t.Context(), &cri.StartContainerRequest{ContainerId: created.ContainerId}); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "the container is ready to be asked to end", func() bool {
-		log, err := os.ReadFile(filepath.Join(sandbox.LogDirectory, fmt.Sprint(attempt)))
-		return err == nil && strings.Contains(string(log), "ready")
-	})
-	return created.ContainerId
 }
 
 func expectEvent(t *testing.T, events <-chan string, want string) {
@@ -235,7 +299,7 @@ func expectEvent(t *testing.T, events <-chan string, want string) {
 		if got != want {
 			t.Errorf("event %q, want %q", got, want)
 		}
-	case <-time.After(patience):
+	case <-time.After(waitTimeout):
 		t.Fatalf("no event %q", want)
 	}
 }

@@ -12,15 +12,15 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
-// ErrNoEvents says that this runtime tells of no containers by itself.
+// ErrNoEvents says that this runtime does not serve GetContainerEvents.
 var ErrNoEvents = errors.New("container runtime serves no events")
 
 const (
-	// pulse is how often a silent stream's connection is checked.
-	pulse = 30 * time.Second
-	// emptyStreams in a row, from a runtime that answers, mean that it serves none: CRI-O ends them at once if
+	// healthCheckInterval is how often a silent stream's connection is checked.
+	healthCheckInterval = 30 * time.Second
+	// maxEmptyStreams in a row, from a runtime that answers, mean that it serves none: CRI-O ends them at once if
 	// enable_pod_events is off.
-	emptyStreams = 3
+	maxEmptyStreams = 3
 )
 
 // Events calls changed with the pod's UID whenever one of its containers or its
@@ -28,30 +28,30 @@ const (
 // connection, when events may have been missed. Neither may block. It returns
 // nil when ctx ends, or an error that matches ErrNoEvents. Events are hints: containerd drops some under load.
 func (r *Runtime) Events(ctx context.Context, changed func(podUID string), resync func()) error {
-	wait, empty := 50*time.Millisecond, 0
+	backoff, empty := 50*time.Millisecond, 0
 	for ctx.Err() == nil {
-		connected, heard, err := r.stream(ctx, changed, resync)
+		connected, gotEvent, err := r.stream(ctx, changed, resync)
 		switch {
 		case status.Code(err) == codes.Unimplemented:
 			return unreachable(fmt.Errorf("%w: %w", ErrNoEvents, err))
-		case connected && !heard && errors.Is(err, io.EOF):
-			if empty++; empty == emptyStreams {
+		case connected && !gotEvent && errors.Is(err, io.EOF):
+			if empty++; empty == maxEmptyStreams {
 				return unreachable(fmt.Errorf("%w: it ends the stream at once", ErrNoEvents))
 			}
 		case connected:
-			wait, empty = 50*time.Millisecond, 0
+			backoff, empty = 50*time.Millisecond, 0
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(wait):
-			wait = min(2*wait, reconnect)
+		case <-time.After(backoff):
+			backoff = min(2*backoff, maxReconnectBackoff)
 		}
 	}
 	return nil
 }
 
-// stream follows one stream to its end. connected: the runtime answered meanwhile; heard: there was an event.
-func (r *Runtime) stream(ctx context.Context, changed func(string), resync func()) (connected, heard bool, err error) {
+// stream follows one stream to its end. connected: the runtime answered meanwhile; gotEvent: there was an event.
+func (r *Runtime) stream(ctx context.Context, changed func(string), resync func()) (connected, gotEvent bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stream, err := r.api.GetContainerEvents(ctx, &cri.GetEventsRequest{})
@@ -63,13 +63,13 @@ func (r *Runtime) stream(ctx context.Context, changed func(string), resync func(
 		return false, false, err
 	}
 	resync()
-	go r.check(ctx, cancel)
+	go r.healthCheck(ctx, cancel)
 	for {
 		event, err := stream.Recv()
 		if err != nil {
-			return true, heard, err
+			return true, gotEvent, err
 		}
-		heard = true
+		gotEvent = true
 		if uid := event.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {
 			changed(uid)
 		} else {
@@ -78,9 +78,9 @@ func (r *Runtime) stream(ctx context.Context, changed func(string), resync func(
 	}
 }
 
-// check ends the stream of a runtime that hangs: on a silent stream nothing else would tell.
-func (r *Runtime) check(ctx context.Context, cancel context.CancelCauseFunc) {
-	ticker := time.NewTicker(pulse)
+// healthCheck ends the stream of a runtime that hangs: on a silent stream nothing else would tell.
+func (r *Runtime) healthCheck(ctx context.Context, cancel context.CancelCauseFunc) {
+	ticker := time.NewTicker(healthCheckInterval)
 	defer ticker.Stop()
 	for {
 		select {

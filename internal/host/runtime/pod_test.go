@@ -16,7 +16,7 @@ func TestForeign(t *testing.T) {
 		"Kata under the name of runc":        {pod: Pod{Type: "io.containerd.kata.v2", Handler: "runc"}, want: "io.containerd.kata.v2"},
 		"Kata by CRI-O, which tells no type": {pod: Pod{Handler: "kata"}, want: "kata"},
 	} {
-		if got := c.pod.Foreign(); got != c.want {
+		if got := c.pod.Unsupported(); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
 		}
 	}

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,8 +32,8 @@ const (
 	callTimeout = 5 * time.Second
 	// maxReply is in bytes. The list of a crowded node's containers is far smaller.
 	maxReply = 16 << 20
-	// reconnect bounds the wait between attempts to reach a runtime that was away.
-	reconnect = 3 * time.Second
+	// maxReconnectBackoff bounds the wait between attempts to reach a runtime that does not answer.
+	maxReconnectBackoff = 3 * time.Second
 )
 
 // Runtime is a client of one container runtime. It may be used from many goroutines.
@@ -52,12 +53,12 @@ func New(socket string) (*Runtime, error) {
 		grpc.WithReadBufferSize(4<<10),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReply)),
 		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: reconnect},
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 2, Jitter: 0.2, MaxDelay: maxReconnectBackoff},
 			MinConnectTimeout: callTimeout,
 		}),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("making client of container runtime at %s: %w", socket, err)
+		return nil, fmt.Errorf("creating a client of the container runtime at %s: %w", socket, err)
 	}
 	return &Runtime{conn: conn, api: cri.NewRuntimeServiceClient(conn)}, nil
 }
@@ -100,7 +101,9 @@ func (r *Runtime) Container(ctx context.Context, podUID, name string) (c Contain
 	if err != nil {
 		return Container{}, false, err
 	}
-	slices.SortFunc(list, func(a, b *cri.Container) int { return int(max(-1, min(1, b.CreatedAt-a.CreatedAt))) })
+	slices.SortFunc(list, func(a, b *cri.Container) int {
+		return newestFirst(a.GetMetadata().GetAttempt(), b.GetMetadata().GetAttempt(), a.CreatedAt, b.CreatedAt)
+	})
 	for _, item := range list {
 		reply, err := call(ctx, "asking container runtime for container", r.api.ContainerStatus,
 			&cri.ContainerStatusRequest{ContainerId: item.Id, Verbose: true})
@@ -137,10 +140,10 @@ func read(reply *cri.ContainerStatusResponse) (Container, error) {
 	}
 	err := json.Unmarshal([]byte(reply.GetInfo()["info"]), &info)
 	if err == nil && info.PID <= 0 {
-		err = errors.New("it tells of none")
+		err = errors.New("its info has no pid")
 	}
 	if err != nil {
-		return Container{}, unreachable(fmt.Errorf("asking container runtime for the process of container %s: %w", c.ID, err))
+		return Container{}, unreachable(fmt.Errorf("reading the process ID of container %s: %w", c.ID, err))
 	}
 	c.PID = info.PID
 	return c, nil
@@ -154,9 +157,17 @@ type Pod struct {
 	Type string
 }
 
-// Foreign is the name of what runs the pod if that is neither runc nor crun, "" if it is one of them or unknown. Both
+// UnsupportedError says that a pod has a runtime that Berth does not support, and which; see Pod.Unsupported.
+type UnsupportedError string
+
+// Error is for people.
+func (e UnsupportedError) Error() string {
+	return "the pod's runtime is " + string(e) + ": Berth needs runc or crun"
+}
+
+// Unsupported is the name of what runs the pod if that is neither runc nor crun, "" if it is one of them or unknown. Both
 // are of containerd's type runc; CRI-O tells of handlers alone, and its default is one of them.
-func (p Pod) Foreign() string {
+func (p Pod) Unsupported() string {
 	switch {
 	case strings.HasPrefix(p.Type, "io.containerd.runc."):
 		return ""
@@ -176,8 +187,8 @@ func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, er
 	if err != nil || len(sandboxes.Items) == 0 {
 		return Pod{}, false, err
 	}
-	newest := slices.MaxFunc(sandboxes.Items, func(a, b *cri.PodSandbox) int {
-		return int(max(-1, min(1, a.CreatedAt-b.CreatedAt)))
+	newest := slices.MinFunc(sandboxes.Items, func(a, b *cri.PodSandbox) int {
+		return newestFirst(a.GetMetadata().GetAttempt(), b.GetMetadata().GetAttempt(), a.CreatedAt, b.CreatedAt)
 	})
 	p.Handler = newest.RuntimeHandler
 	reply, err := call(ctx, "asking container runtime for pod sandbox", r.api.PodSandboxStatus,
@@ -197,6 +208,12 @@ func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, er
 	return p, true, nil
 }
 
+// newestFirst orders what a pod has had by kubelet's count of attempts, and by time only among equals: the node's clock may
+// be set back.
+func newestFirst(attempt, otherAttempt uint32, created, otherCreated int64) int {
+	return cmp.Or(cmp.Compare(otherAttempt, attempt), cmp.Compare(otherCreated, created))
+}
+
 func (r *Runtime) containers(ctx context.Context, labels map[string]string) ([]*cri.Container, error) {
 	list, err := call(ctx, "listing containers", r.api.ListContainers,
 		&cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels}})
@@ -214,4 +231,4 @@ func call[Q, A any](ctx context.Context, doing string, method func(context.Conte
 	return answer, nil
 }
 
-func unreachable(err error) error { return fault.ByTime(v1alpha1.ReasonRuntimeUnreachable, err) }
+func unreachable(err error) error { return fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, err) }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 const (
@@ -18,14 +19,18 @@ const (
 	accessFile = "access.json"
 	saltFile   = "salt"
 	saltSize   = 32
-	// maxProofs bounds access.json; the oldest is forgotten first, which costs one question to the registry.
-	maxProofs = 256
+	// maxFingerprints bounds access.json; the oldest is forgotten first, which costs one question to the registry.
+	maxFingerprints = 256
+	// maxTags bounds refs.json, and maxTagsOfDigest what one image takes of it. Which names are forgotten does not
+	// matter: each costs one question to the registry.
+	maxTags         = 4096
+	maxTagsOfDigest = 64
 )
 
-// Remember records what a reference meant when it was last resolved here.
-func (s *Store) Remember(reference, digest string) error {
+// SetTag records the digest that a reference was last resolved to on this node.
+func (s *Store) SetTag(reference, digest string) error {
 	path := filepath.Join(s.images, refsFile)
-	return classify("remembering "+reference, s.exclusively(func() error {
+	return classify("recording the digest of "+reference, s.withExclusiveLock(func() error {
 		refs := map[string]string{}
 		if err := readJSON(path, &refs); err != nil {
 			return err
@@ -33,34 +38,62 @@ func (s *Store) Remember(reference, digest string) error {
 		if refs[reference] == digest {
 			return nil
 		}
-		// References to images that are gone are of no use.
+		kept, err := s.digests()
+		if err != nil {
+			return err
+		}
+		delete(refs, reference)
+		same := 0
 		for have, at := range refs {
-			key, err := Content{Digest: at}.key()
-			if found, _ := filepath.Glob(filepath.Join(s.images, key+"*")); err != nil || len(found) == 0 {
+			if at == digest {
+				same++
+			}
+			// References to images that are gone are of no use.
+			if !kept[at] || at == digest && same >= maxTagsOfDigest {
 				delete(refs, have)
 			}
+		}
+		for have := range refs {
+			if len(refs) < maxTags {
+				break
+			}
+			delete(refs, have)
 		}
 		refs[reference] = digest
 		return writeJSON(path, 0o600, refs)
 	}))
 }
 
-// Recall returns what a reference meant when it was last resolved here, "" if it was not.
-func (s *Store) Recall(reference string) (string, error) {
+// digests are those of which the store has a content.
+func (s *Store) digests() (map[string]bool, error) {
+	entries, err := os.ReadDir(s.images)
+	if err != nil {
+		return nil, err
+	}
+	digests := map[string]bool{}
+	for _, e := range entries {
+		digest, _, _ := strings.Cut(e.Name(), "-")
+		digests["sha256:"+digest] = true
+	}
+	return digests, nil
+}
+
+// ResolveTag returns the digest that a reference was last resolved to on this node, "" if it was not.
+func (s *Store) ResolveTag(reference string) (string, error) {
 	refs := map[string]string{}
 	err := readJSON(filepath.Join(s.images, refsFile), &refs)
 	return refs[reference], err
 }
 
-// Allow records that the registry gave this content to whoever holds the credential of a proof.
-func (s *Store) Allow(c Content, proof string) error {
+// GrantAccess records that the registry gave this content to whoever holds the credential with this fingerprint.
+func (s *Store) GrantAccess(c Content, fingerprint string) error {
 	dir, err := s.imageDir(c)
 	if err != nil {
 		return err
 	}
 	path := filepath.Join(dir, accessFile)
-	return classify("recording the access to "+c.Digest, s.exclusively(func() error {
-		hashed, err := s.hash(proof)
+	return classify("recording the access to "+c.Digest, s.withExclusiveLock(func() error {
+		hashed, err := s.hash(fingerprint)
 		if err != nil {
 			return err
 		}
@@ -72,13 +105,13 @@ func (s *Store) Allow(c Content, proof string) error {
 			return nil
 		}
 		have = append(have, hashed)
-		return writeJSON(path, 0o600, have[max(0, len(have)-maxProofs):])
+		return writeJSON(path, 0o600, have[max(0, len(have)-maxFingerprints):])
 	}))
 }
 
-// Allowed tells whether one of the proofs was recorded: only then may a guest have the content without the registry's
+// HasAccess tells whether one of the fingerprints was recorded: only then may a guest have the content without the registry's
 // consent, or it would get a private image because another guest on the node has it.
-func (s *Store) Allowed(c Content, proofs []string) (bool, error) {
+func (s *Store) HasAccess(c Content, fingerprints []string) (bool, error) {
 	dir, err := s.imageDir(c)
 	if err != nil {
 		return false, err
@@ -87,8 +120,8 @@ func (s *Store) Allowed(c Content, proofs []string) (bool, error) {
 	if err := readJSON(filepath.Join(dir, accessFile), &have); err != nil || len(have) == 0 {
 		return false, err
 	}
-	for _, proof := range proofs {
-		hashed, err := s.hash(proof)
+	for _, fingerprint := range fingerprints {
+		hashed, err := s.hash(fingerprint)
 		if err != nil {
 			return false, err
 		}
@@ -99,8 +132,8 @@ func (s *Store) Allowed(c Content, proofs []string) (bool, error) {
 	return false, nil
 }
 
-// hash salts a proof, so that the files of one node tell nothing about another's.
-func (s *Store) hash(proof string) (string, error) {
+// hash salts a fingerprint, so that the files of one node tell nothing about another's.
+func (s *Store) hash(fingerprint string) (string, error) {
 	path := filepath.Join(s.images, saltFile)
 	salt, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -115,9 +148,9 @@ func (s *Store) hash(proof string) (string, error) {
 		return "", err
 	}
 	if len(salt) != saltSize {
-		return "", fmt.Errorf("%s is spoilt: remove it", path)
+		return "", fmt.Errorf("%s does not have %d bytes: remove it, and access to images is checked with registries again", path, saltSize)
 	}
 	mac := hmac.New(sha256.New, salt)
-	mac.Write([]byte(proof))
+	mac.Write([]byte(fingerprint))
 	return hex.EncodeToString(mac.Sum(nil)), nil
 }

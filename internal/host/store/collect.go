@@ -11,26 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// freshFor is how long an image is kept that nothing uses yet: the guest that it was brought for is about to.
+// freshFor is how long an image is kept that nothing uses yet: the guest that it was pulled for is about to.
 const freshFor = 10 * time.Minute
 
 // Limits say which unused images go.
 type Limits struct {
-	// Keep is how long an image stays after its last use; 0 is for ever.
-	Keep time.Duration
-	// Full is how full the file system may be, in percent, before unused images go early; 100 is never.
-	Full int
+	// MaxUnusedAge is how long an image stays after its last use; 0 is for ever.
+	MaxUnusedAge time.Duration
+	// MaxUsagePercent is how full the file system may be, in percent, before unused images go early; 100 is never.
+	MaxUsagePercent int
 }
 
 // Collect removes images that no guest uses: those whose last use is longer ago than the limit, and, while the file
 // system is too full, those unused for longest. It returns what it removed. A use is seen only while Collect looks, so
-// it is to be called more often than Keep; when that was stands in the times of meta.json.
+// it is to be called more often than MaxUnusedAge; when that was stands in the times of meta.json.
 func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err error) {
 	images, err := s.Images()
 	if err != nil {
 		return nil, err
 	}
-	used, err := s.used()
+	used, err := s.usedImages()
 	if err != nil {
 		return nil, classify("looking for unused images", err)
 	}
@@ -40,8 +40,8 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	}
 	var unused []candidate
 	for _, i := range images {
-		path := filepath.Join(i.dir, metaFile)
-		if used[filepath.Base(i.dir)] {
+		path := filepath.Join(i.Dir, metaFile)
+		if used[filepath.Base(i.Dir)] {
 			if err := os.Chtimes(path, now, now); err != nil {
 				return nil, classify("noting the use of image "+i.Digest, err)
 			}
@@ -59,8 +59,8 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	slices.SortFunc(unused, func(a, b candidate) int { return a.last.Compare(b.last) })
 	for _, c := range unused {
 		age := now.Sub(c.last)
-		old := limits.Keep > 0 && age >= limits.Keep
-		if !old && (age < freshFor || !s.fuller(limits.Full)) {
+		old := limits.MaxUnusedAge > 0 && age >= limits.MaxUnusedAge
+		if !old && (age < freshFor || !s.fullerThan(limits.MaxUsagePercent)) {
 			continue
 		}
 		switch err := s.RemoveImage(c.image.Content); {
@@ -74,8 +74,8 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	return removed, nil
 }
 
-// fuller tells whether more than that many percent of the file system are taken, as df(1) counts.
-func (s *Store) fuller(percent int) bool {
+// fullerThan tells whether more than that many percent of the file system are taken, as df(1) counts.
+func (s *Store) fullerThan(percent int) bool {
 	var st unix.Statfs_t
 	if percent >= 100 || unix.Statfs(s.root, &st) != nil {
 		return false

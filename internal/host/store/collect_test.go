@@ -15,14 +15,14 @@ func TestCollect(t *testing.T) {
 		used   bool
 		goes   bool
 	}{
-		"an old one that nothing uses goes":      {limits: Limits{Keep: keep, Full: 100}, after: 2 * keep, goes: true},
-		"a young one stays":                      {limits: Limits{Keep: keep, Full: 100}, after: keep / 2},
-		"an old one in use stays":                {limits: Limits{Keep: keep, Full: 100}, after: 2 * keep, used: true},
-		"one in use stays on a full disk":        {limits: Limits{Full: 0}, after: 2 * keep, used: true},
-		"a full disk makes a young one go":       {limits: Limits{Keep: keep, Full: 0}, after: keep / 2, goes: true},
-		"one that was just brought stays":        {limits: Limits{Keep: keep, Full: 0}, after: time.Minute},
-		"without limits an old one stays":        {limits: Limits{Full: 100}, after: 1000 * keep},
-		"an old one goes on a disk with no room": {limits: Limits{Keep: keep, Full: 0}, after: 2 * keep, goes: true},
+		"an old one that nothing uses goes":      {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: 2 * keep, goes: true},
+		"a young one stays":                      {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: keep / 2},
+		"an old one in use stays":                {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: 2 * keep, used: true},
+		"one in use stays on a full disk":        {limits: Limits{MaxUsagePercent: 0}, after: 2 * keep, used: true},
+		"a full disk makes a young one go":       {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: keep / 2, goes: true},
+		"one that was just brought stays":        {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: time.Minute},
+		"without limits an old one stays":        {limits: Limits{MaxUsagePercent: 100}, after: 1000 * keep},
+		"an old one goes on a disk with no room": {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: 2 * keep, goes: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -50,7 +50,7 @@ func TestCollect(t *testing.T) {
 
 func TestCollectCountsFromTheLastUse(t *testing.T) {
 	s, now := open(t), time.Now()
-	limits := Limits{Keep: time.Hour, Full: 100}
+	limits := Limits{MaxUnusedAge: time.Hour, MaxUsagePercent: 100}
 	with(t, s, disk(1), mib)
 	with(t, s, disk(2), mib)
 	user := claim(t, s, web)

@@ -34,7 +34,7 @@ var (
 // key names the content's directory.
 func (c Content) key() (string, error) {
 	if !validDigest.MatchString(c.Digest) {
-		return "", fmt.Errorf("%q is no sha256 digest", c.Digest)
+		return "", fmt.Errorf("%q is not a sha256 digest", c.Digest)
 	}
 	key := strings.TrimPrefix(c.Digest, "sha256:")
 	if c.Kernel != "" || c.Initrd != "" {
@@ -45,7 +45,7 @@ func (c Content) key() (string, error) {
 }
 
 // wants are the names of the files that make the content whole.
-func (c Content) wants() []string {
+func (c Content) fileNames() []string {
 	switch {
 	case c.Kernel == "" && c.Initrd == "":
 		return []string{Disk}
@@ -63,7 +63,7 @@ func (s *Store) imageDir(c Content) (string, error) {
 
 func (s *Store) vmDir(uid string) (string, error) {
 	if !validUID.MatchString(uid) {
-		return "", fmt.Errorf("%q is no UID of a VirtualMachine", uid)
+		return "", fmt.Errorf("%q is not the UID of a VirtualMachine", uid)
 	}
 	return filepath.Join(s.vms, uid), nil
 }

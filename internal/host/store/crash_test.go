@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -70,18 +69,18 @@ func work(t *testing.T, dir string) {
 	for i := 0; ; i++ {
 		n := byte(i % 5)
 		uid := fmt.Sprintf("00000000-0000-0000-0000-%012d", i%3)
-		err := bring(t, s, disk(n), func(_ context.Context, create func(string) (io.Writer, error)) error {
-			w, err := create(Disk)
+		err := bring(t, s, disk(n), func(_ context.Context, create Create) error {
+			w, err := create(Disk, 0)
 			for b := crashed(n); err == nil && len(b) > 0; b = b[mib/2:] {
 				_, err = w.Write(b[:mib/2])
 			}
 			return err
 		})
-		user, claimed := s.Claim(Identity{Namespace: "default", Name: "web", UID: uid})
+		user, claimed := s.EnsureGuest(Identity{Namespace: "default", Name: "web", UID: uid})
 		_, decided := s.Hardware(uid, Hardware{Layout: i, Machine: "pc-q35-7.2"})
 		_, made := s.Overlay(uid, Overlay{Name: "root", Base: disk(n), Size: 1 << 40, User: user})
 		_, remade := s.RecreateOverlay(uid, Overlay{Name: "scratch", Base: disk(n), User: user})
-		kept := errors.Join(s.Allow(disk(n), "proof"), s.Remember("quay.io/a", disk(n).Digest))
+		kept := errors.Join(s.GrantAccess(disk(n), "proof"), s.SetTag("quay.io/a", disk(n).Digest))
 		var removed error
 		if i%4 == 3 {
 			removed = s.Remove(uid)
@@ -146,7 +145,7 @@ func check(t *testing.T, dir string, seen map[string]int) {
 			seen["disk"]++
 		}
 	}
-	if _, err := s.Recall("quay.io/a"); err != nil {
+	if _, err := s.ResolveTag("quay.io/a"); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(filepath.Join(s.images, saltFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -27,15 +27,15 @@ type Identity struct {
 	UID       string `json:"uid"`
 }
 
-// Guest is a guest that has a directory on this node. Its names are empty if somebody spoilt their record.
+// Guest is a guest that has a directory on this node. Its names are empty if its record cannot be read.
 type Guest struct {
 	Identity
 	// User is the one its QEMU runs as.
 	User int
 }
 
-// Claim gives a guest its directory and its user, the same ones ever after.
-func (s *Store) Claim(id Identity) (user int, err error) {
+// EnsureGuest makes a guest's directory and assigns the user that its QEMU runs as, or returns the user that it has.
+func (s *Store) EnsureGuest(id Identity) (user int, err error) {
 	dir, err := s.vmDir(id.UID)
 	if err != nil {
 		return 0, err
@@ -43,7 +43,7 @@ func (s *Store) Claim(id Identity) (user int, err error) {
 	if user, err := userOf(dir); err == nil {
 		return user, nil
 	}
-	err = s.exclusively(func() error {
+	err = s.withExclusiveLock(func() error {
 		if user, err = userOf(dir); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -67,7 +67,7 @@ func (s *Store) Claim(id Identity) (user int, err error) {
 		}
 		return syncDir(s.vms)
 	})
-	return user, classify("claiming a user for guest "+id.UID, err)
+	return user, classify("assigning a user to guest "+id.UID, err)
 }
 
 // freeUser looks from a place that depends on the guest, so that users are not soon reused.
@@ -97,7 +97,7 @@ func userOf(dir string) (int, error) {
 		return 0, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if st.Gid < FirstUser || st.Gid >= FirstUser+Users {
-		return 0, fmt.Errorf("%s has group %d, which is no guest's: restore it", dir, st.Gid)
+		return 0, fmt.Errorf("%s has group %d, which is not between %d and %d: restore it", dir, st.Gid, FirstUser, FirstUser+Users-1)
 	}
 	return int(st.Gid), nil
 }
@@ -129,8 +129,11 @@ func (s *Store) List() ([]Guest, error) {
 	return guests, nil
 }
 
-// Has tells whether a guest has a directory.
+// Has tells whether a guest has a directory. It fails while this may not be the node's store; see Identify.
 func (s *Store) Has(uid string) (has bool, err error) {
+	if err := s.Distrusted(); err != nil {
+		return false, err
+	}
 	dir, err := s.vmDir(uid)
 	if err == nil {
 		has, err = exists(dir)

@@ -30,25 +30,29 @@ type Image struct {
 	// Format and VirtualSize, in bytes, are the disk's.
 	Format      diskformat.Format
 	VirtualSize int64
+	// BootSize is that of kernel and initrd together, in bytes: what QEMU reads of them.
+	BootSize int64
 	// Allocated is the space that it takes, in bytes.
 	Allocated int64
-
-	dir string
+	// Dir is where its files are.
+	Dir string
 }
 
 // DiskPath is the disk's path.
-func (i Image) DiskPath() string { return filepath.Join(i.dir, diskFile(i.Format)) }
+func (i Image) DiskPath() string { return filepath.Join(i.Dir, diskFile(i.Format)) }
 
 // KernelPath is the kernel's path.
-func (i Image) KernelPath() string { return filepath.Join(i.dir, Kernel+".img") }
+func (i Image) KernelPath() string { return filepath.Join(i.Dir, bootFile(Kernel)) }
 
 // InitrdPath is the initial RAM disk's path, "" if the content has none.
 func (i Image) InitrdPath() string {
 	if i.Initrd == "" {
 		return ""
 	}
-	return filepath.Join(i.dir, Initrd+".img")
+	return filepath.Join(i.Dir, bootFile(Initrd))
 }
+
+func bootFile(name string) string { return name + ".img" }
 
 // Image returns a content that is in the store, fs.ErrNotExist if it is not.
 func (s *Store) Image(c Content) (Image, error) {
@@ -68,7 +72,7 @@ func readImage(dir string) (Image, error) {
 	if err := readJSON(filepath.Join(dir, metaFile), &m); err != nil {
 		return Image{}, err
 	}
-	i := Image{Content: m.Content, Format: m.Format, VirtualSize: m.VirtualSize, dir: dir}
+	i := Image{Content: m.Content, Format: m.Format, VirtualSize: m.VirtualSize, Dir: dir}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return Image{}, err
@@ -79,6 +83,13 @@ func readImage(dir string) (Image, error) {
 			return Image{}, err
 		}
 		i.Allocated += n
+		if e.Name() == bootFile(Kernel) || e.Name() == bootFile(Initrd) {
+			info, err := e.Info()
+			if err != nil {
+				return Image{}, err
+			}
+			i.BootSize += info.Size()
+		}
 	}
 	return i, nil
 }
@@ -122,7 +133,7 @@ func (s *Store) RemoveImage(c Content) error {
 		return err
 	}
 	return classify("removing image "+c.Digest, s.remove(dir, func() error {
-		used, err := s.used()
+		used, err := s.usedImages()
 		if err == nil && used[filepath.Base(dir)] {
 			err = ErrInUse
 		}
@@ -130,8 +141,8 @@ func (s *Store) RemoveImage(c Content) error {
 	}))
 }
 
-// used are the keys of the images that guests' links name. The disks' own headers name them too, but guests write those.
-func (s *Store) used() (map[string]bool, error) {
+// usedImages are the keys of the images that guests' links name. The disks' own headers name them too, but guests write those.
+func (s *Store) usedImages() (map[string]bool, error) {
 	links, err := filepath.Glob(filepath.Join(s.vms, "*", "*"+baseSuffix))
 	if err != nil {
 		return nil, err

@@ -17,55 +17,36 @@ import (
 	"github.com/berth-dev/berth/internal/guest/diskformat"
 )
 
-// Fetch brings the files of a content: it opens each with create, by one of the names Disk, Kernel and Initrd, writes
-// it, and returns nil only if all that it wrote is good.
-type Fetch func(ctx context.Context, create func(name string) (io.Writer, error)) error
+// Create opens a file of a content, by one of the names Disk, Kernel and Initrd. size is its size in bytes, 0 if that is
+// not known yet.
+type Create = func(name string, size int64) (io.Writer, error)
 
-// Import is a content on its way into the store.
+// Fetch gets the files of a content: it opens each with create, writes it, and returns nil only if all that it wrote is
+// good.
+type Fetch func(ctx context.Context, create Create) error
+
+// Import is a content to be brought into the store.
 type Import struct {
-	done  chan struct{}
-	bytes atomic.Int64
-	err   error
+	Content
+	Fetch Fetch
+	// Needs is the space in bytes that it is known to take at least, 0 if nothing is known: it is not begun with less.
+	Needs int64
+	// Progress is told how far it is.
+	Progress *Progress
 }
 
-// Wait returns how the import ended: nil if the content is in the store.
-func (i *Import) Wait() error {
-	<-i.done
-	return i.err
+// Progress is how far an import is.
+type Progress struct {
+	// Bytes is how many have come, Stored how many of them take space: zeroes do not.
+	Bytes, Stored atomic.Int64
 }
 
-// Bytes is how many bytes have come so far.
-func (i *Import) Bytes() int64 { return i.bytes.Load() }
-
-// transfer is what imports share. What one source is too slow for, or fails in, another may do.
-type transfer struct {
-	content Content
-	source  string
-}
-
-// Import begins to bring a content into the store, or joins the import that already does from the same source; one that
-// is there is done. Of several sources the first to end makes the content, and the others find it there. It ends with ctx, which must not be a single guest's. Errors of fetch are returned as they are, StoreFull if the
-// disk is full, and diskformat's if the disk is none. A failed import leaves nothing and may be begun again.
-func (s *Store) Import(ctx context.Context, c Content, source string, fetch Fetch) *Import {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	t := transfer{c, source}
-	if running, ok := s.imports[t]; ok {
-		return running
-	}
-	i := &Import{done: make(chan struct{})}
-	s.imports[t] = i
-	go func() {
-		i.err = s.bring(ctx, i, c, fetch)
-		s.mu.Lock()
-		delete(s.imports, t)
-		s.mu.Unlock()
-		close(i.done)
-	}()
-	return i
-}
-
-func (s *Store) bring(ctx context.Context, i *Import, c Content, fetch Fetch) error {
+// Import imports a content, and is done at once for one that is there. Nobody else's import of the same content is
+// waited for: the first to end makes it, and the others find it there. Errors of Fetch are returned as they are,
+// diskformat's as soon as the first bytes show that the disk is none, and StoreFull if it would take what the store
+// keeps free for guests. A failed import leaves nothing and may be started again.
+func (s *Store) Import(ctx context.Context, i Import) error {
+	c := i.Content
 	final, err := s.imageDir(c)
 	if err != nil {
 		return err
@@ -73,10 +54,13 @@ func (s *Store) bring(ctx context.Context, i *Import, c Content, fetch Fetch) er
 	if _, err := s.Image(c); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := s.checkRoom(i.Needs); err != nil {
+		return classify("importing "+c.Digest, err)
+	}
 	var dir string
 	var held *os.File
 	// No sweep may come between the making of the directory and the lock that protects it.
-	err = s.together(func() (err error) {
+	err = s.withSharedLock(func() (err error) {
 		if dir, err = os.MkdirTemp(s.images, newPrefix); err != nil {
 			return err
 		}
@@ -91,23 +75,23 @@ func (s *Store) bring(ctx context.Context, i *Import, c Content, fetch Fetch) er
 	}
 	defer held.Close()
 
-	incoming := &incoming{dir: dir, count: &i.bytes, wants: c.wants()}
-	defer incoming.close()
-	if err := fetch(ctx, incoming.create); err != nil {
-		if incoming.err != nil {
-			err = classify("importing "+c.Digest, incoming.err)
+	staged := &staging{store: s, dir: dir, progress: i.Progress, fileNames: c.fileNames()}
+	defer staged.close()
+	if err := i.Fetch(ctx, staged.create); err != nil {
+		if staged.err != nil {
+			err = classify("importing "+c.Digest, staged.err)
 		}
 		return err
 	}
-	m, err := incoming.finish(c)
+	m, err := staged.finish(c)
 	if err == nil {
 		err = errors.Join(writeJSON(filepath.Join(dir, metaFile), 0o644, m), os.Chmod(dir, dirMode))
 	}
 	if err != nil {
 		return classify("importing "+c.Digest, err)
 	}
-	return classify("publishing "+c.Digest, s.together(func() error {
-		// Another process may have brought it meanwhile: then its directory is as good as ours.
+	return classify("publishing "+c.Digest, s.withSharedLock(func() error {
+		// Another import, or another process, may have made it meanwhile: then its directory is as good as ours.
 		if err := os.Rename(dir, final); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
@@ -115,46 +99,48 @@ func (s *Store) bring(ctx context.Context, i *Import, c Content, fetch Fetch) er
 	}))
 }
 
-// incoming are the files of an import.
-type incoming struct {
-	dir   string
-	count *atomic.Int64
-	wants []string
-	files []*sparseFile
+// staging has the files of an import until they are complete.
+type staging struct {
+	store     *Store
+	dir       string
+	progress  *Progress
+	fileNames []string
+	files     []*sparseFile
+	unchecked int64 // bytes stored since the room was last looked at
 	// err is the first error of a writer.
 	err error
 }
 
-func (in *incoming) create(name string) (io.Writer, error) {
+func (in *staging) create(name string, size int64) (io.Writer, error) {
 	for _, f := range in.files {
 		if f.name == name {
-			return nil, fmt.Errorf("the import's file %q came twice", name)
+			return nil, fmt.Errorf("the image has file %q twice", name)
 		}
 	}
-	if !slices.Contains(in.wants, name) {
-		return nil, fmt.Errorf("the import has no place for %q", name)
+	if !slices.Contains(in.fileNames, name) {
+		return nil, fmt.Errorf("the import does not expect file %q", name)
 	}
 	f, err := os.OpenFile(filepath.Join(in.dir, name+".img"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		in.err = err
 		return nil, err
 	}
-	sparse := &sparseFile{file: f, name: name, in: in}
+	sparse := &sparseFile{file: f, name: name, staging: in, expected: size}
 	in.files = append(in.files, sparse)
 	return sparse, nil
 }
 
-func (in *incoming) close() {
+func (in *staging) close() {
 	for _, f := range in.files {
 		_ = f.file.Close()
 	}
 }
 
-// finish makes the files lasting and read-only, and looks at what they are.
-func (in *incoming) finish(c Content) (meta, error) {
+// finish syncs the files, makes them read-only, and inspects the disk.
+func (in *staging) finish(c Content) (meta, error) {
 	m := meta{Content: c}
-	if len(in.files) != len(in.wants) {
-		return m, fmt.Errorf("the import brought %d files of %d", len(in.files), len(in.wants))
+	if len(in.files) != len(in.fileNames) {
+		return m, fmt.Errorf("the image has %d files of %d", len(in.files), len(in.fileNames))
 	}
 	for _, f := range in.files {
 		if err := f.file.Truncate(f.size); err != nil { // a hole at the end
@@ -166,6 +152,11 @@ func (in *incoming) finish(c Content) (meta, error) {
 				return m, err
 			}
 			m.Format, m.VirtualSize = info.Format, info.VirtualSize
+			if info.Format == diskformat.Raw { // padded to a sector
+				if err := f.file.Truncate(info.VirtualSize); err != nil {
+					return m, err
+				}
+			}
 			if err := os.Rename(f.file.Name(), filepath.Join(in.dir, diskFile(info.Format))); err != nil {
 				return m, err
 			}
@@ -179,44 +170,77 @@ func (in *incoming) finish(c Content) (meta, error) {
 
 // sparseFile writes no zeroes: what is not written reads as zero, and takes no space.
 type sparseFile struct {
-	file *os.File // not embedded: its ReadFrom and WriteString would go round Write
-	name string
-	in   *incoming
-	size int64
+	file     *os.File // not embedded: its ReadFrom and WriteString would go round Write
+	name     string
+	staging  *staging
+	size     int64
+	expected int64  // size at the end, 0 if that is not known
+	head     []byte // of a disk, until it has been inspected
 }
 
-const page = 4096
+const pageSize = 4096
 
-var zeroes [page]byte
+var zeroPage [pageSize]byte
 
 func (f *sparseFile) Write(b []byte) (int, error) {
+	if err := f.inspectHead(b); err != nil {
+		return f.fail(err)
+	}
 	start, at := f.size, f.size // data from start to at is still to be written
 	end := start + int64(len(b))
 	base := start
 	flush := func() error {
 		_, err := f.file.WriteAt(b[start-base:at-base], start)
-		return err
+		return errors.Join(err, f.staging.stored(at-start))
 	}
 	for at < end {
-		next := min(end, at/page*page+page)
-		if piece := b[at-base : next-base]; bytes.Equal(piece, zeroes[:len(piece)]) {
+		next := min(end, at/pageSize*pageSize+pageSize)
+		if piece := b[at-base : next-base]; bytes.Equal(piece, zeroPage[:len(piece)]) {
 			if err := flush(); err != nil {
-				return f.failed(err)
+				return f.fail(err)
 			}
 			start = next
 		}
 		at = next
 	}
 	if err := flush(); err != nil {
-		return f.failed(err)
+		return f.fail(err)
 	}
 	f.size = end
-	f.in.count.Add(int64(len(b)))
+	f.staging.progress.Bytes.Add(int64(len(b)))
 	return len(b), nil
 }
 
-func (f *sparseFile) failed(err error) (int, error) {
-	f.in.err = err
+// inspectHead ends the import of a disk whose first bytes are refused, or tell that there is no room for it.
+func (f *sparseFile) inspectHead(b []byte) error {
+	if f.name != Disk || f.size >= diskformat.HeadSize {
+		return nil
+	}
+	f.head = append(f.head, b[:min(len(b), diskformat.HeadSize-len(f.head))]...)
+	if len(f.head) < diskformat.HeadSize {
+		return nil
+	}
+	format, err := diskformat.InspectHead(f.head)
+	f.head = nil
+	if err != nil || format == diskformat.Raw { // a raw disk may be holes for the most part
+		return err
+	}
+	return f.staging.store.checkRoom(f.expected)
+}
+
+// stored counts bytes that take space, and ends the import before they take what is kept for guests.
+func (in *staging) stored(n int64) error {
+	const interval = 8 << 20
+	in.progress.Stored.Add(n)
+	if in.unchecked += n; in.unchecked < interval {
+		return nil
+	}
+	in.unchecked = 0
+	return in.store.checkRoom(0)
+}
+
+func (f *sparseFile) fail(err error) (int, error) {
+	f.staging.err = err
 	return 0, err
 }
 

@@ -17,7 +17,7 @@ import (
 
 const (
 	overlaySuffix = ".qcow2"
-	recordSuffix  = ".image.json" // no disk of the name vm comes into the way of vm.json
+	recordSuffix  = ".image.json" // so that a disk named vm does not collide with vm.json
 )
 
 // Overlay asks for a disk of a guest.
@@ -27,9 +27,9 @@ type Overlay struct {
 	Record
 	// Base is the image that shows through. It must be in the store.
 	Base Content
-	// Size is what the guest sees, in bytes; 0 for the image's own.
-	Size int64
-	// User is the guest's, of Claim.
+	// Size is what the guest sees, in bytes; 0 for the image's own, if that is at most MaxSize; which is 0 for no bound.
+	Size, MaxSize int64
+	// User is the guest's, of EnsureGuest.
 	User int
 }
 
@@ -61,10 +61,10 @@ func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
 		return GuestDisk{}, err
 	}
 	if !validName.MatchString(o.Name) {
-		return GuestDisk{}, fmt.Errorf("%q is no name of a disk", o.Name)
+		return GuestDisk{}, fmt.Errorf("%q is not a valid disk name", o.Name)
 	}
 	var disk GuestDisk
-	err = s.together(func() error {
+	err = s.withSharedLock(func() error {
 		// Two makers with different bases would leave a disk over the one and a link to the other.
 		held, err := lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
 		if err != nil {
@@ -80,7 +80,7 @@ func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
 		if disk, err = s.guestDisk(dir, o.Name); err != nil {
 			return err
 		}
-		if disk.Base.dir == "" {
+		if disk.Base.Dir == "" {
 			return fmt.Errorf("image %s below it is missing: %w", disk.Base.Digest, fs.ErrNotExist)
 		}
 		return nil
@@ -88,14 +88,14 @@ func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
 	return disk, classify(fmt.Sprintf("making disk %s of guest %s", o.Name, uid), err)
 }
 
-// RecreateOverlay makes an ephemeral disk anew. No QEMU of the guest may be left.
+// RecreateOverlay replaces an ephemeral disk by a new one. No QEMU of the guest may be left.
 func (s *Store) RecreateOverlay(uid string, o Overlay) (GuestDisk, error) {
 	dir, err := s.vmDir(uid)
 	if err != nil {
 		return GuestDisk{}, err
 	}
 	if !validName.MatchString(o.Name) {
-		return GuestDisk{}, fmt.Errorf("%q is no name of a disk", o.Name)
+		return GuestDisk{}, fmt.Errorf("%q is not a valid disk name", o.Name)
 	}
 	if err := os.Remove(filepath.Join(dir, o.Name+overlaySuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return GuestDisk{}, classify("removing disk "+o.Name+" of guest "+uid, err)
@@ -108,19 +108,23 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	if err != nil {
 		return err
 	}
+	if o.Size == 0 && o.MaxSize > 0 && base.VirtualSize > o.MaxSize {
+		return fault.NewUser(v1alpha1.ReasonDiskTooSmall, fmt.Errorf(
+			"disk %s: its image has %d bytes, and a disk without size may have %d on this node: give it a size of at least %d", o.Name, base.VirtualSize, o.MaxSize, base.VirtualSize))
+	}
 	if o.Size == 0 {
 		o.Size = base.VirtualSize
 	}
 	if o.Size < base.VirtualSize {
-		return fault.ByUser(v1alpha1.ReasonDiskTooSmall,
+		return fault.NewUser(v1alpha1.ReasonDiskTooSmall,
 			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: give it a larger size, or none", o.Name, o.Size, base.VirtualSize))
 	}
 	b, err := diskformat.Overlay(diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format})
 	if err != nil {
 		return err
 	}
-	// The disk comes last: one without a link would not hold its base, one without a record would be anybody's.
-	if err := linkBase(dir, o.Name, filepath.Base(base.dir)); err != nil {
+	// The disk comes last: one without a link would let its image be removed, one without a record would have no known origin.
+	if err := linkBase(dir, o.Name, filepath.Base(base.Dir)); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, o.Name+recordSuffix), 0o600, o.Record); err != nil {
@@ -132,7 +136,7 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	})
 }
 
-// guestDisk looks at a disk that is there, without trust in it: QEMU may write all of its bytes.
+// guestDisk inspects a disk that is there, without trust in it: QEMU may write all of its bytes.
 func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	disk := GuestDisk{Name: name, Path: filepath.Join(dir, name+overlaySuffix)}
 	key, err := readBase(filepath.Join(dir, name+baseSuffix))
@@ -162,8 +166,8 @@ func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 		return disk, err
 	}
 	if want := filepath.Join(s.images, key); filepath.Dir(info.Backing) != want {
-		return disk, fault.ByUser(v1alpha1.ReasonImageUnsafe,
-			fmt.Errorf("disk %s was tampered with: its header names %q, it was made over %s", name, info.Backing, want))
+		return disk, fault.NewUser(v1alpha1.ReasonImageUnsafe,
+			fmt.Errorf("disk %s was tampered with: its backing file is %q, it was created on %s", name, info.Backing, want))
 	}
 	disk.VirtualSize = info.VirtualSize
 	disk.Allocated, err = allocated(disk.Path)
@@ -198,18 +202,18 @@ func (s *Store) Disks(uid string) ([]GuestDisk, error) {
 	return disks, nil
 }
 
-// Keep records that a guest starts from a kernel image, until it is removed or keeps another.
-func (s *Store) Keep(uid string, c Content) error {
+// PinKernel records that a guest starts from a kernel image, until it is removed or keeps another.
+func (s *Store) PinKernel(uid string, c Content) error {
 	dir, err := s.vmDir(uid)
 	if err != nil {
 		return err
 	}
-	return classify("keeping the kernel of guest "+uid, s.together(func() error {
+	return classify("recording the kernel image of guest "+uid, s.withSharedLock(func() error {
 		image, err := s.Image(c)
 		if err != nil {
 			return err
 		}
 		// With a dot it is the name of no disk.
-		return linkBase(dir, Kernel+".img", filepath.Base(image.dir))
+		return linkBase(dir, Kernel+".img", filepath.Base(image.Dir))
 	}))
 }

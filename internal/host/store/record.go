@@ -41,15 +41,15 @@ func (s *Store) Hardware(uid string, first Hardware) (h Hardware, err error) {
 	if err != nil {
 		return Hardware{}, err
 	}
-	err = s.exclusively(func() error {
-		h, err = hardware(filepath.Join(dir, recordFile), first)
+	err = s.withExclusiveLock(func() error {
+		h, err = readHardware(filepath.Join(dir, recordFile), first)
 		return err
 	})
 	return h, classify("reading the hardware of guest "+uid, err)
 }
 
-// hardware reads a record, and adds what is missing in it to what a newer version may have written.
-func hardware(path string, first Hardware) (Hardware, error) {
+// readHardware reads a record, and adds what is missing in it to what a newer version may have written.
+func readHardware(path string, first Hardware) (Hardware, error) {
 	var r record
 	fields := map[string]json.RawMessage{}
 	err := readJSON(path, &fields)
@@ -60,7 +60,7 @@ func hardware(path string, first Hardware) (Hardware, error) {
 		err = fmt.Errorf("%s is missing or empty", path)
 	}
 	if err != nil {
-		return Hardware{}, fault.ByUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
+		return Hardware{}, fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
 			`%w: restore it, or write {"recordVersion": 1} into it to give the VM the hardware of a new one`, err))
 	}
 	switch {

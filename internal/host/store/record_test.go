@@ -122,11 +122,11 @@ func FuzzRecord(f *testing.F) {
 		}
 		had := map[string]json.RawMessage{}
 		_ = json.Unmarshal([]byte(doc), &had)
-		h, err := hardware(path, newest)
+		h, err := readHardware(path, newest)
 		if err != nil {
 			return
 		}
-		if again, err := hardware(path, later); err != nil || again != h {
+		if again, err := readHardware(path, later); err != nil || again != h {
 			t.Fatalf("%+v, then %+v, %v: %s", h, again, err, read(t, path))
 		}
 		has := decoded(t, read(t, path)).(map[string]any)

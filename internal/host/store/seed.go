@@ -8,6 +8,9 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // CreateSeed makes the file of a guest's seed: size bytes, all zero, which only user may read. QEMU may open it
@@ -19,8 +22,24 @@ func (s *Store) CreateSeed(uid string, size int64, user int) (path string, err e
 	if _, err := os.Lstat(path); err == nil {
 		return path, nil
 	}
+	if err := inMemory(s.seeds); err != nil {
+		return "", err
+	}
 	return path, classify("making the seed of guest "+uid,
 		publish(path, 0o400, user, func(f *os.File) error { return f.Truncate(size) }))
+}
+
+// inMemory refuses a directory whose files stay on a disk: seeds may hold secrets.
+func inMemory(dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return classify("finding the file system of the seeds", &os.PathError{Op: "statfs", Path: dir, Err: err})
+	}
+	if fs.Type != unix.TMPFS_MAGIC {
+		return fault.NewTransient(v1alpha1.ReasonStoreFailed, fmt.Errorf(
+			"%s, for first-boot data and its secrets, is not on a tmpfs but on a file system of type %#x: mount a tmpfs there, or set agent.runDir to a directory on one", dir, fs.Type))
+	}
+	return nil
 }
 
 // HasSeed tells whether a guest's seed is there.

@@ -28,26 +28,27 @@ const dirMode = 0o711
 // Store is the store of one node. It is safe for concurrent use, also by several processes.
 type Store struct {
 	root, images, vms, seeds string
+	reserve                  Reserve
 
-	mu      sync.Mutex
-	imports map[transfer]*Import
-	swept   bool
+	mu       sync.Mutex
+	swept    bool
+	distrust error // why it may not be the node's store; see Identify
 }
 
 // New is the store in root, which must be on a file system that keeps its files, and in run, on a tmpfs. Whether they
 // can be used, Check tells.
-func New(root, run string) *Store {
+func New(root, run string, reserve Reserve) *Store {
 	return &Store{
 		root:    root,
 		images:  filepath.Join(root, "images"),
 		vms:     filepath.Join(root, "vms"),
 		seeds:   filepath.Join(run, "seeds"),
-		imports: map[transfer]*Import{},
+		reserve: reserve,
 	}
 }
 
 // Check makes the directories that are missing, removes what was left unfinished by processes that were gone when this
-// one began, and proves that the disk takes a file. A store that failed is mended once it comes back without error.
+// one began, and proves that the disk takes a file. A store that failed is repaired once Check returns no error.
 func (s *Store) Check() error {
 	for _, dir := range []string{s.root, s.images, s.vms, s.seeds} {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
@@ -57,17 +58,20 @@ func (s *Store) Check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.swept {
-		if err := s.exclusively(s.sweep); err != nil {
-			return classify("opening the store", err)
+		if err := s.withExclusiveLock(s.sweep); err != nil {
+			return classify("removing unfinished files from the store", err)
 		}
 		s.swept = true
 	}
-	return classify("trying the store", try(s.vms))
+	if err := checkWritable(s.vms); err != nil {
+		return classify("writing to the store", err)
+	}
+	return inMemory(s.seeds)
 }
 
-// try writes a file that never has a name, and goes at once.
-func try(dir string) error {
-	f, err := unnamed(dir, 0o600)
+// checkWritable writes a file that never has a name, and goes at once.
+func checkWritable(dir string) error {
+	f, err := openTmpfile(dir, 0o600)
 	if err != nil {
 		return err
 	}
@@ -102,12 +106,12 @@ func (s *Store) sweep() error {
 	return errors.Join(errs...)
 }
 
-// exclusively runs what changes who uses what; nothing else of it happens meanwhile, on this node. It takes
+// withExclusiveLock runs what changes who uses what; nothing else of it happens meanwhile, on this node. It takes
 // milliseconds: nothing may wait inside.
-func (s *Store) exclusively(do func() error) error { return s.locked(unix.LOCK_EX, do) }
+func (s *Store) withExclusiveLock(do func() error) error { return s.locked(unix.LOCK_EX, do) }
 
-// together runs what relies on images staying where they are.
-func (s *Store) together(do func() error) error { return s.locked(unix.LOCK_SH, do) }
+// withSharedLock runs what relies on images staying where they are.
+func (s *Store) withSharedLock(do func() error) error { return s.locked(unix.LOCK_SH, do) }
 
 func (s *Store) locked(how int, do func() error) error {
 	f, err := lockedFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, how)
@@ -141,9 +145,9 @@ func classify(doing string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return fault.ByTime(v1alpha1.ReasonStoreFull, fmt.Errorf("%s: the node's disk is full: free some space: %w", doing, err))
+		return fault.NewTransient(v1alpha1.ReasonStoreFull, fmt.Errorf("%s: the node's disk is full: free some space: %w", doing, err))
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS): // a file system that failed may let itself be read only
-		return fault.ByTime(v1alpha1.ReasonStoreFailed, fmt.Errorf("%s: the node's disk fails: its kernel's log says how: %w", doing, err))
+		return fault.NewTransient(v1alpha1.ReasonStoreFailed, fmt.Errorf("%s: the node's disk fails: read the kernel log of the node: %w", doing, err))
 	default:
 		return fmt.Errorf("%s: %w", doing, err)
 	}
@@ -209,7 +213,7 @@ func readJSON(path string, v any) error {
 // remove removes a directory, in sight only until unused has agreed. One that is absent is no error.
 func (s *Store) remove(path string, unused func() error) error {
 	old := filepath.Join(filepath.Dir(path), oldPrefix+filepath.Base(path))
-	err := s.exclusively(func() error {
+	err := s.withExclusiveLock(func() error {
 		if err := errors.Join(unused(), os.RemoveAll(old)); err != nil {
 			return err
 		}
@@ -229,7 +233,7 @@ func (s *Store) remove(path string, unused func() error) error {
 // belongs to owner.
 func publish(path string, mode uint32, owner int, fill func(*os.File) error) error {
 	dir := filepath.Dir(path)
-	f, err := unnamed(dir, mode)
+	f, err := openTmpfile(dir, mode)
 	if err != nil {
 		return err
 	}
@@ -245,11 +249,11 @@ func publish(path string, mode uint32, owner int, fill func(*os.File) error) err
 	return syncDir(dir)
 }
 
-// unnamed opens a new file in dir that has no name.
-func unnamed(dir string, mode uint32) (*os.File, error) {
+// openTmpfile opens a new file in dir that has no name.
+func openTmpfile(dir string, mode uint32) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, mode)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
-		return nil, fault.ByTime(v1alpha1.ReasonStoreFailed, fmt.Errorf(
+		return nil, fault.NewTransient(v1alpha1.ReasonStoreFailed, fmt.Errorf(
 			"the file system of %s does not support O_TMPFILE: put it on ext4, xfs or btrfs: %w", dir, err))
 	}
 	if err != nil {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,6 +56,19 @@ func TestReadFile(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mount := func(kind, at, options string) {
+		t.Helper()
+		at = filepath.Join(root, at)
+		must(os.MkdirAll(at, 0o755))
+		must(unix.Mount(kind, at, kind, 0, options))
+		t.Cleanup(func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
+	}
+	mount("tmpfs", "run", "")
+	mount("tmpfs", "run/secret", "")
+	mount("tmpfs", "run/other", "")
+	must(os.WriteFile(filepath.Join(root, "run/other/key"), []byte("another's"), 0o400))
+	must(os.Symlink("/run/other/key", filepath.Join(root, "run/secret/over")))
+	must(os.WriteFile(filepath.Join(root, "key"), []byte("the image's"), 0o400))
 	must(os.MkdirAll(filepath.Join(root, "run/secret/..1"), 0o755))
 	must(os.WriteFile(filepath.Join(root, "run/secret/..1/key"), []byte("value"), 0o400))
 	must(os.Symlink("..1", filepath.Join(root, "run/secret/..data")))
@@ -73,6 +88,12 @@ func TestReadFile(t *testing.T) {
 			t.Errorf("%s leads to %q, %v", outside, got, err)
 		}
 	}
+	if got, err := ReadFile(pid, "/run/secret/over", 100); err == nil {
+		t.Errorf("a link leads to another mount: %q", got)
+	}
+	if got, err := ReadFile(pid, "/key", 100); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of the image itself %q is read, %v", got, err)
+	}
 	if _, err := ReadFile(pid, "/run/fifo", 100); err == nil || !strings.Contains(err.Error(), "no regular file") {
 		t.Errorf("a FIFO: %v", err)
 	}
@@ -82,4 +103,68 @@ func TestReadFile(t *testing.T) {
 	if _, err := ReadFile(pid, "/run/none", 100); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)
 	}
+}
+
+// TestAMountThatHangs: a file system of FUSE whose server does not answer, where a Secret is expected and above it.
+func TestAMountThatHangs(t *testing.T) {
+	pid, root := jail(t)
+	server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		env.Missing(t, "needs /dev/fuse: "+err.Error())
+	}
+	at := filepath.Join(root, "hangs")
+	if err := os.Mkdir(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("fuse", at, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server)); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		_, err := ReadFile(pid, "/hangs/user-data", 100)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), "fuse is mounted at /hangs") {
+			t.Errorf("it is refused with %v", err)
+		}
+	case <-time.After(3 * time.Second):
+		t.Error("the reader waits for the server")
+	}
+	_ = unix.Close(server) // which ends all that waits for it
+	_ = unix.Unmount(at, unix.MNT_DETACH)
+}
+
+func TestTmpfsOf(t *testing.T) {
+	const (
+		root   = "100 1 0:50 / / rw - overlay overlay rw,lowerdir=a - b\n"
+		secret = "101 100 0:51 / /run/berth/user-data ro,relatime shared:1 - tmpfs tmpfs rw,size=1024k\n"
+		above  = "102 100 0:52 / /run rw - nfs4 server:/x rw\n"
+		over   = "103 101 0:53 / /run/berth/user-data rw - fuse.s3 s3 rw\n"
+		beside = "104 100 0:54 / /run/berth/user-data2 rw - nfs4 server:/x rw\n"
+		below  = "105 101 0:55 / /run/berth/user-data/deeper rw - nfs4 server:/x rw\n"
+	)
+	for _, tt := range []struct{ name, mounts, want string }{
+		{"a Secret", root + secret, "/run/berth/user-data"},
+		{"with other mounts beside it and below", root + secret + beside + below, "/run/berth/user-data"},
+		{"below another mount", root + above + secret, ""},
+		{"under another mount", root + secret + over, ""},
+		{"none", root + beside, ""},
+		{"nothing", "", ""},
+		{"half a line", "101 100 0:51 / /run/berth/user-data", ""},
+	} {
+		if got, err := tmpfsOf(tt.mounts, "/run/berth/user-data/user-data"); got != tt.want || (err == nil) != (tt.want != "") {
+			t.Errorf("%s: %q, %v", tt.name, got, err)
+		}
+	}
+}
+
+func FuzzTmpfsOf(f *testing.F) {
+	f.Add("101 100 0:51 / /run/berth/user-data ro,relatime shared:1 - tmpfs tmpfs rw,size=1024k\n")
+	f.Fuzz(func(t *testing.T, mounts string) {
+		if at, err := tmpfsOf(mounts, "/run/berth/user-data"); err == nil && !strings.HasPrefix("/run/berth/user-data", at+"/") {
+			t.Errorf("%q", at)
+		}
+	})
 }

@@ -7,9 +7,9 @@ import (
 )
 
 const (
-	ringSize  = 256 << 10
-	chunkSize = 16 << 10
-	typeSize  = 4 << 10 // what a terminal holds at most
+	ringSize   = 256 << 10
+	outputSize = 16 << 10
+	inputSize  = 4 << 10 // what a terminal holds at most
 )
 
 // Console is one guest's console. Its methods are for one goroutine, but for what Attach says.
@@ -35,12 +35,12 @@ func New(stdin, stdout *os.File) (*Console, error) {
 // QEMU has closed its end. It may be called once.
 func (c *Console) Attach(qemu *os.File, closed func()) {
 	c.qemu, c.ring, c.closed = qemu, newRing(ringSize), make(chan struct{})
-	go c.print()
+	go c.copyOutput()
 	go func() {
-		c.drain()
+		c.fillRing()
 		closed()
 	}()
-	go c.typeIn()
+	go c.copyInput()
 }
 
 // Flush waits until QEMU has closed its end and all that it wrote is on stdout,
@@ -61,23 +61,23 @@ func (c *Console) Flush(timeout time.Duration) {
 	}
 }
 
-// drain moves what QEMU writes into the ring until QEMU closes its end.
-func (c *Console) drain() {
+// fillRing moves what QEMU writes into the ring until QEMU closes its end.
+func (c *Console) fillRing() {
 	defer close(c.closed)
-	buf := make([]byte, chunkSize)
+	buf := make([]byte, outputSize)
 	for {
 		n, err := c.qemu.Read(buf)
 		c.ring.put(buf[:n])
 		if err != nil { // the end, or a reset by a QEMU that was killed
-			c.ring.end()
+			c.ring.close()
 			return
 		}
 	}
 }
 
-// print moves the ring's bytes to stdout. It blocks as long as stdout does.
-func (c *Console) print() {
-	buf := make([]byte, chunkSize)
+// copyOutput moves the ring's bytes to stdout. It blocks as long as stdout does.
+func (c *Console) copyOutput() {
+	buf := make([]byte, outputSize)
 	for {
 		data := c.ring.take(buf)
 		if len(data) == 0 {
@@ -87,10 +87,10 @@ func (c *Console) print() {
 	}
 }
 
-// typeIn moves stdin to QEMU until either ends. A guest that reads nothing holds
+// copyInput moves stdin to QEMU until either ends. A guest that reads nothing holds
 // up only who types.
-func (c *Console) typeIn() {
-	buf := make([]byte, typeSize)
+func (c *Console) copyInput() {
+	buf := make([]byte, inputSize)
 	for {
 		n, err := c.stdin.Read(buf)
 		if err != nil {

@@ -68,8 +68,8 @@ func (r *ring) take(buf []byte) []byte {
 	return buf[:n]
 }
 
-// end lets take return at the end of what there is.
-func (r *ring) end() {
+// close lets take return at the end of what there is.
+func (r *ring) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.ended = true

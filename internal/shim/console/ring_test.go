@@ -36,7 +36,7 @@ func TestRing(t *testing.T) {
 		for _, p := range c.puts {
 			r.put([]byte(p))
 		}
-		r.end()
+		r.close()
 		if got := takeAll(r, 64); got != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
@@ -66,7 +66,7 @@ func TestRingDropsOnlyWhatWasNotTaken(t *testing.T) {
 	r.put([]byte("abcd"))
 	first := string(r.take(make([]byte, 2)))
 	r.put([]byte("efgh"))
-	r.end()
+	r.close()
 	rest := takeAll(r, 64)
 	if want := "\r\n[berth: 2 bytes of console dropped]\r\nefgh"; first != "ab" || rest != want {
 		t.Errorf("got %q and %q, want %q and %q", first, rest, "ab", want)

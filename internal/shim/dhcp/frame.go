@@ -3,6 +3,9 @@ package dhcp
 import (
 	"encoding/binary"
 	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
@@ -21,8 +24,40 @@ const (
 
 var broadcastMAC = shimproto.MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
+// frames is a Client over a packet socket, as agents before shimproto.KindDHCP hand it over.
+type frames struct {
+	socket *os.File
+	lease  shimproto.Lease
+}
+
+// Frames is the client behind a non-blocking packet socket (AF_PACKET, SOCK_RAW), which is bound to the tap and filtered
+// to DHCP requests.
+func Frames(socket *os.File, lease shimproto.Lease) Client { return frames{socket, lease} }
+
+func (f frames) receive(buf []byte) ([]byte, error) {
+	n, err := f.socket.Read(buf)
+	if err != nil {
+		return nil, err
+	}
+	data, from, ok := payload(buf[:n])
+	if !ok || from != f.lease.MAC {
+		return nil, nil
+	}
+	return data, nil
+}
+
+func (f frames) send(reply []byte, to netip.Addr) {
+	e := envelope{toMAC: f.lease.MAC, from: f.lease.Router, to: to}
+	if to == everybody {
+		e.toMAC = broadcastMAC
+	}
+	frame := e.frame(reply)
+	copy(frame[6:], ownMAC(f.socket))
+	_, _ = f.socket.Write(frame) // a lost answer is asked for again
+}
+
 // payload returns the UDP payload and the sender of an Ethernet frame with a
-// whole IPv4 datagram to the DHCP server's port. Checksums are not looked at: a
+// whole IPv4 datagram to the DHCP server's port. Checksums are not verified: a
 // guest with checksum offload leaves them to a device that does not exist here.
 func payload(frame []byte) (data []byte, from shimproto.MAC, ok bool) {
 	if len(frame) < headLen || binary.BigEndian.Uint16(frame[12:]) != etherIPv4 {
@@ -92,4 +127,20 @@ func sum(start uint32, data []byte) uint32 {
 		start = start&0xffff + start>>16
 	}
 	return start
+}
+
+// ownMAC is the hardware address of the socket's interface, or nothing.
+func ownMAC(socket *os.File) (mac []byte) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if addr, err := unix.Getsockname(int(fd)); err == nil {
+			if ll, ok := addr.(*unix.SockaddrLinklayer); ok && ll.Halen == 6 {
+				mac = ll.Addr[:6]
+			}
+		}
+	})
+	return mac
 }

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
@@ -40,10 +41,11 @@ const (
 )
 
 const (
-	fixedLen    = 240 // up to and with the magic cookie
-	shortest    = 300 // RFC 1542, 2.1: some clients drop shorter ones
-	everyones   = 576 // RFC 2131, 2: every client takes datagrams of this size
-	longest     = 1400
+	headerLen   = 240 // up to and with the magic cookie
+	minMessage  = 300 // RFC 1542, 2.1: some clients drop shorter ones
+	minDatagram = 576 // RFC 2131, 2: every client takes datagrams of this size, and some drop longer ones
+	maxDatagram = 1500
+	maxOption   = 255
 	magicCookie = 0x63825363
 
 	bootRequest   = 1
@@ -67,7 +69,7 @@ type query struct {
 
 // parse reads a client's message. Messages through relays are not ours to answer.
 func parse(data []byte) (q query, ok bool) {
-	if len(data) < fixedLen || data[0] != bootRequest || data[1] != etherHardware || data[2] != 6 ||
+	if len(data) < headerLen || data[0] != bootRequest || data[1] != etherHardware || data[2] != 6 ||
 		binary.BigEndian.Uint32(data[24:]) != 0 || binary.BigEndian.Uint32(data[236:]) != magicCookie {
 		return q, false
 	}
@@ -75,8 +77,8 @@ func parse(data []byte) (q query, ok bool) {
 	q.current = netip.AddrFrom4([4]byte(data[12:]))
 	q.broadcast = binary.BigEndian.Uint16(data[10:])&flagBroadcast != 0
 	q.client = shimproto.MAC(data[28:34])
-	q.maxSize = everyones
-	for rest := data[fixedLen:]; len(rest) > 0 && rest[0] != optEnd; {
+	q.maxSize = minDatagram
+	for rest := data[headerLen:]; len(rest) > 0 && rest[0] != optEnd; {
 		if rest[0] == optPad {
 			rest = rest[1:]
 			continue
@@ -94,7 +96,7 @@ func parse(data []byte) (q query, ok bool) {
 		case code == optServerID && len(value) == 4:
 			q.server = netip.AddrFrom4([4]byte(value))
 		case code == optMaxSize && len(value) == 2:
-			q.maxSize = min(max(int(binary.BigEndian.Uint16(value)), everyones), longest)
+			q.maxSize = min(max(int(binary.BigEndian.Uint16(value)), minDatagram), maxDatagram)
 		case code == optClientID:
 			q.clientID = value
 		}
@@ -108,8 +110,9 @@ type reply struct {
 	limit int // of data, with the end option
 }
 
-func (q query) reply(kind byte) *reply {
-	r := &reply{data: make([]byte, fixedLen, everyones), limit: q.maxSize - ipLen - udpLen}
+// reply begins the reply to q on a link whose datagrams have at most mtu bytes.
+func (q query) reply(kind byte, mtu int) *reply {
+	r := &reply{data: make([]byte, headerLen, minDatagram), limit: min(q.maxSize, mtu) - ipLen - udpLen}
 	copy(r.data, q.header[:])
 	r.data[0], r.data[3] = bootReply, 0 // hops
 	clear(r.data[8:10])                 // secs
@@ -119,12 +122,20 @@ func (q query) reply(kind byte) *reply {
 	return r
 }
 
-// add appends an option, or leaves it out if it does not fit.
+// add appends an option, in parts if it is longer than one can be (RFC 3396), or leaves it out if it does not fit.
 func (r *reply) add(code byte, value ...byte) {
-	if len(value) == 0 || len(value) > 255 || len(r.data)+2+len(value)+1 > r.limit {
+	if !r.fits(len(value)) {
 		return
 	}
-	r.data = append(append(r.data, code, byte(len(value))), value...) //nolint:gosec // checked above
+	for part := range slices.Chunk(value, maxOption) {
+		r.data = append(append(r.data, code, byte(len(part))), part...) //nolint:gosec // at most maxOption
+	}
+}
+
+// fits: an option of so many bytes can be added, and the end after it.
+func (r *reply) fits(size int) bool {
+	parts := (size + maxOption - 1) / maxOption
+	return len(r.data)+2*parts+size+1 <= r.limit
 }
 
 func (r *reply) addUint32(code byte, value uint32) {
@@ -135,5 +146,5 @@ func (r *reply) addAddr(code byte, addr netip.Addr) { r.add(code, addr.AsSlice()
 
 func (r *reply) bytes() []byte {
 	data := append(r.data, optEnd)
-	return append(data, make([]byte, max(0, shortest-len(data)))...)
+	return append(data, make([]byte, max(0, minMessage-len(data)))...)
 }

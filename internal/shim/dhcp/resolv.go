@@ -1,11 +1,12 @@
 package dhcp
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"strings"
 )
 
-// maxServers is how many name servers a guest is told: its resolver asks no more than three.
+// maxServers is how many name servers the lease has: its resolver asks no more than three.
 const maxServers = 3
 
 // resolver is what a resolv.conf(5) says.
@@ -55,17 +56,34 @@ func isDomain(name string) bool {
 	return true
 }
 
-// searchOption encodes as many names as fit in one option (RFC 3397), uncompressed.
-func searchOption(names []string) []byte {
-	var value []byte
+// encodeSearch encodes names as RFC 3397 has it, each ending like an earlier one as RFC 1035 compresses it: as many, from
+// the first, as fit.
+func encodeSearch(names []string, fits func(size int) bool) (value []byte, count int) {
+	const pointer, maxOffset = 0xc000, 0x3fff
+	at := map[string]int{} // where in value a name, or the end of one, begins
 	for _, name := range names {
-		if len(value)+len(name)+2 > 255 {
-			break
+		encoded := value
+		for rest := name; ; {
+			offset, known := at[rest]
+			if known {
+				encoded = binary.BigEndian.AppendUint16(encoded, uint16(pointer|offset)) //nolint:gosec // at most 16 bits
+				break
+			}
+			if len(encoded) <= maxOffset {
+				at[rest] = len(encoded)
+			}
+			label, end, more := strings.Cut(rest, ".")
+			encoded = append(append(encoded, byte(len(label))), label...) //nolint:gosec // at most 63
+			if !more {
+				encoded = append(encoded, 0)
+				break
+			}
+			rest = end
 		}
-		for label := range strings.SplitSeq(name, ".") {
-			value = append(append(value, byte(len(label))), label...) //nolint:gosec // at most 63
+		if !fits(len(encoded)) {
+			return value, count
 		}
-		value = append(value, 0)
+		value, count = encoded, count+1
 	}
-	return value
+	return value, count
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,26 +15,43 @@ import (
 // leaseTime bounds for how long a guest could keep settings of a berth that was replaced under it.
 const leaseTime = time.Hour
 
-// maxFrame is longer than any frame of a DHCP client.
-const maxFrame = 4096
+// maxPacket is longer than any of a DHCP client's.
+const maxPacket = 4096
 
-// Serve answers the guest's requests with the lease and the name servers
-// of the given resolv.conf. It returns when the socket fails or is closed. The
-// socket is a non-blocking packet socket (AF_PACKET, SOCK_RAW) bound to the tap.
-func Serve(socket *os.File, lease shimproto.Lease, resolvConf string) error {
+// everybody is the address of a broadcast on one's own link.
+var everybody = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// Client is the guest's DHCP client, as a socket reaches it: Datagrams or Frames.
+type Client interface {
+	// receive waits for a request and returns it, in buf; nil for what is none.
+	receive(buf []byte) (request []byte, err error)
+	// send sends a reply to the client, by its address or to everybody.
+	send(reply []byte, to netip.Addr)
+}
+
+// Serve answers the guest's requests with the lease and the name servers and search list of the given resolv.conf. It
+// returns when the socket fails or is closed. What a client had no room for is told to logf.
+func Serve(client Client, lease shimproto.Lease, resolvConf string, logf func(format string, args ...any)) error {
 	s := server{lease: lease, dns: parseResolv(resolvConf)}
-	buf := make([]byte, maxFrame)
+	told := 0
+	buf := make([]byte, maxPacket)
 	for {
-		n, err := socket.Read(buf)
+		request, err := client.receive(buf)
 		if errors.Is(err, unix.ENETDOWN) {
-			continue // told once each time the tap goes down; it may come up again
+			continue // once each time the tap goes down; it may come up again
 		}
 		if err != nil {
 			return fmt.Errorf("reading the guest's DHCP requests: %w", err)
 		}
-		if answer := s.safely(buf[:n]); answer != nil {
-			copy(answer[6:], ownMAC(socket))
-			_, _ = socket.Write(answer) // a lost answer is asked for again
+		a := s.answerOrNone(request)
+		if a.data == nil {
+			continue
+		}
+		client.send(a.data, a.to)
+		if a.left > told { // never often: a guest could fill the log
+			told = a.left
+			logf("the guest's DHCP client takes replies of %d bytes: the last %d of %d search domains are left out; what they complete needs its full name",
+				a.limit, a.left, len(s.dns.search))
 		}
 	}
 }
@@ -45,31 +61,36 @@ type server struct {
 	dns   resolver
 }
 
-// safely is answer, but a bug in it costs only the answer.
-func (s server) safely(frame []byte) (reply []byte) {
-	defer func() {
-		if recover() != nil {
-			reply = nil
-		}
-	}()
-	return s.answer(frame)
+// answer is the answer to a request, and where it goes. Without data there is none.
+type answer struct {
+	data []byte
+	to   netip.Addr
+	// left is how many search domains are left out, because of the limit of a datagram in bytes.
+	left, limit int
 }
 
-// answer returns the frame, but for its source address, that answers a client's; nil if nothing does.
-func (s server) answer(frame []byte) []byte {
-	data, from, ok := payload(frame)
-	if !ok || from != s.lease.MAC {
-		return nil
-	}
-	q, ok := parse(data)
+// answerOrNone is answer, but a bug in it costs only the answer.
+func (s server) answerOrNone(request []byte) (a answer) {
+	defer func() {
+		if recover() != nil {
+			a = answer{}
+		}
+	}()
+	return s.answer(request)
+}
+
+// answer returns what answers a client's request.
+func (s server) answer(request []byte) answer {
+	q, ok := parse(request)
 	if !ok || q.client != s.lease.MAC {
-		return nil
+		return answer{}
 	}
 	kind := s.decide(q)
 	if kind == 0 {
-		return nil
+		return answer{}
 	}
-	return s.route(q, kind).frame(s.write(q, kind))
+	r, left := s.reply(q, kind)
+	return answer{r.bytes(), s.destination(q, kind), left, r.limit + ipLen + udpLen}
 }
 
 // decide returns the type of the reply, 0 for none. RFC 2131, 4.3.
@@ -98,22 +119,22 @@ func (s server) decide(q query) byte {
 	}
 }
 
-// route tells where the reply to q goes. RFC 2131, 4.1.
-func (s server) route(q query, kind byte) envelope {
-	e := envelope{toMAC: s.lease.MAC, from: s.lease.Router, to: s.address()}
+// destination is where the reply to q goes. RFC 2131, 4.1.
+func (s server) destination(q query, kind byte) netip.Addr {
 	if kind == nak || q.broadcast && q.current.IsUnspecified() {
-		e.toMAC, e.to = broadcastMAC, netip.AddrFrom4([4]byte{255, 255, 255, 255})
+		return everybody
 	}
-	return e
+	return s.address()
 }
 
-// write makes the reply. What a guest needs most comes first: an option that does not fit is left out.
-func (s server) write(q query, kind byte) []byte {
-	r := q.reply(kind)
+// reply makes the reply. What a guest needs most comes first: an option that does not fit is left out, and of search
+// domains the last ones, as many as left says.
+func (s server) reply(q query, kind byte) (r *reply, left int) {
+	r = q.reply(kind, s.lease.MTU)
 	r.addAddr(optServerID, s.lease.Router)
 	r.add(optClientID, q.clientID...) // RFC 6842
 	if kind == nak {
-		return r.bytes()
+		return r, 0
 	}
 	if kind == ack {
 		copy(r.data[12:], q.current.AsSlice())
@@ -138,27 +159,12 @@ func (s server) write(q query, kind byte) []byte {
 	if len(s.lease.Hostname) <= 63 {
 		r.add(optHostname, []byte(s.lease.Hostname)...)
 	}
+	search, count := encodeSearch(s.dns.search, r.fits)
+	r.add(optDomainSearch, search...)
 	if len(s.dns.search) > 0 {
-		r.add(optDomain, []byte(s.dns.search[0])...)
-		r.add(optDomainSearch, searchOption(s.dns.search)...)
+		r.add(optDomain, []byte(s.dns.search[0])...) // the first of the list, for clients that do not know of lists
 	}
-	return r.bytes()
+	return r, len(s.dns.search) - count
 }
 
 func (s server) address() netip.Addr { return s.lease.Address.Addr() }
-
-// ownMAC is the hardware address of the socket's interface, or nothing.
-func ownMAC(socket *os.File) (mac []byte) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if addr, err := unix.Getsockname(int(fd)); err == nil {
-			if ll, ok := addr.(*unix.SockaddrLinklayer); ok && ll.Halen == 6 {
-				mac = ll.Addr[:6]
-			}
-		}
-	})
-	return mac
-}

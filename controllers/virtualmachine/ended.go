@@ -1,0 +1,128 @@
+package virtualmachine
+
+import (
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+)
+
+// ended is how the guest ended for good, nil if it did not, or is wanted again. While its berth is there, that tells;
+// from its deletion on it is what the status has of it.
+func (s *snapshot) ended() *v1alpha1.Ended {
+	had := s.vm.Status.Ended
+	holds := had != nil && had.RestartedAt == s.vm.Spec.RestartedAt && s.leaves(had.Phase)
+	switch {
+	case !s.wantsGuest():
+		return nil
+	case holds && (s.berth == nil || terminating(s.berth) && completed(s.berth)):
+		return had
+	case s.berth != nil:
+		return s.endOfBerth()
+	case had == nil && !s.previousReleased() && s.leaves(v1alpha1.PhaseFailed) && s.saidToRun(): // its pod was removed by force
+		return s.end(v1alpha1.PhaseFailed, v1alpha1.ReasonPodDeleted)
+	default:
+		return nil
+	}
+}
+
+// endOfBerth is how the guest of the berth ended for good.
+func (s *snapshot) endOfBerth() *v1alpha1.Ended {
+	pod := s.berth
+	switch {
+	case s.restartRequested():
+		return nil
+	case completed(pod) && guestEnded(pod):
+		phase := v1alpha1.Phase(pod.Status.Phase)
+		if !s.leaves(phase) {
+			return nil
+		}
+		return s.end(phase, s.whyEnded(phase))
+	case terminating(pod) && s.leaves(v1alpha1.PhaseFailed) && s.released(placedBerth{pod, s.node, s.host}) && s.mayHaveRun():
+		return s.end(v1alpha1.PhaseFailed, whyDeleted(pod))
+	default:
+		return nil
+	}
+}
+
+func (s *snapshot) end(phase v1alpha1.Phase, reason v1alpha1.Reason) *v1alpha1.Ended {
+	return &v1alpha1.Ended{Phase: phase, Reason: reason, RestartedAt: s.vm.Spec.RestartedAt}
+}
+
+// leaves: the restartPolicy leaves a guest that ended so as it is.
+func (s *snapshot) leaves(phase v1alpha1.Phase) bool {
+	switch s.vm.Spec.RestartPolicy {
+	case v1alpha1.RestartNever:
+		return true
+	case v1alpha1.RestartOnFailure:
+		return phase == v1alpha1.PhaseSucceeded
+	case v1alpha1.RestartAlways:
+	}
+	return false
+}
+
+// whyEnded is the agent's word, if it has spoken.
+func (s *snapshot) whyEnded(phase v1alpha1.Phase) v1alpha1.Reason {
+	reason := condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	switch {
+	case phase == v1alpha1.PhaseSucceeded:
+		return v1alpha1.ReasonPoweredOff
+	case s.guestIdle() && reason.StandsIn(v1alpha1.InLastExit):
+		return reason
+	case evicted(s.berth):
+		return v1alpha1.ReasonEvicted
+	default:
+		return v1alpha1.ReasonShimLost
+	}
+}
+
+// saidToRun: the agent's last word is that the guest runs, is paused, or may run.
+func (s *snapshot) saidToRun() bool {
+	conditions := s.vm.Status.Conditions
+	return condition.Is(conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue) ||
+		condition.Is(conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown) ||
+		condition.Reason(conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonPaused
+}
+
+// mayHaveRun: it is not proven that no guest ever ran in the berth. Only its agent can tell, when it has released it.
+func (s *snapshot) mayHaveRun() bool {
+	reason := condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	neverRan := s.vm.Status.ReleasedBerth == s.berth.UID && !s.saidToRun() && !reason.StandsIn(v1alpha1.InLastExit)
+	return s.statusMatchesBerth() && !neverRan
+}
+
+// guestEnded: the guest of the completed berth ended by itself, and not because its pod was being deleted. Its shim's
+// termination message tells. The times do not: the API server moves a deletionTimestamp when kubelet takes its last step.
+func guestEnded(pod *corev1.Pod) bool {
+	var reason v1alpha1.Reason
+	if c := guestStatus(pod); c != nil && c.State.Terminated != nil {
+		word, _, _ := strings.Cut(c.State.Terminated.Message, ": ") // as shimproto.Exit has it
+		reason = v1alpha1.Reason(word)
+	}
+	switch reason {
+	case v1alpha1.ReasonNotRunning: // there was none
+		return false
+	case v1alpha1.ReasonShutDown, v1alpha1.ReasonForcedOff:
+		return !terminating(pod)
+	default:
+		return !terminating(pod) || reason.StandsIn(v1alpha1.InLastExit)
+	}
+}
+
+func whyDeleted(pod *corev1.Pod) v1alpha1.Reason {
+	if evicted(pod) {
+		return v1alpha1.ReasonEvicted
+	}
+	return v1alpha1.ReasonPodDeleted
+}
+
+// evicted: Kubernetes took the pod away, and not somebody who deleted it.
+func evicted(pod *corev1.Pod) bool {
+	return pod.Status.Reason == "Evicted" || slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue
+	})
+}

@@ -1,0 +1,245 @@
+package virtualmachine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// stepTimeout bounds a step. Starting QEMU is the longest, on a busy host.
+const stepTimeout = 2 * time.Minute
+
+// act does steps in order, until one fails. It reads no spec: a step says what it acts on, and o where that is.
+func (r *Reconciler) act(ctx context.Context, g *target, o *observed, steps []plan.Step) error {
+	log := ctrl.LoggerFrom(ctx)
+	for _, step := range steps {
+		// gofail: var beforeStep string
+		// crashAt(step, beforeStep)
+		began := r.Now()
+		err := r.do(ctx, g, o, step)
+		took := r.Now().Sub(began)
+		// gofail: var afterStep string
+		// crashAt(step, afterStep)
+		r.Metrics.observeStep(step, took, err)
+		if err != nil {
+			log.V(1).Info("Step failed", "step", plan.Name(step), "err", err.Error())
+			return err
+		}
+		log.V(1).Info("Did step", "step", plan.Name(step), "took", took.String())
+	}
+	return nil
+}
+
+func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.Step) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	uid := string(g.uid)
+	switch s := step.(type) {
+	case plan.PullImages:
+		for _, i := range s.Images {
+			r.Host.Images.Start(g.uid, g.Machine.Namespace, i, r.keys(o.session, s.Secrets))
+		}
+		return nil
+	case plan.MakeDisk:
+		return r.makeDisk(g, s)
+	case plan.KeepKernel:
+		return r.keepKernel(g, s.Image)
+	case plan.CreateDomain:
+		return r.createDomain(ctx, &s.Machine, s.Berth)
+	case plan.MoveToCgroup:
+		return r.moveToCgroup(uid, o.session)
+	case plan.ConnectNICs:
+		return r.connectNICs(ctx, g.uid, o.session, s.NICs)
+	case plan.WriteSeed:
+		return r.writeSeed(&s.Machine, o.session)
+	case plan.HandOver:
+		return r.handOver(ctx, &s.Machine, o.session)
+	case plan.Resume:
+		return r.resume(ctx, g, o, s.PausedExternally)
+	case plan.Pause:
+		return r.Host.Libvirt.Suspend(ctx, uid)
+	case plan.NotifyShim:
+		phase := shimproto.PhaseRunning
+		if s.Paused {
+			phase = shimproto.PhasePaused
+		}
+		return o.session.Send(ctx, shimproto.Running{Phase: phase})
+	case plan.Shutdown:
+		return r.shutdown(ctx, g.uid, s.GuestAgent, o.agentPTY)
+	case plan.Destroy:
+		return r.destroy(ctx, uid, o)
+	case plan.Kill:
+		return r.kill(uid)
+	case plan.EndShim:
+		return r.endShim(ctx, g, o.session, s.Exit)
+	case plan.CleanUp:
+		return errors.Join(r.Host.Consoles.Remove(uid), r.Host.Store.RemoveSeed(uid))
+	case plan.RemoveDisks:
+		return r.removeDisks(ctx, g)
+	}
+	return fmt.Errorf("unknown step %T", step)
+}
+
+// user gives a guest its directory and its user.
+func (r *Reconciler) user(id store.Identity) (int, error) {
+	user, err := r.Host.Store.EnsureGuest(id)
+	if err != nil {
+		return 0, fmt.Errorf("making the guest's directory: %w", err)
+	}
+	return user, nil
+}
+
+func identityOf(m *machine.Machine) store.Identity {
+	return store.Identity{Namespace: m.Namespace, Name: m.Name, UID: string(m.UID)}
+}
+
+func (r *Reconciler) makeDisk(g *target, s plan.MakeDisk) error {
+	user, err := r.user(identityOf(&g.Machine))
+	if err != nil {
+		return err
+	}
+	d := s.Disk
+	make := r.Host.Store.Overlay
+	if s.Anew {
+		make = r.Host.Store.RecreateOverlay
+	}
+	_, err = make(string(g.uid), store.Overlay{
+		Name: d.Name, Record: store.Record{Image: d.Image.Reference, Ephemeral: d.Ephemeral}, Base: contentOf(d.Image), Size: d.Size, MaxSize: d.MaxSize, User: user,
+	})
+	if err != nil {
+		return fmt.Errorf("disk %s: %w", d.Name, err)
+	}
+	return nil
+}
+
+func (r *Reconciler) keepKernel(g *target, i machine.Image) error {
+	if _, err := r.user(identityOf(&g.Machine)); err != nil {
+		return err
+	}
+	if err := r.Host.Store.PinKernel(string(g.uid), contentOf(i)); err != nil {
+		return fmt.Errorf("keeping the kernel: %w", err)
+	}
+	return nil
+}
+
+// removeDisks removes what is kept of the guest, libvirt's logs with it. Of these none keeps a VM from being deleted.
+func (r *Reconciler) removeDisks(ctx context.Context, g *target) error {
+	if err := r.Host.Libvirt.RemoveLogs(berth.DomainName(g.VM.Namespace, g.VM.Name)); err != nil {
+		ctrl.LoggerFrom(ctx).Info("Leaving the domain's logs to the administrator", "err", err.Error())
+	}
+	return r.Host.Store.Remove(string(g.uid))
+}
+
+// resume has the vCPUs run, once it is proven that no other QEMU of this guest lives.
+func (r *Reconciler) resume(ctx context.Context, g *target, o *observed, pausedExternally bool) error {
+	if err := r.prove(g, o); err != nil {
+		return err
+	}
+	if err := r.Host.Libvirt.Resume(ctx, string(g.uid)); err != nil {
+		return err
+	}
+	if pausedExternally {
+		r.Events.Eventf(g.VM, nil, corev1.EventTypeWarning, string(v1alpha1.ReasonPausedExternally), "Resume",
+			"The domain was paused outside of Berth and has been resumed: to pause the guest, set spec.state to Paused")
+	}
+	return nil
+}
+
+// prove makes sure that there is exactly one QEMU of the guest, and that it is in the container of a living shim.
+func (r *Reconciler) prove(g *target, o *observed) error {
+	where, found, err := r.findProcess(string(g.uid), o)
+	switch {
+	case err != nil:
+		return err
+	case !o.session.Alive():
+		return fault.NewTransient(v1alpha1.ReasonPlacementFailed, fmt.Errorf("refusing to resume the guest: container %s has ended", o.session.ContainerID()))
+	case where != plan.ProcessInContainer:
+		return fault.NewTransient(v1alpha1.ReasonPlacementFailed, fmt.Errorf(
+			"refusing to resume the guest: want one QEMU in container %s of pod %s, found processes %v elsewhere", o.session.ContainerID(), o.berth, pidsOf(found)))
+	}
+	return nil
+}
+
+// shutdown asks by every way there is: a guest listens to one of them, or to none. Its agent is asked in the background,
+// once at a time: the guest decides how long that takes. One that is ending, since the guest does, refuses.
+func (r *Reconciler) shutdown(ctx context.Context, uid types.UID, guestAgent bool, pts int) error {
+	if guestAgent && r.guests.beginShutdown(uid) {
+		go func() { //nolint:contextcheck // it outlives the step, and ends with the agent
+			defer r.guests.endShutdown(uid)
+			ctx, cancel := context.WithTimeout(r.life, infoTimeout)
+			defer cancel()
+			agent, err := r.openGuestAgent(ctx, uid, pts)
+			if err == nil {
+				err = agent.PowerDown(ctx)
+				_ = agent.Close()
+			}
+			if err != nil {
+				ctrl.Log.WithName("host").V(1).Info("Guest agent does not power off", "guest", uid, "err", err.Error())
+			}
+		}()
+	}
+	return r.Host.Libvirt.Shutdown(ctx, string(uid), libvirtd.ByACPI)
+}
+
+// terminationTime is what QEMU may take to end by itself before libvirt ends it: it flushes its disks, no more.
+const terminationTime = time.Second
+
+// destroy ends QEMU. It is told directly: libvirt, which tells it the same, looks only every 200 ms whether it has ended,
+// and clears up by itself when it has.
+func (r *Reconciler) destroy(ctx context.Context, uid string, o *observed) error {
+	ended := len(o.qemus) > 0
+	for _, q := range o.qemus {
+		if err := r.Host.Processes.Terminate(q, terminationTime); err != nil {
+			ctrl.LoggerFrom(ctx).V(1).Info("Leaving QEMU's end to libvirt", "pid", q.PID, "err", err.Error())
+			ended = false
+		}
+	}
+	if ended {
+		return nil
+	}
+	err := r.Host.Libvirt.Destroy(ctx, uid)
+	if err != nil && o.Domain == plan.DomainUnknown && len(o.qemus) > 0 { // libvirtd, which does not answer, would kill it, too
+		ctrl.LoggerFrom(ctx).Info("Killing QEMU without libvirt", "err", err.Error())
+		return r.kill(uid)
+	}
+	return err
+}
+
+// kill ends every QEMU of the guest that libvirt did not end.
+func (r *Reconciler) kill(uid string) error {
+	found, err := r.Host.Processes.Find(uid)
+	if err != nil {
+		return fmt.Errorf("looking for QEMU: %w", err)
+	}
+	for _, q := range found {
+		if err := r.Host.Processes.Kill(q); err != nil {
+			return fmt.Errorf("killing process %d: %w", q.PID, err)
+		}
+	}
+	return nil
+}
+
+// endShim has the shim end as the guest did, which is remembered: nobody can find it again once the container is gone.
+func (r *Reconciler) endShim(ctx context.Context, g *target, shim Session, exit plan.Exit) error {
+	exit.ReportedAt = r.Now()
+	r.guests.rememberExit(g.uid, exit)
+	err := shim.Send(ctx, shimproto.Exit{Code: int(exit.Code), Reason: string(exit.Reason), Message: exit.Message})
+	if err == nil && exit.Reason != v1alpha1.ReasonNotRunning {
+		r.Metrics.Exits.WithLabelValues(string(exit.Reason)).Inc()
+	}
+	return err
+}

@@ -1,0 +1,108 @@
+package virtualmachine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/host/podnet"
+)
+
+// moveToCgroup moves QEMU and what works for it into the container's cgroup, and gives it the score that kubelet gives the
+// berth. Lowering that may be forbidden to us: then the kernel chooses by size alone, which is QEMU.
+func (r *Reconciler) moveToCgroup(uid string, into Container) error {
+	found, err := r.Host.Processes.Find(uid)
+	if err != nil {
+		return fmt.Errorf("looking for QEMU: %w", err)
+	}
+	for _, q := range found {
+		helpers, err := r.Host.Processes.VhostThreads(q.PID)
+		if err != nil {
+			return fmt.Errorf("looking for QEMU's helpers: %w", err)
+		}
+		if err := r.Host.Cgroups.Place(into.Cgroup(), append([]int{q.PID}, helpers...)...); err != nil {
+			return fault.NewTransient(v1alpha1.ReasonPlacementFailed, fmt.Errorf("moving QEMU into the container's cgroup: %w", err))
+		}
+		if err := r.Host.Processes.CopyOOMScore(into.PID(), q.PID); err != nil {
+			return fmt.Errorf("setting QEMU's oom_score_adj: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Container, nics []machine.NIC) error {
+	hardware, err := r.hardware(string(uid))
+	if err != nil {
+		return err
+	}
+	ns, err := to.NetworkNamespace()
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	var config podnet.Config
+	for i, n := range nics {
+		config.Interfaces = append(config.Interfaces, podnet.Interface{Tap: n.Tap, MAC: hardware.MAC(uid, n.Name, i), Address: n.Address, Gateway: n.Gateway})
+	}
+	_, err = r.Host.Network.Connect(ctx, ns, config)
+	return err
+}
+
+// devicesOf are what the guest needs its shim to take. A guest without a VirtualMachine needs none.
+func devicesOf(m *machine.Machine) []shimproto.Device {
+	if m.UID == "" {
+		return nil
+	}
+	list := []shimproto.Device{{Kind: shimproto.KindConsole, Name: "console"}}
+	for _, n := range m.NICs {
+		list = append(list, shimproto.Device{Kind: shimproto.KindDHCP, Name: n.Name})
+	}
+	return list
+}
+
+// handOver hands the guest's devices to the shim, those that it takes. Of the others the report tells.
+func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, to Session) error {
+	return to.HandOver(ctx, devicesOf(m), func(d *shimproto.Device) (file *os.File, err error) {
+		switch d.Kind {
+		case shimproto.KindConsole:
+			file, err = r.Host.Consoles.Connect(ctx, string(m.UID))
+		case shimproto.KindDHCP:
+			i := slices.IndexFunc(m.NICs, func(n machine.NIC) bool { return n.Name == d.Name })
+			d.Lease, file, err = r.lease(ctx, m, i, to)
+		case shimproto.KindLease: // only agents that knew no KindDHCP hand it over
+		}
+		return file, err
+	})
+}
+
+// lease is what the shim tells NIC number nic by DHCP, and the socket that it does so on.
+func (r *Reconciler) lease(ctx context.Context, m *machine.Machine, nic int, in Container) (*shimproto.Lease, *os.File, error) {
+	hardware, err := r.hardware(string(m.UID))
+	if err != nil {
+		return nil, nil, err
+	}
+	ns, err := in.NetworkNamespace()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ns.Close()
+	pod, err := r.Host.Network.FindPodInterface(ctx, ns)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := m.NICs[nic]
+	socket, err := r.Host.Network.DHCPSocket(ctx, ns, n.Tap)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &shimproto.Lease{
+		MAC: shimproto.MAC(hardware.MAC(m.UID, n.Name, nic)), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: m.Name,
+	}, socket, nil
+}

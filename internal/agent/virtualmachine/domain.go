@@ -1,0 +1,138 @@
+package virtualmachine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/domain"
+	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/seed"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// createDomain has libvirt start QEMU, its vCPUs halted, once it is proven that there is none.
+func (r *Reconciler) createDomain(ctx context.Context, m *machine.Machine, forBerth types.UID) error {
+	found, err := r.Host.Processes.Find(string(m.UID))
+	if err != nil {
+		return fmt.Errorf("looking for QEMU: %w", err)
+	}
+	if len(found) > 0 {
+		return fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("process %d of this guest is still there", found[0].PID))
+	}
+	guest, err := r.describe(m, forBerth)
+	if err != nil {
+		return err
+	}
+	if m.Seed != nil {
+		if guest.Seed, err = r.Host.Store.CreateSeed(string(m.UID), seed.Size, int(guest.UID)); err != nil {
+			return fmt.Errorf("making the seed: %w", err)
+		}
+	}
+	xml, err := domain.XML(guest)
+	if err != nil {
+		return fmt.Errorf("describing the domain: %w", err)
+	}
+	if !r.starts.begin(m.UID, m.Namespace) {
+		return fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("waiting for one of node %s's %d slots for starts, which other guests have", r.Node, maxStarts))
+	}
+	defer r.starts.end(m.Namespace)
+	defer r.HoldBackPulls()() // QEMU's start takes a CPU, and somebody waits for it
+	r.guests.forgetExit(m.UID)
+	return r.Host.Libvirt.CreatePaused(ctx, xml)
+}
+
+// describe is a machine with what this host has for it: its user, its hardware, and the paths of its files.
+func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID) (domain.Guest, error) {
+	uid := string(m.UID)
+	user, err := r.user(identityOf(m))
+	if err != nil {
+		return domain.Guest{}, err
+	}
+	hardware, err := r.hardware(uid)
+	if err != nil {
+		return domain.Guest{}, err
+	}
+	g := domain.Guest{
+		UUID: uid, Name: berth.DomainName(m.Namespace, m.Name),
+		Identity:     domain.Identity{Namespace: m.Namespace, Name: m.Name, VM: uid, Berth: string(forBerth), Record: m.Record},
+		Hardware:     hardware,
+		Acceleration: m.Acceleration, TranslationCache: m.TranslationCache,
+		Partition: r.Partition(string(forBerth)),
+		CPU:       m.CPU, Memory: m.Memory,
+		Console: r.Host.Consoles.Path(uid),
+		UID:     uint32(user), //nolint:gosec // a uid
+		GID:     r.Host.Libvirt.KVMGroup(),
+	}
+	if g.GID == 0 { // nobody may open /dev/kvm
+		g.GID = g.UID
+	}
+	if len(m.NICs) > 0 {
+		g.NIC = &domain.NIC{Tap: m.NICs[0].Tap, MAC: hardware.MAC(m.UID, m.NICs[0].Name, 0)}
+	}
+	made, err := r.Host.Store.Disks(uid)
+	if err != nil {
+		return g, fmt.Errorf("reading disks: %w", err)
+	}
+	for _, want := range m.Disks {
+		i := slices.IndexFunc(made, func(d store.GuestDisk) bool { return d.Name == want.Name })
+		if i < 0 {
+			return g, fmt.Errorf("disk %s of the spec is missing in the VM's directory on node %s", want.Name, r.Node)
+		}
+		base := made[i].Base
+		g.Disks = append(g.Disks, domain.Disk{Name: want.Name, Path: made[i].Path, Backing: []domain.Backing{
+			{Path: base.DiskPath(), Format: domain.Format(base.Format)},
+		}})
+	}
+	if k := m.Kernel; k != nil {
+		kernel, err := r.Host.Store.Image(contentOf(k.Image))
+		if err != nil {
+			return g, fmt.Errorf("kernel image %s: %w", k.Image.Reference, err)
+		}
+		if kernel.BootSize > m.Memory {
+			return g, fault.NewUser(v1alpha1.ReasonImageTooLarge, fmt.Errorf(
+				"kernel and initrd of %s have %d MiB, and the guest's memory, in which both are at boot, has %d: give it more memory, or make them smaller",
+				k.Image.Reference, kernel.BootSize>>20, m.Memory>>20))
+		}
+		g.Kernel = &domain.Kernel{Path: kernel.KernelPath(), Initrd: kernel.InitrdPath(), CommandLine: k.CommandLine}
+	}
+	return g, nil
+}
+
+// hardware is what the VM keeps for life. At its first start on this node that is decided and recorded, before libvirt
+// hears of it.
+func (r *Reconciler) hardware(uid string) (domain.Hardware, error) {
+	facts, known, err := r.Host.Facts.Facts()
+	if !known {
+		return domain.Hardware{}, fault.NewTransient(v1alpha1.ReasonStarting, errors.New("libvirt is asked which machine types this host has"))
+	}
+	if err != nil {
+		return domain.Hardware{}, err
+	}
+	recorded, err := r.Host.Store.Hardware(uid, store.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35})
+	if err != nil {
+		return domain.Hardware{}, err
+	}
+	h := domain.Hardware(recorded)
+	return h, provides(r.Node, facts, h)
+}
+
+// provides tells why a host cannot give a guest the hardware that its VM was first started with.
+func provides(node string, facts libvirtd.HostFacts, h domain.Hardware) error {
+	switch {
+	case h.Layout > domain.NewestLayout:
+		return fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
+			"the VM's devices are in layout %d, and Berth on node %s knows those up to %d: upgrade Berth", h.Layout, node, domain.NewestLayout))
+	case !slices.Contains(facts.MachineTypes, h.Machine):
+		return fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
+			"the VM has QEMU's machine type %q, which QEMU %s on node %s does not have: install a QEMU that has it", h.Machine, facts.QEMUVersion, node))
+	}
+	return nil
+}

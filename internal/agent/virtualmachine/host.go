@@ -1,0 +1,194 @@
+package virtualmachine
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/image"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/podnet"
+	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/qga"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// Host is all that a Reconciler uses of the host that it runs on. Each part is what the package of internal/host of that
+// name does, or a room of the agent beside this one; internal/host/hosttest has each in memory.
+type Host struct {
+	Libvirt interface {
+		Domains
+		DomainLogs
+		Power
+	}
+	Processes interface {
+		Processes
+		Helpers
+	}
+	Cgroups Cgroups
+	Store   interface {
+		Guests
+		Disks
+		Seeds
+	}
+	Consoles Consoles
+	Network  Network
+	// OpenGuestAgent opens a guest agent's port, by QEMU's process and the number of the pseudo-terminal.
+	OpenGuestAgent func(ctx context.Context, pid, pts int) (GuestAgent, error)
+	// ReadFile reads a file, of limit bytes at most, in the mount namespace of a process.
+	ReadFile func(pid int, path string, limit int64) ([]byte, error)
+
+	Shims  Shims
+	Images Images
+	Facts  Facts
+}
+
+// Domains is what libvirt knows of guests.
+type Domains interface {
+	Domain(ctx context.Context, uuid string) (libvirtd.Domain, error)
+	States(ctx context.Context) (map[string]libvirtd.Domain, error)
+	KVMGroup() uint32
+	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+}
+
+// DomainLogs are what libvirt logs of guests.
+type DomainLogs interface {
+	ExitCause(uuid, name string) (libvirtd.Exit, bool)
+	RemoveLogs(name string) error
+}
+
+// Power starts, halts and ends guests by libvirt.
+type Power interface {
+	CreatePaused(ctx context.Context, xml string) error
+	Resume(ctx context.Context, uuid string) error
+	Suspend(ctx context.Context, uuid string) error
+	Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error
+	Destroy(ctx context.Context, uuid string) error
+}
+
+// Processes are the QEMUs of the host, whatever libvirt says.
+type Processes interface {
+	Find(uuid string) ([]process.Process, error)
+	PIDsByUUID() (map[string][]int, error)
+	Terminate(p process.Process, within time.Duration) error
+	Kill(p process.Process) error
+	Watch(pid int, ended func()) (exists bool, err error)
+}
+
+// Helpers are what a placed QEMU needs besides its cgroup.
+type Helpers interface {
+	VhostThreads(pid int) ([]int, error)
+	CopyOOMScore(from, to int) error
+}
+
+// Cgroups says where processes are, and moves them.
+type Cgroups interface {
+	Of(pid int) (cgroup.Group, error)
+	Place(into cgroup.Group, pids ...int) error
+	OOMKills(g cgroup.Group) (uint64, error)
+	Uncharged(g cgroup.Group, pid int) (uint64, error)
+	Partition(podUID string) (string, error)
+}
+
+// Guests are the directories of guests in the store.
+type Guests interface {
+	EnsureGuest(id store.Identity) (user int, err error)
+	Hardware(uid string, first store.Hardware) (store.Hardware, error)
+	Has(uid string) (bool, error)
+	List() ([]store.Guest, error)
+	Remove(uid string) error
+}
+
+// Disks are guests' disks and kernels in the store.
+type Disks interface {
+	Disks(uid string) ([]store.GuestDisk, error)
+	Overlay(uid string, o store.Overlay) (store.GuestDisk, error)
+	RecreateOverlay(uid string, o store.Overlay) (store.GuestDisk, error)
+	PinKernel(uid string, c store.Content) error
+	Image(c store.Content) (store.Image, error)
+}
+
+// Seeds are guests' cloud-init data in the store.
+type Seeds interface {
+	CreateSeed(uid string, size int64, user int) (path string, err error)
+	WriteSeed(uid string, b []byte) error
+	HasSeed(uid string) (bool, error)
+	RemoveSeed(uid string) error
+}
+
+// Consoles are the sockets of guests' serial consoles.
+type Consoles interface {
+	Path(uid string) string
+	Exists(uid string) bool
+	Connect(ctx context.Context, uid string) (*os.File, error)
+	Remove(uid string) error
+	List() (uids []string, err error)
+}
+
+// GuestAgent is a conversation with a guest agent.
+type GuestAgent interface {
+	qga.Commander
+	PowerDown(ctx context.Context) error
+	Close() error
+}
+
+// Network connects guests with their berths' networks.
+type Network interface {
+	Connect(ctx context.Context, ns *os.File, c podnet.Config) (podnet.PodInterface, error)
+	FindPodInterface(ctx context.Context, ns *os.File) (podnet.PodInterface, error)
+	DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error)
+}
+
+// Shims are the shims of this node's berths.
+type Shims interface {
+	// Connect returns the session with the shim of a VirtualMachine's berth. A nil one comes with the container's state;
+	// one that is alive has an error nevertheless, such as shimproto.ErrAbsent, shimproto.ErrBroken or a
+	// runtime.UnsupportedError.
+	Connect(ctx context.Context, vm, pod types.UID) (Session, plan.Container, error)
+}
+
+// Session is the connection with the shim of one container.
+type Session interface {
+	Container
+	Shim
+}
+
+// Container is the container that a shim lives in.
+type Container interface {
+	ContainerID() string
+	PID() int // the shim's; it means the shim only while it is Alive
+	Alive() bool
+	Cgroup() cgroup.Group
+	NetworkNamespace() (*os.File, error)
+}
+
+// Shim is what one can say to a shim, and what it said.
+type Shim interface {
+	// State is nil until the shim has spoken.
+	State(devices []shimproto.Device) *plan.Shim
+	Send(ctx context.Context, m shimproto.Message, files ...*os.File) error
+	HandOver(ctx context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error
+}
+
+// Keys reads the credentials of a VirtualMachine. It is called only if they are needed.
+type Keys = func() (image.Keychain, error)
+
+// Images brings images to the node.
+type Images interface {
+	State(vm types.UID, i machine.Image, keys Keys) (plan.Image, error)
+	Start(vm types.UID, namespace string, i machine.Image, keys Keys)
+	Retain(vm types.UID, images []machine.Image)
+}
+
+// Facts are what is known of the host itself.
+type Facts interface {
+	Facts() (facts libvirtd.HostFacts, known bool, err error)
+	IsOurs(ctx context.Context, uuid string) bool
+	Wake() // has the host looked at
+}

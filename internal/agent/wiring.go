@@ -1,0 +1,240 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/agent/host"
+	"github.com/berth-dev/berth/internal/agent/pulls"
+	"github.com/berth-dev/berth/internal/agent/shims"
+	"github.com/berth-dev/berth/internal/agent/virtualmachine"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/console"
+	"github.com/berth-dev/berth/internal/host/image"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/podnet"
+	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/qga"
+	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/internal/host/store"
+	"github.com/berth-dev/berth/internal/host/volume"
+	"github.com/berth-dev/berth/internal/kube"
+)
+
+// queue is what the guests' loop works off.
+type queue = workqueue.TypedRateLimitingInterface[types.UID]
+
+// wiring joins the rooms of the agent with each other and with the host.
+type wiring struct {
+	life    context.Context // ends with the agent
+	cache   client.Reader
+	libvirt *libvirtd.Client
+	runtime *runtime.Runtime
+	cgroups *cgroup.Host
+	pulls   *pulls.Puller
+	host    *host.Reconciler
+	guests  *virtualmachine.Reconciler
+	workers *liveness
+	queue   atomic.Pointer[queue] // nil until the loop has started
+}
+
+func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
+	counted := newAgentMetrics()
+	w := &wiring{life: ctx, cache: mgr.GetClient()}
+	consoles, err := console.New(filepath.Join(o.RunDir, "consoles"))
+	if err != nil {
+		return nil, err
+	}
+	if err := lockNode(o.RunDir); err != nil {
+		return nil, err
+	}
+	images := store.New(o.StateDir, o.RunDir, o.Reserve)
+	images.Distrust(store.ErrUnidentified) // until the node's VirtualMachineHost is read
+	if err := images.Check(); err != nil { // guests that run are cared for, and the host says so
+		ctrl.Log.WithName("host").Error(err, "The store cannot be used yet")
+	}
+	if w.cgroups, err = cgroup.New(); err != nil {
+		return nil, fmt.Errorf("finding cgroups: %w", err)
+	}
+	if w.runtime, err = runtime.New(o.RuntimeSocket); err != nil {
+		return nil, fmt.Errorf("reaching the container runtime: %w", err)
+	}
+	w.libvirt = libvirtd.New(libvirtd.Options{Sockets: []string{
+		filepath.Join(o.LibvirtDir, "libvirt-sock"), filepath.Join(o.LibvirtDir, "virtqemud-sock"),
+	}}, libvirtd.Watcher{
+		Changed: func(uuid string) { w.enqueue(types.UID(uuid)) },
+		Resync:  func() { go w.guests.ResyncChanged() }, //nolint:contextcheck // it has the agent's whole life
+		Connectivity: func(err error) { //nolint:contextcheck // it has the agent's whole life
+			w.host.LibvirtConnectivity(err)
+			go w.guests.ResyncAll()
+		},
+	})
+	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
+	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
+	w.pulls = pulls.New(ctx, pulls.Options{
+		Store: images, Limits: o.Pulls, Import: images.Import,
+		Resolve: func(ctx context.Context, ref image.Reference, keys image.Keychain) (pulls.Resolved, error) {
+			found, err := registry.Resolve(ctx, ref, keys)
+			if err != nil {
+				return pulls.Resolved{}, err
+			}
+			return pulls.Resolved{Digest: found.Digest, Fingerprint: found.Fingerprint, Layers: found}, nil
+		},
+		Collect: func(now time.Time) ([]store.Image, error) { return images.Collect(o.Images, now) },
+		Wake:    w.enqueue, Removed: func() { w.host.Wake() }, Metrics: counted.pulls, Now: time.Now,
+	})
+	w.host = host.New(ctx, host.Options{
+		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: w.cgroups.Unified(), RequireConfinement: o.RequireConfinement, KeepStrayDisks: o.KeepStrayDisks, Client: mgr.GetClient(),
+		Libvirt: w.libvirt, Store: identified{images, w.resync}, FindQEMU: process.Find, PodOf: podOf, Now: time.Now,
+		VirtualMachine: func(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
+			return w.guests.VirtualMachine(ctx, uid)
+		},
+	})
+	w.guests = virtualmachine.New(ctx, virtualmachine.Options{
+		Node:   o.Node,
+		Guests: machine.Host{Acceleration: o.Acceleration, GuestSubnet: o.GuestSubnet, MaxUnsizedDisk: o.MaxUnsizedDisk},
+		Host: virtualmachine.Host{
+			Libvirt: w.libvirt, Processes: process.Table{}, Cgroups: w.cgroups, Store: images, Consoles: consoles, Network: podnet.Pods{},
+			OpenGuestAgent: openGuestAgent,
+			ReadFile:       volume.ReadFile, Shims: sessionsOf{sessions}, Images: w.pulls, Facts: w.host,
+		},
+		Partition: w.partition, HoldBackPulls: registry.HoldBack,
+		Cache: mgr.GetClient(), Live: mgr.GetAPIReader(),
+		Status:  &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.AgentManager},
+		Events:  mgr.GetEventRecorder("berth-agent"),
+		Metrics: &counted.guests, Enqueue: w.enqueue, Now: time.Now,
+	})
+	w.workers = &liveness{
+		reconciler: reconcile.TypedFunc[types.UID](w.guests.Reconcile), workers: workers, now: time.Now, busy: map[types.UID]time.Time{},
+	}
+	if err := counted.register(metrics.Registry, o.StateDir, w.libvirt.Connected, w.host.StrayBytes); err != nil {
+		return nil, fmt.Errorf("registering metrics: %w", err)
+	}
+	return w, nil
+}
+
+// openGuestAgent is qga.OpenPort.
+func openGuestAgent(ctx context.Context, pid, pts int) (virtualmachine.GuestAgent, error) {
+	port, err := qga.OpenPort(ctx, pid, pts)
+	if err != nil {
+		return nil, err
+	}
+	return port, nil
+}
+
+// identified is the store as the host's room takes it, which says whether it is the node's: the guests wait for that.
+type identified struct {
+	*store.Store
+	resync func()
+}
+
+// Identify is that of store.Store.
+func (s identified) Identify(want string) (string, error) {
+	before := s.Distrusted()
+	id, err := s.Store.Identify(want)
+	if before != nil && s.Distrusted() == nil {
+		s.resync()
+	}
+	return id, err
+}
+
+// resync has all guests looked at. It does not wait.
+func (w *wiring) resync() { go w.guests.ResyncAll() }
+
+// sessionsOf are sessions as the guests' room takes them.
+type sessionsOf struct{ *shims.Sessions }
+
+// Connect is that of shims.Sessions.
+func (s sessionsOf) Connect(ctx context.Context, vm, pod types.UID) (virtualmachine.Session, plan.Container, error) {
+	session, container, err := s.Sessions.Connect(ctx, vm, pod)
+	if session == nil {
+		return nil, container, err
+	}
+	return session, container, err
+}
+
+// enqueue has a guest looked at. It never blocks, so every event handler may call it.
+func (w *wiring) enqueue(vm types.UID) {
+	if q := w.queue.Load(); q != nil && vm != "" {
+		(*q).Add(vm)
+	}
+}
+
+// listen begins to feed the loop's queue with what happens on the host.
+func (w *wiring) listen(ctx context.Context, q queue) error {
+	w.queue.Store(&q)
+	log := ctrl.Log.WithName("host")
+	go func() {
+		if err := w.libvirt.Run(ctx); err != nil && ctx.Err() == nil {
+			log.Error(err, "Lost libvirt for good")
+		}
+	}()
+	go func() {
+		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, func() { go w.guests.ResyncAll() }) //nolint:contextcheck // it has the agent's whole life
+		if err != nil && ctx.Err() == nil {
+			log.Info("The container runtime has no event stream: container changes are learnt from kubelet, later", "err", err.Error())
+		}
+	}()
+	return nil
+}
+
+// onContainer enqueues the guest of a pod one of whose containers changed.
+func (w *wiring) onContainer(pod types.UID) {
+	var pods corev1.PodList
+	if err := w.cache.List(w.life, &pods, client.MatchingFields{virtualmachine.IndexUID: string(pod)}); err != nil || len(pods.Items) == 0 {
+		return
+	}
+	if owner, ok := berth.OwnerUID(&pods.Items[0]); ok {
+		w.enqueue(owner)
+	}
+}
+
+// podOf is the UID of the pod in whose container a process is, "" if it is in none.
+func podOf(pid int) (types.UID, error) {
+	group, err := cgroup.Of(pid)
+	if err != nil {
+		return "", err
+	}
+	pod, _, _ := group.Container()
+	return types.UID(pod), nil
+}
+
+// partition is the pod's slice, so that QEMU is born where the pod's end reaches it. Only machined takes it.
+func (w *wiring) partition(podUID string) string {
+	root, err := w.libvirt.Root()
+	if err != nil {
+		return ""
+	}
+	if _, err := os.Stat(filepath.Join(root, "run/systemd/machines")); err != nil {
+		return ""
+	}
+	partition, err := w.cgroups.Partition(podUID)
+	if err != nil {
+		return "" // it is placed later all the same
+	}
+	return partition
+}
+
+// bootTime is the time since boot; it never jumps.
+func bootTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
+	return time.Duration(t.Nano())
+}

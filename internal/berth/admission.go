@@ -1,0 +1,151 @@
+package berth
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// maxTold is how many differences Unlike tells.
+const maxTold = 3
+
+// Unlike says how a pod, as the API server has it, is not the berth that PodFor made, "" if it is. Every field has to be as
+// it was made, but for what the API server's defaults and the admission of clusters add, see admitted.
+func Unlike(pod, made *corev1.Pod) (string, error) {
+	is, err := leavesOfPod(pod)
+	if err != nil {
+		return "", err
+	}
+	was, err := leavesOfPod(made)
+	if err != nil {
+		return "", err
+	}
+	paths := maps.Clone(was)
+	maps.Copy(paths, is)
+	var told []string
+	for _, field := range slices.Sorted(maps.Keys(paths)) {
+		from, to := was[field], is[field]
+		if from == to || admitted(field, from, to) {
+			continue
+		}
+		told = append(told, fmt.Sprintf("%s is %.100q, not %.100q", field, to, from))
+	}
+	if len(told) > maxTold {
+		told = append(told[:maxTold], "and more")
+	}
+	return strings.Join(told, ", "), nil
+}
+
+// leavesOfPod are the values of what a berth is made with, by their paths.
+func leavesOfPod(pod *corev1.Pod) (map[string]string, error) {
+	annotations := maps.Clone(pod.Annotations)
+	delete(annotations, AnnotationSpec) // which Changes reads
+	finalizers := map[string]string{}
+	for _, f := range pod.Finalizers {
+		finalizers[f] = "set"
+	}
+	raw, err := json.Marshal(map[string]any{
+		"finalizers": finalizers, "labels": pod.Labels, "annotations": annotations, "spec": pod.Spec,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encoding pod: %w", err)
+	}
+	var tree any
+	if err := json.Unmarshal(raw, &tree); err != nil {
+		return nil, fmt.Errorf("decoding pod: %w", err)
+	}
+	leaves := map[string]string{}
+	flatten(leaves, "", tree)
+	return leaves, nil
+}
+
+// inGuest begins the patterns of the container's fields.
+const inGuest = `spec\.containers\[guest\]\.`
+
+var (
+	// freeFields may be anything: they decide where and when the pod runs, and not what.
+	freeFields = pattern(
+		`spec\.(tolerations|topologySpreadConstraints|imagePullSecrets|readinessGates|schedulingGates)\b.*`,
+		`spec\.affinity\.(podAffinity|podAntiAffinity|nodeAffinity\.preferred).*`,
+		`spec\.(priority|preemptionPolicy|priorityClassName|schedulerName|nodeName|serviceAccount|serviceAccountName)`,
+		`spec\.(terminationGracePeriodSeconds|dnsPolicy|dnsConfig\b.*|hostAliases\b.*)`,
+		inGuest+`(imagePullPolicy|resizePolicy\b.*)`,
+	)
+	// addedFields may be there though a berth is made without them.
+	addedFields = pattern(
+		`(labels|finalizers|spec\.nodeSelector)\b.*`,
+		`spec\.securityContext\.(fsGroup|fsGroupChangePolicy|supplementalGroups.*|seLinux.*)`,
+		`spec\.volumes\[[^]]+\]\.projected\..*`, // a service account's token, which kubelet writes
+		inGuest+`env\[([^G]|G[^O])[^]]*\]\..*`,  // not what Go's runtime reads; the shim reads none
+		inGuest+`(startup|readiness|liveness)Probe\.([a-zA-Z]+Seconds|[a-z]+Threshold|httpGet\.(scheme|path)|grpc\.service)`,
+		inGuest+`securityContext\.(seLinuxOptions\..*|capabilities\.drop\[.*)`,
+		inGuest+`volumeMounts\[[^]]+\]\.(readOnly|recursiveReadOnly)`,
+	)
+	// addedValues may be there with this value.
+	addedValues = pattern(
+		`spec\.(hostUsers=true|shareProcessNamespace=false|os\.name=linux)`,
+		`spec\.securityContext\.appArmorProfile\.type=RuntimeDefault`,
+		inGuest+`(terminationMessagePath=/dev/termination-log|terminationMessagePolicy=File)`,
+		inGuest+`securityContext\.((seccompProfile|appArmorProfile)\.type=RuntimeDefault|privileged=false|procMount=Default|runAsNonRoot=true)`,
+		inGuest+`volumeMounts\[[^]]+\]\.mountPath=/var/run/secrets/.*`,
+	)
+	// namedLists have items that go by name, so that another order, or more of them, says nothing yet.
+	namedLists     = pattern(`spec\.volumes`, inGuest+`(env|volumeMounts)`)
+	resourceFields = pattern(inGuest + `resources\.(requests|limits)\b.*`)
+)
+
+func pattern(alternatives ...string) *regexp.Regexp {
+	return regexp.MustCompile(`^(` + strings.Join(alternatives, "|") + `)$`)
+}
+
+// admitted: a field may become to, which was made as from; each is "" where there is no such field.
+func admitted(field, from, to string) bool {
+	switch {
+	case freeFields.MatchString(field):
+		return true
+	case resourceFields.MatchString(field):
+		return from == "" || atLeast(to, from)
+	case namedLists.MatchString(field):
+		return allDifferent(strings.Fields(strings.Trim(to, "[]")))
+	case field == "spec.containers[guest].image":
+		return SameImage(to, from)
+	case from != "":
+		return false
+	case strings.HasPrefix(field, "annotations"):
+		key := strings.Trim(strings.TrimPrefix(field, "annotations"), ".[]")
+		return !forbidden(key)
+	}
+	return addedFields.MatchString(field) || addedValues.MatchString(field+"="+to)
+}
+
+func atLeast(quantity, least string) bool {
+	has, err := resource.ParseQuantity(quantity)
+	if err != nil {
+		return false
+	}
+	needs, err := resource.ParseQuantity(least)
+	return err == nil && has.Cmp(needs) >= 0
+}
+
+func allDifferent(names []string) bool {
+	return len(slices.Compact(slices.Sorted(slices.Values(names)))) == len(names)
+}
+
+// SameImage: an image may come from a mirror, whose name nobody can know here, and have its digest instead of its tag.
+func SameImage(image, made string) bool {
+	name := func(reference string) (repository, tag, digest string) {
+		reference, digest, _ = strings.Cut(path.Base(reference), "@")
+		repository, tag, _ = strings.Cut(reference, ":")
+		return repository, tag, digest
+	}
+	repository, tag, digest := name(image)
+	madeRepository, madeTag, madeDigest := name(made)
+	return repository == madeRepository && (tag == madeTag || digest != "" && tag == "") && (madeDigest == "" || digest == madeDigest)
+}

@@ -1,0 +1,168 @@
+package machine
+
+import (
+	"net/netip"
+
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/guest/domain"
+)
+
+// Machine is one guest as it is to be.
+type Machine struct {
+	UID             types.UID
+	Namespace, Name string
+	// Record is the berth.Record of the spec.
+	Record string
+	CPU    domain.CPU
+	// Memory is in bytes.
+	Memory       int64
+	Acceleration v1alpha1.Acceleration
+	// TranslationCache is as in domain.Guest.
+	TranslationCache int64
+	// Kernel is nil if the guest boots from its disks.
+	Kernel *Kernel
+	// Disks are in boot order.
+	Disks []Disk
+	NICs  []NIC
+	// Seed is nil if the guest gets no cloud-init data.
+	Seed *Seed
+	// PullSecrets are the Secrets for its images.
+	PullSecrets []types.NamespacedName
+}
+
+// Image is an image that a guest needs.
+type Image struct {
+	// For is the disk's name, ForKernel for the kernel's.
+	For string
+	// Reference is as in the spec.
+	Reference string
+	// Digest pins it: to what the guest has had of it, or to what the reference meant when it was resolved. "" is that
+	// neither is known.
+	Digest string
+	// Kernel and Initrd are paths in it; both are "" if it is a disk's.
+	Kernel, Initrd string
+}
+
+// ForKernel is what the kernel's image is for. No disk has that name.
+const ForKernel = ""
+
+// Kernel is a kernel that is booted directly.
+type Kernel struct {
+	Image       Image
+	CommandLine string
+}
+
+// Disk is a disk of a guest, as it is to be or as it is.
+type Disk struct {
+	Name  string
+	Image Image
+	// Size is what the guest sees, in bytes; 0 asks for the image's own, if that is at most MaxSize.
+	Size, MaxSize int64
+	// Ephemeral: it is made anew at each start.
+	Ephemeral bool
+}
+
+// NIC is a network interface of a guest.
+type NIC struct {
+	Name string // in the spec
+	Tap  string // on the host
+	// Address is the guest's, Gateway the berth's.
+	Address netip.Prefix
+	Gateway netip.Addr
+}
+
+// Seed is what cloud-init gets.
+type Seed struct {
+	SSHAuthorizedKeys []string
+	// UserData and NetworkData are nil if there are none.
+	UserData, NetworkData *string
+	// UserDataSecret has the user data instead; nil if there is none.
+	UserDataSecret *v1alpha1.SecretKeyReference
+}
+
+// Host is what a host means for all of its guests.
+type Host struct {
+	Acceleration v1alpha1.Acceleration
+	// GuestSubnet is the private subnet between a berth and its guest: its first address is the berth's, its second the
+	// guest's.
+	GuestSubnet netip.Prefix
+	// MaxUnsizedDisk is the most that a disk may have whose spec has no size, in bytes.
+	MaxUnsizedDisk int64
+}
+
+// Of is what the VirtualMachine is to be on a host. The digests that are recorded in its status stay its own: a tag that
+// moves never changes a guest. An error says that its spec cannot be recorded.
+func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
+	spec := &vm.Spec
+	record, err := berth.Record(spec)
+	if err != nil {
+		return Machine{}, err
+	}
+	m := Machine{
+		UID: vm.UID, Namespace: vm.Namespace, Name: vm.Name, Record: record,
+		CPU:    domain.CPU{Sockets: int(spec.CPU.Sockets), Cores: int(spec.CPU.Cores), Threads: int(spec.CPU.Threads), Model: spec.CPU.Model},
+		Memory: spec.Memory.Size.Value(), Acceleration: on.Acceleration,
+		Seed: seedOf(spec),
+	}
+	if on.Acceleration == v1alpha1.AccelerationEmulation {
+		m.TranslationCache = berth.EmulationCache
+	}
+	if k := spec.Kernel; k != nil {
+		m.Kernel = &Kernel{Image: Image{For: ForKernel, Reference: k.Image, Kernel: k.KernelPath, Initrd: k.InitrdPath}, CommandLine: k.CommandLine}
+		if had := vm.Status.Kernel; had != nil && had.Image == k.Image {
+			m.Kernel.Image.Digest = had.ImageDigest
+		}
+	}
+	for _, d := range spec.Disks {
+		disk := Disk{Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral}
+		if d.Size != nil {
+			disk.Size = d.Size.Value()
+		}
+		for _, had := range vm.Status.Disks {
+			if had.Name == d.Name && had.Image == d.Image {
+				disk.Image.Digest = had.ImageDigest
+				if had.Size != nil && disk.MaxSize > 0 { // it was allowed once
+					disk.MaxSize = max(disk.MaxSize, had.Size.Value())
+				}
+			}
+		}
+		m.Disks = append(m.Disks, disk)
+	}
+	for _, n := range spec.Networks {
+		gateway := on.GuestSubnet.Masked().Addr().Next()
+		m.NICs = append(m.NICs, NIC{
+			Name: n.Name, Tap: berth.TapName(vm.UID, n.Name),
+			Gateway: gateway, Address: netip.PrefixFrom(gateway.Next(), on.GuestSubnet.Bits()),
+		})
+	}
+	for _, s := range spec.ImagePullSecrets {
+		m.PullSecrets = append(m.PullSecrets, types.NamespacedName{Namespace: vm.Namespace, Name: s.Name})
+	}
+	return m, nil
+}
+
+func seedOf(spec *v1alpha1.VirtualMachineSpec) *Seed {
+	c := spec.CloudInit
+	if c == nil && len(spec.SSHAuthorizedKeys) == 0 {
+		return nil
+	}
+	s := &Seed{SSHAuthorizedKeys: spec.SSHAuthorizedKeys}
+	if c != nil {
+		s.UserData, s.NetworkData, s.UserDataSecret = c.UserData, c.NetworkData, c.UserDataSecretRef
+	}
+	return s
+}
+
+// Images are those that the machine needs.
+func (m *Machine) Images() (list []Image) {
+	for _, d := range m.Disks {
+		list = append(list, d.Image)
+	}
+	if m.Kernel != nil {
+		list = append(list, m.Kernel.Image)
+	}
+	return list
+}

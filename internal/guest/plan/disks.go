@@ -1,0 +1,92 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/machine"
+)
+
+// disk is one of the guest's disks on this node, nil if there is none of that name.
+func (h *Have) disk(name string) *machine.Disk {
+	if i := slices.IndexFunc(h.Disks, func(d machine.Disk) bool { return d.Name == name }); i >= 0 {
+		return &h.Disks[i]
+	}
+	return nil
+}
+
+// unusableDisks is why the guest cannot be started with the disks that are there; nil if it can.
+func unusableDisks(w Want, h Have) error {
+	for _, had := range absentDisks(w, h) {
+		if !had.Ephemeral {
+			return fault.NewUser(v1alpha1.ReasonDiskMissing, fmt.Errorf(
+				"disk %[1]s was made on node %[2]s and is not in its store any more: mount the file system that had it there, or restore %[1]s.qcow2. To start without its data, give the disk another name in spec.disks",
+				had.Name, w.VM.Status.NodeName))
+		}
+	}
+	return diskMismatch(w, h)
+}
+
+// absentDisks are those of the spec that the status names and this node does not have: kept ones that are missing, and
+// ephemeral ones that were made elsewhere, whose digests stay theirs.
+func absentDisks(w Want, h Have) (list []v1alpha1.DiskStatus) {
+	for _, had := range w.VM.Status.Disks {
+		wanted := slices.ContainsFunc(w.Machine.Disks, func(d machine.Disk) bool { return d.Name == had.Name && d.Image.Reference == had.Image })
+		if wanted && h.disk(had.Name) == nil {
+			list = append(list, had)
+		}
+	}
+	return list
+}
+
+// diskMismatch is why a disk that is kept is not the one that the spec asks for. The API server sees to it that it is
+// once the status names the disk; before that a spec may change at any moment.
+func diskMismatch(w Want, h Have) error {
+	for _, want := range w.Machine.Disks {
+		had := h.disk(want.Name)
+		if had == nil || had.Ephemeral ||
+			(had.Image.Reference == "" || had.Image.Reference == want.Image.Reference) && !want.Ephemeral && (want.Size == 0 || want.Size == had.Size) {
+			continue
+		}
+		return fault.NewUser(v1alpha1.ReasonDiskMismatch, fmt.Errorf(
+			"disk %s was made from %s with a size of %d bytes, before the spec changed: give it back that image and size and ephemeral: false, or add a disk with another name",
+			want.Name, had.Image.Reference, had.Size))
+	}
+	return nil
+}
+
+// kernelStatus is what a status tells of the kernel's image, once its digest is known.
+func kernelStatus(w Want, h Have) *v1alpha1.KernelStatus {
+	if w.Machine.Kernel == nil {
+		return nil
+	}
+	i := w.Machine.Kernel.Image
+	if has := h.Images[machine.ForKernel]; i.Digest == "" && has.State == ImageReady {
+		i.Digest = has.Digest
+	}
+	if i.Digest == "" {
+		return nil
+	}
+	return &v1alpha1.KernelStatus{Image: i.Reference, ImageDigest: i.Digest}
+}
+
+// diskStatus is what a status tells of the disks, by name. One that is absent stays in it: else it would be made again as
+// if it had never been, or from what a tag means by then.
+func diskStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
+	if !w.deleting() {
+		list = absentDisks(w, h)
+	}
+	for _, d := range h.Disks {
+		list = append(list, v1alpha1.DiskStatus{
+			Name: d.Name, Image: d.Image.Reference, ImageDigest: d.Image.Digest, Ephemeral: d.Ephemeral,
+			Size: resource.NewQuantity(d.Size, resource.BinarySI),
+		})
+	}
+	slices.SortFunc(list, func(a, b v1alpha1.DiskStatus) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}

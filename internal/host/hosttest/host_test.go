@@ -1,0 +1,108 @@
+package hosttest_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/berth-dev/berth/internal/host/hosttest"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// xml describes a guest with a console and a tap.
+func xml(h *hosttest.Host, id, name string) string {
+	return fmt.Sprintf(`<domain type="kvm"><name>%s</name><uuid>%s</uuid><os><type>hvm</type></os>
+		<devices><interface type="ethernet"><target dev="bt%.8s"/></interface><serial type="unix"><source path="%s"/></serial></devices>
+		<seclabel><label>+1879048192:+108</label></seclabel></domain>`, name, id, id, h.Consoles.Path(id))
+}
+
+func TestLibvirt(t *testing.T) {
+	h := hosttest.New()
+	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
+		Domains: h.Libvirt, Power: h.Libvirt,
+		XML: func(_ *testing.T, id, name string) string { return xml(h, id, name) },
+		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
+			id, name = uuid.NewString(), "end_"+uuid.NewString()
+			running(t, h, id, name)
+			q, err := h.Processes.Find(id)
+			if err != nil || len(q) != 1 {
+				t.Fatalf("%v, %v", q, err)
+			}
+			ended := true
+			switch cause { //nolint:exhaustive // the others are nobody's to bring about here
+			case libvirtd.CausePoweredOff:
+				ended = h.PowerOff(id)
+			case libvirtd.CausePanicked:
+				ended = h.Panic(id)
+			case libvirtd.CauseFailed:
+				ended = h.KillQEMU(id) && h.NoticeExit(id)
+			case libvirtd.CauseSignalled:
+				err = h.Processes.Terminate(q[0], 0)
+				ended = h.NoticeExit(id)
+			}
+			if !ended || err != nil {
+				t.Fatalf("it did not end, %v", err)
+			}
+			return id, name
+		},
+		Stop: func(*testing.T) { h.SetLibvirtDown(true) },
+	})
+}
+
+// running starts a guest.
+func running(t *testing.T, h *hosttest.Host, id, name string) {
+	t.Helper()
+	if err := h.Libvirt.CreatePaused(t.Context(), xml(h, id, name)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Libvirt.Resume(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStore(t *testing.T) {
+	hosttest.TestStore(t, func(*testing.T) hosttest.StoreSetup {
+		h := hosttest.New()
+		return hosttest.StoreSetup{
+			Guests: h.Store, Disks: h.Store, Images: h.Store, Seeds: h.Store,
+			AddImage: func(_ *testing.T, c store.Content, size int64) { h.AddImage(c, size) },
+		}
+	})
+}
+
+// kubelet remembers the pod of each container.
+type kubelet struct {
+	*hosttest.Host
+	pods map[string]string
+}
+
+func (k kubelet) RunPod(_ *testing.T, pod, handler string) {
+	k.AddPod(pod, runtime.Pod{Handler: handler, Type: "io.containerd.runc.v2"})
+}
+
+func (k kubelet) Create(_ *testing.T, pod, name string) string {
+	id := k.CreateContainer(pod, name)
+	k.pods[id] = pod
+	return id
+}
+
+func (k kubelet) Start(t *testing.T, id string) {
+	if started, _ := k.StartContainer(k.pods[id], "guest"); started != id {
+		t.Fatalf("started %s, not %s", started, id)
+	}
+}
+
+func (k kubelet) Stop(t *testing.T, id string) {
+	if !k.EndContainer(id) {
+		t.Fatalf("%s does not run", id)
+	}
+}
+
+func TestRuntime(t *testing.T) {
+	h, away := hosttest.New(), hosttest.New()
+	away.SetRuntimeDown(true)
+	hosttest.TestRuntime(t, hosttest.RuntimeSetup{Containers: h.Runtime, Kubelet: kubelet{h, map[string]string{}}, Away: away.Runtime})
+}

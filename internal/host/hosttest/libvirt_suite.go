@@ -1,0 +1,324 @@
+package hosttest
+
+import (
+	"context"
+	"encoding/xml"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
+)
+
+// Domains is what TestLibvirt asks a libvirtd.Client.
+type Domains interface {
+	Domain(ctx context.Context, uuid string) (libvirtd.Domain, error)
+	States(ctx context.Context) (map[string]libvirtd.Domain, error)
+	ExitCause(uuid, name string) (libvirtd.Exit, bool)
+	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+}
+
+// Power is what TestLibvirt has a libvirtd.Client do.
+type Power interface {
+	CreatePaused(ctx context.Context, xml string) error
+	Resume(ctx context.Context, uuid string) error
+	Suspend(ctx context.Context, uuid string) error
+	Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error
+	Destroy(ctx context.Context, uuid string) error
+}
+
+// LibvirtSetup is a libvirtd to be tested, and the world around it.
+type LibvirtSetup struct {
+	Domains
+	Power
+	// XML describes a domain whose guest has no guest agent and ignores the power button. Each has another name.
+	XML func(t *testing.T, uuid, name string) string
+	// End starts a guest, has it run and then end for the cause. It returns when libvirt has noticed.
+	End func(t *testing.T, cause libvirtd.Cause) (uuid, name string)
+	// Stop has libvirtd answer nobody any more.
+	Stop func(t *testing.T)
+}
+
+// create creates a domain and returns its UUID, its name and its XML.
+func (s LibvirtSetup) create(t *testing.T, as string) (id, name, doc string) {
+	t.Helper()
+	id, name = uuid.NewString(), "contract_"+as
+	doc = s.XML(t, id, name)
+	if err := s.CreatePaused(t.Context(), doc); err != nil {
+		t.Fatalf("creating: %v", err)
+	}
+	return id, name, doc
+}
+
+func (s LibvirtSetup) look(t *testing.T, id string) libvirtd.Domain {
+	t.Helper()
+	d, err := s.Domain(t.Context(), id)
+	if err != nil {
+		t.Fatalf("looking up: %v", err)
+	}
+	return d
+}
+
+// expect looks at a domain, by itself and among all.
+func (s LibvirtSetup) expect(t *testing.T, id string, want libvirtd.State, why libvirtd.Pause) libvirtd.Domain {
+	t.Helper()
+	d := s.look(t, id)
+	if !d.Exists || d.State != want || d.Pause != why {
+		t.Errorf("it is %q %q, want %q %q", d.State, d.Pause, want, why)
+	}
+	states, err := s.States(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	brief := d
+	brief.XML = ""
+	if diff := cmp.Diff(brief, states[id]); diff != "" {
+		t.Errorf("among all it is another (-alone +among all):\n%s", diff)
+	}
+	return d
+}
+
+func (s LibvirtSetup) expectNone(t *testing.T, id string) {
+	t.Helper()
+	if d := s.look(t, id); d != (libvirtd.Domain{}) {
+		t.Errorf("it is %+v, want none", d)
+	}
+	states, err := s.States(t.Context())
+	if d, is := states[id]; is || err != nil {
+		t.Errorf("among all it is %+v, %v, want none", d, err)
+	}
+}
+
+func (s LibvirtSetup) expectStop(t *testing.T, id, name string, want libvirtd.Cause) {
+	t.Helper()
+	stop, ok := s.ExitCause(id, name)
+	if stop.Cause != want || ok != (want != libvirtd.CauseUnknown) || ok && time.Since(stop.Time).Abs() > 10*time.Minute {
+		t.Errorf("it ended as %+v, %v, want %q", stop, ok, want)
+	}
+}
+
+func expectFault(t *testing.T, doing string, err error, class fault.Class, reason v1alpha1.Reason) {
+	t.Helper()
+	if err == nil || fault.ClassOf(err) != class || fault.ReasonOf(err) != reason {
+		t.Errorf("%s: %v (class %d, %s), want class %d, %s", doing, err, fault.ClassOf(err), fault.ReasonOf(err), class, reason)
+	}
+}
+
+// calls are all that is asked about one domain, by name.
+func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
+	_, agentErr := s.AgentCommand(t.Context(), id, `{"execute":"guest-ping"}`)
+	return map[string]error{
+		"resuming":           s.Resume(t.Context(), id),
+		"suspending":         s.Suspend(t.Context(), id),
+		"asking its agent":   agentErr,
+		"shutting it down":   s.Shutdown(t.Context(), id, libvirtd.ByACPI),
+		"by its guest agent": s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent),
+		"destroying":         s.Destroy(t.Context(), id),
+	}
+}
+
+// expectAbsent does all that can be done to a domain that is not there: what wants its end is content.
+func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
+	t.Helper()
+	s.expectNone(t, id)
+	for doing, err := range s.calls(t, id) {
+		switch doing {
+		case "resuming", "suspending", "asking its agent":
+			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
+		default:
+			if err != nil {
+				t.Errorf("%s: %v", doing, err)
+			}
+		}
+	}
+}
+
+// TestLibvirt tests what holds of every libvirtd as the agent sees it.
+func TestLibvirt(t *testing.T, s LibvirtSetup) {
+	t.Run("a domain that is unknown is none", func(t *testing.T) {
+		id := uuid.NewString()
+		s.expectAbsent(t, id)
+		s.expectStop(t, id, "contract_unknown", libvirtd.CauseUnknown)
+	})
+	t.Run("what is no UUID is an error", func(t *testing.T) {
+		if d, err := s.Domain(t.Context(), "x"); err == nil {
+			t.Errorf("looked up: %+v", d)
+		}
+		for doing, err := range s.calls(t, "x") {
+			if err == nil {
+				t.Errorf("%s: no error", doing)
+			}
+		}
+	})
+	t.Run("a domain's life", s.testLife)
+	t.Run("a guest without an agent cannot be asked by it", func(t *testing.T) {
+		id, _, _ := s.create(t, "agent")
+		for _, tc := range []struct {
+			state libvirtd.State
+			pause libvirtd.Pause
+			want  v1alpha1.Reason
+		}{
+			{libvirtd.Paused, libvirtd.PausedByUser, v1alpha1.ReasonLibvirtRefused},
+			{libvirtd.Running, "", v1alpha1.ReasonGuestAgentNotConnected},
+		} {
+			if tc.state == libvirtd.Running {
+				if err := s.Resume(t.Context(), id); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := s.AgentCommand(t.Context(), id, `{"execute":"guest-ping"}`)
+			expectFault(t, "asking", err, fault.Transient, tc.want)
+			err = s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent)
+			expectFault(t, "shutting down", err, fault.Transient, tc.want)
+			s.expect(t, id, tc.state, tc.pause)
+		}
+	})
+	t.Run("a domain's XML has the identity that was given", func(t *testing.T) {
+		id, name, doc := s.create(t, "identity")
+		var given, live description
+		if err := errors.Join(xml.Unmarshal([]byte(doc), &given), xml.Unmarshal([]byte(s.look(t, id).XML), &live)); err != nil {
+			t.Fatal(err)
+		}
+		if live.UUID != id || live.Name != name {
+			t.Errorf("it is %s %s, want %s %s", live.UUID, live.Name, id, name)
+		}
+		if diff := cmp.Diff(given.Consoles, live.Consoles); diff != "" {
+			t.Errorf("consoles (-given +live):\n%s", diff)
+		}
+		if diff := cmp.Diff(given.files(), live.files()); diff != "" {
+			t.Errorf("files (-given +live):\n%s", diff)
+		}
+	})
+	t.Run("a domain is refused", s.testRefusals)
+	for cause, seen := range map[libvirtd.Cause]libvirtd.State{
+		libvirtd.CausePoweredOff: "", libvirtd.CauseFailed: "", libvirtd.CauseSignalled: "", libvirtd.CausePanicked: libvirtd.Crashed,
+	} {
+		t.Run("a guest ends: "+string(cause), func(t *testing.T) {
+			id, name := s.End(t, cause)
+			if d := s.look(t, id); d.State != seen || d.Exists != (seen != "") {
+				t.Errorf("it is %+v", d)
+			}
+			if err := s.Destroy(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+			s.expectNone(t, id)
+			s.expectStop(t, id, name, cause)
+		})
+	}
+	t.Run("a guest that panicked runs on if resumed", func(t *testing.T) {
+		id, _ := s.End(t, libvirtd.CausePanicked)
+		if err := s.Resume(t.Context(), id); err != nil {
+			t.Error(err)
+		}
+		s.expect(t, id, libvirtd.Running, "")
+	})
+	t.Run("calls end with their context", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := s.Domain(ctx, uuid.NewString())
+		expectFault(t, "looking up", err, fault.Transient, v1alpha1.ReasonLibvirtUnreachable)
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("it does not tell why: %v", err)
+		}
+	})
+	t.Run("without libvirtd nothing is known", func(t *testing.T) { // the last: libvirtd does not come back
+		id, _, doc := s.create(t, "away")
+		s.Stop(t)
+		errs := s.calls(t, id)
+		_, errs["looking up"] = s.Domain(t.Context(), id)
+		_, errs["looking all up"] = s.States(t.Context())
+		errs["creating"] = s.CreatePaused(t.Context(), doc)
+		for doing, err := range errs {
+			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonLibvirtUnreachable)
+		}
+	})
+}
+
+func (s LibvirtSetup) testLife(t *testing.T) {
+	id, name, doc := s.create(t, "life")
+	first := s.expect(t, id, libvirtd.Paused, libvirtd.PausedByUser)
+	if first.Name != name || first.ID < 0 {
+		t.Errorf("it is %+v", first)
+	}
+	s.expectStop(t, id, name, libvirtd.CauseUnknown)
+	for range 2 {
+		if err := s.Resume(t.Context(), id); err != nil {
+			t.Errorf("resuming: %v", err)
+		}
+		s.expect(t, id, libvirtd.Running, "")
+	}
+	for range 2 {
+		if err := s.Shutdown(t.Context(), id, libvirtd.ByACPI); err != nil {
+			t.Errorf("shutting down: %v", err)
+		}
+	}
+	if err := s.CreatePaused(t.Context(), doc); err != nil {
+		t.Errorf("creating what is there: %v", err)
+	}
+	if d := s.expect(t, id, libvirtd.Running, ""); d.ID != first.ID {
+		t.Errorf("it is another: %d, then %d", first.ID, d.ID)
+	}
+	for range 2 {
+		if err := s.Suspend(t.Context(), id); err != nil {
+			t.Errorf("suspending: %v", err)
+		}
+		s.expect(t, id, libvirtd.Paused, libvirtd.PausedByUser)
+	}
+	s.expectStop(t, id, name, libvirtd.CauseUnknown)
+	for range 2 {
+		if err := s.Destroy(t.Context(), id); err != nil {
+			t.Errorf("destroying: %v", err)
+		}
+	}
+	s.expectAbsent(t, id)
+	s.expectStop(t, id, name, libvirtd.CauseDestroyed)
+
+	if err := s.CreatePaused(t.Context(), doc); err != nil {
+		t.Fatalf("creating anew: %v", err)
+	}
+	if d := s.expect(t, id, libvirtd.Paused, libvirtd.PausedByUser); d.ID == first.ID {
+		t.Error("two lives have one ID")
+	}
+	s.expectStop(t, id, name, libvirtd.CauseUnknown)
+}
+
+func (s LibvirtSetup) testRefusals(t *testing.T) {
+	id, name, doc := s.create(t, "first")
+	had := s.look(t, id)
+	other := uuid.NewString()
+	for why, tc := range map[string]struct {
+		xml    string
+		class  fault.Class
+		reason v1alpha1.Reason
+	}{
+		"its name is another's": {strings.ReplaceAll(doc, id, other), fault.User, v1alpha1.ReasonDomainNameTaken},
+		"its UUID is another's": {
+			strings.Replace(doc, "<name>"+name+"<", "<name>contract_second<", 1), fault.Transient, v1alpha1.ReasonLibvirtRefused,
+		},
+		"a disk is missing": {
+			strings.NewReplacer(id, other, "<name>"+name+"<", "<name>contract_disk<", "</devices>",
+				`<disk type="file" device="disk"><driver name="qemu" type="qcow2"/><source file="/missing.qcow2"/><target dev="vdp" bus="virtio"/></disk></devices>`,
+			).Replace(doc), fault.Transient, v1alpha1.ReasonLibvirtRefused,
+		},
+		"it describes no machine": {
+			"<domain type='qemu'><name>contract_none</name><uuid>" + other + "</uuid></domain>", fault.User, v1alpha1.ReasonLibvirtRefused,
+		},
+		"it has no name":       {"<domain type='qemu'><uuid>" + other + "</uuid></domain>", fault.Internal, v1alpha1.ReasonInternalError},
+		"it has no UUID":       {"<domain type='qemu'><name>contract_none</name></domain>", fault.Internal, v1alpha1.ReasonInternalError},
+		"nobody could read it": {"<domain", fault.Internal, v1alpha1.ReasonInternalError},
+	} {
+		t.Run(why, func(t *testing.T) {
+			expectFault(t, "creating", s.CreatePaused(t.Context(), tc.xml), tc.class, tc.reason)
+			s.expectNone(t, other)
+			if now := s.look(t, id); now != had {
+				t.Errorf("the domain that was there is %+v, was %+v", now, had)
+			}
+		})
+	}
+}

@@ -1,0 +1,150 @@
+package hosttest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/podnet"
+)
+
+// PodInterface is what every pod has.
+var PodInterface = podnet.PodInterface{Name: "eth0", Address: netip.MustParsePrefix("10.244.0.2/24"), MTU: 1450}
+
+// newFile opens /dev/null under another name.
+func newFile(name string) (*os.File, error) {
+	fd, err := unix.Open(os.DevNull, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// Network is the host's network and those of its pods, as podnet makes them.
+type Network struct{ h *Host }
+
+// podOf returns the pod whose network namespace a file of Container.NetworkNamespace is.
+func podOf(ctx context.Context, ns *os.File) (string, error) {
+	uid, ok := strings.CutPrefix(ns.Name(), "/pods/")
+	switch {
+	case ctx.Err() != nil:
+		return "", failed(ctx.Err())
+	case !ok || ns.Fd() == ^uintptr(0):
+		return "", failed(fmt.Errorf("%s is no network namespace that is open", ns.Name()))
+	}
+	return uid, nil
+}
+
+func failed(err error) error { return fault.NewTransient(v1alpha1.ReasonNetworkFailed, err) }
+
+// Connect is as podnet.Connect.
+func (n *Network) Connect(ctx context.Context, ns *os.File, c podnet.Config) (podnet.PodInterface, error) {
+	uid, err := podOf(ctx, ns)
+	if err != nil {
+		return podnet.PodInterface{}, err
+	}
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
+	for _, i := range c.Interfaces {
+		if at, ok := n.h.taps[i.Tap]; !ok || at != "" && at != uid {
+			return podnet.PodInterface{}, failed(fmt.Errorf("tap %s is neither on the host nor in the pod: its QEMU has ended", i.Tap))
+		}
+		n.h.taps[i.Tap] = uid
+	}
+	return PodInterface, nil
+}
+
+// FindPodInterface is as podnet.FindPodInterface.
+func (n *Network) FindPodInterface(ctx context.Context, ns *os.File) (podnet.PodInterface, error) {
+	if _, err := podOf(ctx, ns); err != nil {
+		return podnet.PodInterface{}, err
+	}
+	return PodInterface, nil
+}
+
+// DHCPSocket is as podnet.DHCPSocket. Nothing comes from it.
+func (n *Network) DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) {
+	uid, err := podOf(ctx, ns)
+	if err != nil {
+		return nil, err
+	}
+	n.h.mu.Lock()
+	defer n.h.mu.Unlock()
+	if at, ok := n.h.taps[tap]; !ok || at != uid {
+		return nil, failed(fmt.Errorf("tap %s is not in the pod: its QEMU has ended", tap))
+	}
+	return newFile("dhcp")
+}
+
+// Taps are the taps in a pod, sorted, or those on the host if there is no pod.
+func (h *Host) Taps(podUID string) (names []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, at := range h.taps {
+		if at == podUID {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+const consolesDir = "/run/berth/consoles/"
+
+// Consoles are the sockets of guests' consoles, as console.Sockets. A QEMU leaves its own behind.
+type Consoles struct{ h *Host }
+
+// Path is as console.Sockets'.
+func (c *Consoles) Path(uid string) string { return consolesDir + uid + ".sock" }
+
+// Exists is as console.Sockets'.
+func (c *Consoles) Exists(uid string) bool {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	return c.h.sockets[c.Path(uid)] != nil
+}
+
+// Connect is as console.Sockets'. Nothing comes from it.
+func (c *Consoles) Connect(ctx context.Context, uid string) (*os.File, error) {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	err := ctx.Err()
+	if p := c.h.sockets[c.Path(uid)]; err == nil && (p == nil || p.qemu.cause != "") {
+		err = errors.New("nobody listens")
+	}
+	if err != nil {
+		return nil, fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
+	}
+	return newFile(c.Path(uid))
+}
+
+// Remove is as console.Sockets'.
+func (c *Consoles) Remove(uid string) error {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	c.h.removed(uid, c.Path(uid))
+	delete(c.h.sockets, c.Path(uid))
+	return nil
+}
+
+// List is as console.Sockets'.
+func (c *Consoles) List() (uids []string, err error) {
+	c.h.mu.Lock()
+	defer c.h.mu.Unlock()
+	for p := range c.h.sockets {
+		if uid, ok := strings.CutSuffix(path.Base(p), ".sock"); ok && path.Dir(p)+"/" == consolesDir {
+			uids = append(uids, uid)
+		}
+	}
+	slices.Sort(uids)
+	return uids, nil
+}

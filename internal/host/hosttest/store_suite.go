@@ -1,0 +1,374 @@
+package hosttest
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/diskformat"
+	"github.com/berth-dev/berth/internal/host/store"
+)
+
+// Guests is what TestStore asks a store.Store of guests.
+type Guests interface {
+	EnsureGuest(id store.Identity) (user int, err error)
+	Hardware(uid string, first store.Hardware) (store.Hardware, error)
+	Has(uid string) (bool, error)
+	List() ([]store.Guest, error)
+	Remove(uid string) error
+}
+
+// Disks is what TestStore asks a store.Store of guests' disks.
+type Disks interface {
+	Disks(uid string) ([]store.GuestDisk, error)
+	Overlay(uid string, o store.Overlay) (store.GuestDisk, error)
+	RecreateOverlay(uid string, o store.Overlay) (store.GuestDisk, error)
+	PinKernel(uid string, c store.Content) error
+}
+
+// Images is what TestStore asks a store.Store of images.
+type Images interface {
+	Image(c store.Content) (store.Image, error)
+	RemoveImage(c store.Content) error
+}
+
+// Seeds is what TestStore asks a store.Store of seeds.
+type Seeds interface {
+	CreateSeed(uid string, size int64, user int) (path string, err error)
+	WriteSeed(uid string, b []byte) error
+	HasSeed(uid string) (bool, error)
+	RemoveSeed(uid string) error
+}
+
+// StoreSetup is a store to be tested.
+type StoreSetup struct {
+	Guests
+	Disks
+	Images
+	Seeds
+	// AddImage puts a raw disk of size bytes, or a kernel, into the store.
+	AddImage func(t *testing.T, c store.Content, size int64)
+}
+
+const mib = 1 << 20
+
+// Contents of the tests: two disks, the second of which is larger, and a kernel.
+var (
+	small  = store.Content{Digest: "sha256:1111111111111111111111111111111111111111111111111111111111111111"}
+	large  = store.Content{Digest: "sha256:2222222222222222222222222222222222222222222222222222222222222222"}
+	kernel = store.Content{Digest: "sha256:3333333333333333333333333333333333333333333333333333333333333333", Kernel: "/vmlinuz"}
+	absent = store.Content{Digest: "sha256:4444444444444444444444444444444444444444444444444444444444444444"}
+)
+
+// TestStore tests what holds of every store as the agent sees it. open returns one that is empty.
+func TestStore(t *testing.T, open func(t *testing.T) StoreSetup) {
+	for name, test := range map[string]func(*testing.T, StoreSetup){
+		"it has images": testImages,
+		"a guest has its user and its directory for life": testGuests,
+		"a guest keeps its first hardware":                testHardware,
+		"a disk is made once":                             testOverlay,
+		"an ephemeral disk is made anew":                  testRecreate,
+		"a disk is refused":                               testOverlayRefused,
+		"what guests need stays":                          testKeep,
+		"a seed comes and goes":                           testSeed,
+		"nothing is left of a guest":                      testRemove,
+		"what is no UID is refused":                       testUIDs,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			s.AddImage(t, small, mib)
+			s.AddImage(t, large, 2*mib)
+			s.AddImage(t, kernel, 1)
+			test(t, s)
+		})
+	}
+}
+
+// claim makes a guest.
+func (s StoreSetup) claim(t *testing.T) (uid string, user int) {
+	t.Helper()
+	uid = uuid.NewString()
+	user, err := s.EnsureGuest(store.Identity{Namespace: "default", Name: "web", UID: uid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uid, user
+}
+
+// expectDisks compares a guest's disks with what making them told.
+func (s StoreSetup) expectDisks(t *testing.T, uid string, want ...store.GuestDisk) {
+	t.Helper()
+	got, err := s.Disks.Disks(uid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("disks (-want +got):\n%s", diff)
+	}
+}
+
+func (s StoreSetup) make(t *testing.T, how func(string, store.Overlay) (store.GuestDisk, error), uid string, o store.Overlay, size int64) store.GuestDisk {
+	t.Helper()
+	d, err := how(uid, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Name != o.Name || d.Record != o.Record || d.Base.Content != o.Base || d.VirtualSize != size || !filepath.IsAbs(d.Path) {
+		t.Errorf("made %+v of %+v", d, o)
+	}
+	return d
+}
+
+func expectAbsence(t *testing.T, doing string, err error) {
+	t.Helper()
+	if !errors.Is(err, fs.ErrNotExist) || fault.ClassOf(err) != fault.Internal {
+		t.Errorf("%s: %v, want an error that something does not exist", doing, err)
+	}
+}
+
+func testImages(t *testing.T, s StoreSetup) {
+	for c, want := range map[store.Content]store.Image{
+		small: {Format: diskformat.Raw, VirtualSize: mib}, large: {Format: diskformat.Raw, VirtualSize: 2 * mib}, kernel: {},
+	} {
+		got, err := s.Image(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Content != c || got.Format != want.Format || got.VirtualSize != want.VirtualSize || !filepath.IsAbs(got.Dir) {
+			t.Errorf("%+v is %+v", c, got)
+		}
+		if got.InitrdPath() != "" {
+			t.Errorf("%+v has an initial RAM disk", c)
+		}
+	}
+	_, err := s.Image(absent)
+	expectAbsence(t, "looking up", err)
+	if _, err := s.Image(store.Content{Digest: "../x"}); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of no digest: %v", err)
+	}
+}
+
+func testGuests(t *testing.T, s StoreSetup) {
+	if guests, err := s.List(); len(guests) > 0 || err != nil {
+		t.Errorf("at first: %+v, %v", guests, err)
+	}
+	uid, user := s.claim(t)
+	if user < store.FirstUser || user >= store.FirstUser+store.Users {
+		t.Errorf("user %d", user)
+	}
+	if again, err := s.EnsureGuest(store.Identity{Namespace: "default", Name: "renamed", UID: uid}); again != user || err != nil {
+		t.Errorf("user %d, then %d, %v", user, again, err)
+	}
+	other, otherUser := s.claim(t)
+	if otherUser == user {
+		t.Errorf("two guests have user %d", user)
+	}
+	want := []store.Guest{{Identity: store.Identity{Namespace: "default", Name: "web", UID: uid}, User: user}, {Identity: store.Identity{Namespace: "default", Name: "web", UID: other}, User: otherUser}}
+	if uid > other {
+		want[0], want[1] = want[1], want[0]
+	}
+	guests, err := s.List()
+	if diff := cmp.Diff(want, guests); diff != "" || err != nil {
+		t.Errorf("%v (-want +got):\n%s", err, diff)
+	}
+	for id, want := range map[string]bool{uid: true, other: true, uuid.NewString(): false} {
+		if has, err := s.Has(id); has != want || err != nil {
+			t.Errorf("it has guest %s: %v, %v", id, has, err)
+		}
+	}
+}
+
+func testHardware(t *testing.T, s StoreSetup) {
+	uid, _ := s.claim(t)
+	want := store.Hardware{Layout: 1, Machine: "pc-q35-7.2"}
+	for _, first := range []store.Hardware{want, {Layout: 2, Machine: "pc-q35-9.0"}} {
+		if got, err := s.Hardware(uid, first); got != want || err != nil {
+			t.Errorf("%+v, %v", got, err)
+		}
+	}
+	_, err := s.Hardware(uuid.NewString(), want)
+	expectFault(t, "of no guest", err, fault.User, v1alpha1.ReasonHardwareUnknown)
+}
+
+func testOverlay(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	s.expectDisks(t, uid)
+	root := s.make(t, s.Overlay, uid, store.Overlay{Name: "root", Record: store.Record{Image: "a", Ephemeral: true}, Base: small, Size: 5 * mib, User: user}, 5*mib)
+	if image, err := s.Image(small); err != nil || root.Base != image {
+		t.Errorf("it is over %+v, want %+v, %v", root.Base, image, err)
+	}
+	data := s.make(t, s.Overlay, uid, store.Overlay{Name: "data", Base: large, User: user}, 2*mib)
+	s.expectDisks(t, uid, data, root)
+	for _, base := range []store.Content{small, large, absent} {
+		again, err := s.Overlay(uid, store.Overlay{Name: "root", Record: store.Record{Image: "b"}, Base: base, Size: 9 * mib, User: user})
+		if diff := cmp.Diff(root, again); diff != "" || err != nil {
+			t.Errorf("made again: %v (-first +again)\n%s", err, diff)
+		}
+	}
+	other, otherUser := s.claim(t)
+	if d := s.make(t, s.Overlay, other, store.Overlay{Name: "root", Base: small, User: otherUser}, mib); d.Path == root.Path {
+		t.Error("two guests share a disk")
+	}
+	s.expectDisks(t, uid, data, root)
+}
+
+func testRecreate(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	s.make(t, s.RecreateOverlay, uid, store.Overlay{Name: "root", Base: small, User: user}, mib) // there is none to replace
+	for range 2 {
+		anew := s.make(t, s.RecreateOverlay, uid, store.Overlay{Name: "root", Record: store.Record{Image: "b", Ephemeral: true}, Base: large, Size: 3 * mib, User: user}, 3*mib)
+		s.expectDisks(t, uid, anew)
+	}
+}
+
+func testOverlayRefused(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	for _, how := range []func(string, store.Overlay) (store.GuestDisk, error){s.Overlay, s.RecreateOverlay} {
+		_, err := how(uid, store.Overlay{Name: "root", Base: large, Size: mib, User: user})
+		expectFault(t, "one smaller than its image", err, fault.User, v1alpha1.ReasonDiskTooSmall)
+		_, err = how(uid, store.Overlay{Name: "root", Base: large, MaxSize: 2*mib - 512, User: user})
+		expectFault(t, "one without size whose image is larger than such disks may be", err, fault.User, v1alpha1.ReasonDiskTooSmall)
+		_, err = how(uid, store.Overlay{Name: "root", Base: absent, User: user})
+		expectAbsence(t, "one without its image", err)
+		_, err = how(uuid.NewString(), store.Overlay{Name: "root", Base: small, User: user})
+		expectAbsence(t, "one of no guest", err)
+		for _, name := range []string{"", "..", "a/b", "../../x", ".hidden", "a.b"} {
+			if _, err := how(uid, store.Overlay{Name: name, Base: small, User: user}); err == nil {
+				t.Errorf("name %q was taken", name)
+			}
+		}
+	}
+	s.expectDisks(t, uid)
+}
+
+func testKeep(t *testing.T, s StoreSetup) {
+	remove := func(c store.Content, want error) {
+		t.Helper()
+		if err := s.RemoveImage(c); !errors.Is(err, want) {
+			t.Errorf("removing image %+v: %v, want %v", c, err, want)
+		}
+		if _, err := s.Image(c); want != nil && err != nil {
+			t.Errorf("it is gone: %v", err)
+		}
+	}
+	uid, user := s.claim(t)
+	s.make(t, s.Overlay, uid, store.Overlay{Name: "kernel", Base: small, User: user}, mib)
+	for range 2 {
+		if err := s.PinKernel(uid, kernel); err != nil {
+			t.Fatal(err)
+		}
+	}
+	expectAbsence(t, "keeping what is absent", s.PinKernel(uid, absent))
+	expectAbsence(t, "keeping it for no guest", s.PinKernel(uuid.NewString(), kernel))
+	remove(small, store.ErrInUse)
+	remove(kernel, store.ErrInUse)
+	for range 2 {
+		remove(large, nil)
+	}
+	_, err := s.Image(large)
+	expectAbsence(t, "looking for a removed one", err)
+
+	other := store.Content{Digest: kernel.Digest, Kernel: "/vmlinuz", Initrd: "/initrd"}
+	s.AddImage(t, other, 1)
+	if err := s.PinKernel(uid, other); err != nil {
+		t.Fatal(err)
+	}
+	remove(kernel, nil)
+	remove(other, store.ErrInUse)
+	if err := s.Remove(uid); err != nil {
+		t.Fatal(err)
+	}
+	remove(small, nil)
+	remove(other, nil)
+}
+
+func testSeed(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	has := func(want bool) {
+		t.Helper()
+		if has, err := s.HasSeed(uid); has != want || err != nil {
+			t.Errorf("it has a seed: %v, %v", has, err)
+		}
+	}
+	has(false)
+	expectAbsence(t, "writing what is not there", s.WriteSeed(uid, make([]byte, mib)))
+	first, err := s.CreateSeed(uid, mib, user)
+	if err != nil || !filepath.IsAbs(first) {
+		t.Fatalf("%q, %v", first, err)
+	}
+	has(true)
+	for range 2 {
+		if err := s.WriteSeed(uid, make([]byte, mib)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.WriteSeed(uid, []byte("short")); err == nil {
+		t.Error("a seed of another size was written")
+	}
+	if again, err := s.CreateSeed(uid, 2*mib, user); again != first || err != nil || s.WriteSeed(uid, make([]byte, mib)) != nil {
+		t.Errorf("made again: %q, %v", again, err)
+	}
+	for range 2 {
+		if err := s.RemoveSeed(uid); err != nil {
+			t.Error(err)
+		}
+		has(false)
+	}
+}
+
+func testRemove(t *testing.T, s StoreSetup) {
+	other, otherUser := s.claim(t)
+	stays := s.make(t, s.Overlay, other, store.Overlay{Name: "root", Base: small, User: otherUser}, mib)
+	uid, user := s.claim(t)
+	s.make(t, s.Overlay, uid, store.Overlay{Name: "root", Base: small, User: user}, mib)
+	if _, err := s.CreateSeed(uid, mib, user); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.Remove(uid); err != nil {
+			t.Error(err)
+		}
+		s.expectDisks(t, uid)
+		seed, seedErr := s.HasSeed(uid)
+		if has, err := s.Has(uid); has || seed || err != nil || seedErr != nil {
+			t.Errorf("it has the guest: %v, %v; its seed: %v, %v", has, err, seed, seedErr)
+		}
+	}
+	if guests, err := s.List(); len(guests) != 1 || guests[0].UID != other || err != nil {
+		t.Errorf("%+v, %v", guests, err)
+	}
+	s.expectDisks(t, other, stays)
+	if _, err := s.EnsureGuest(store.Identity{UID: uid}); err != nil {
+		t.Errorf("claimed anew: %v", err)
+	}
+	s.expectDisks(t, uid)
+}
+
+func testUIDs(t *testing.T, s StoreSetup) {
+	for _, uid := range []string{"", "..", uuid.NewString() + "/..", "../images", "ABCDEF00-0000-0000-0000-000000000000"} {
+		o := store.Overlay{Name: "root", Base: small, User: store.FirstUser}
+		_, claimErr := s.EnsureGuest(store.Identity{UID: uid})
+		_, hardwareErr := s.Hardware(uid, store.Hardware{Machine: "q35"})
+		_, hasErr := s.Has(uid)
+		_, disksErr := s.Disks.Disks(uid)
+		_, overlayErr := s.Overlay(uid, o)
+		_, recreateErr := s.RecreateOverlay(uid, o)
+		_, seedErr := s.CreateSeed(uid, mib, store.FirstUser)
+		_, hasSeedErr := s.HasSeed(uid)
+		for doing, err := range map[string]error{
+			"claiming": claimErr, "its hardware": hardwareErr, "looking for it": hasErr, "its disks": disksErr, "making a disk": overlayErr,
+			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "removing it": s.Remove(uid),
+			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil), "removing its seed": s.RemoveSeed(uid),
+		} {
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("UID %q, %s: %v", uid, doing, err)
+			}
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package libvirtd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	golibvirt "github.com/digitalocean/go-libvirt"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// maxConcurrentCalls is how many calls a pool has under way at most; libvirtd answers
+// five of a client at once (max_client_requests) and stops reading at more.
+const maxConcurrentCalls = 4
+
+// callPool is one connection to libvirtd for calls of one kind, and a slot for
+// each that is under way. The connection is made when it is needed and closed
+// at the first error, and the library object is dropped with it.
+type callPool struct {
+	name    string
+	holders string // what may hold all slots though libvirtd answers; "" if nothing does
+	dial    func(ctx context.Context) (*connection, error)
+	timeout time.Duration
+	slots   chan struct{}
+
+	mu      sync.Mutex
+	current *connection
+}
+
+// connection is one connected library object.
+type connection struct {
+	*golibvirt.Libvirt
+	conn *checkedConn
+}
+
+func newCallPool(name, holders string, timeout time.Duration, dial func(context.Context) (*connection, error)) *callPool {
+	return &callPool{name: name, holders: holders, dial: dial, timeout: timeout, slots: make(chan struct{}, maxConcurrentCalls)}
+}
+
+// call runs fn with the pool's connection. When the deadline is missed, or ctx
+// ends first, it returns at once and the connection is closed; what fn asked for
+// may still happen. Errors of libvirt's own are returned as they are. The others
+// are transient: LibvirtBusy if the pool's holders had all slots, else LibvirtUnreachable.
+func (p *callPool) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) error {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	select {
+	case p.slots <- struct{}{}:
+	case <-ctx.Done():
+		if p.holders == "" {
+			return unreachable(fmt.Errorf("waiting for one of %d calls to libvirtd (%s) to end: %w", cap(p.slots), p.name, ctx.Err()))
+		}
+		return fault.NewTransient(v1alpha1.ReasonLibvirtBusy, fmt.Errorf(
+			"waiting for one of %d slots for calls to libvirtd (%s), which %s hold: %w", cap(p.slots), p.name, p.holders, ctx.Err()))
+	}
+	defer func() { <-p.slots }()
+
+	c, err := p.connection(ctx)
+	if err != nil {
+		return unreachable(err)
+	}
+	err = c.guarded(ctx, fn)
+	if _, ok := errors.AsType[golibvirt.Error](err); err != nil && !ok {
+		p.drop(c)
+		return unreachable(fmt.Errorf("calling libvirtd (%s): %w", p.name, err))
+	}
+	return err
+}
+
+// guarded runs fn for as long as ctx lasts and recovers from the library's panics.
+func (c *connection) guarded(ctx context.Context, fn func(*golibvirt.Libvirt) error) error {
+	done := make(chan error, 1)
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				done <- fmt.Errorf("go-libvirt panicked: %v\n%s", p, debug.Stack())
+			}
+		}()
+		done <- fn(c.Libvirt)
+	}()
+	select {
+	case err := <-done:
+		if err != nil && !c.alive() {
+			err = fmt.Errorf("%w: %w", err, c.conn.err)
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// connection returns the pool's connection, made now if need be. Two callers may
+// make one each; the later closes its own, so that nobody waits for a lock.
+func (p *callPool) connection(ctx context.Context) (*connection, error) {
+	if c := p.usable(nil); c != nil {
+		return c, nil
+	}
+	c, err := p.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	used := p.usable(c)
+	if used != c {
+		c.conn.close()
+	}
+	return used, nil
+}
+
+// usable returns the pool's live connection, or else installs and returns fresh.
+func (p *callPool) usable(fresh *connection) *connection {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == nil || !p.current.alive() {
+		p.current = fresh
+	}
+	return p.current
+}
+
+func (c *connection) alive() bool {
+	select {
+	case <-c.conn.closed:
+		return false
+	default:
+		return true
+	}
+}
+
+// drop closes c without ConnectClose, which could hang.
+func (p *callPool) drop(c *connection) {
+	c.conn.close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == c {
+		p.current = nil
+	}
+}
+
+// close closes whatever connection there is.
+func (p *callPool) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current != nil {
+		p.current.conn.close()
+		p.current = nil
+	}
+}
+
+// dialer is go-libvirt's way to be given a connection.
+type dialer struct{ conn *checkedConn }
+
+func (d dialer) Dial() (net.Conn, error) { return d.conn, nil }
+
+// connect connects to the first socket that answers.
+func connect(ctx context.Context, sockets []string, uri string) (*connection, error) {
+	conn, err := dialFirst(ctx, sockets)
+	if err != nil {
+		return nil, err
+	}
+	c := &connection{conn: newCheckedConn(conn)}
+	c.Libvirt = golibvirt.NewWithDialer(dialer{c.conn})
+	err = c.guarded(ctx, func(l *golibvirt.Libvirt) error { return l.ConnectToURI(golibvirt.ConnectURI(uri)) })
+	if err != nil {
+		c.conn.close()
+		return nil, fmt.Errorf("opening %s at %s: %w", uri, conn.RemoteAddr(), err)
+	}
+	return c, nil
+}
+
+func dialFirst(ctx context.Context, sockets []string) (net.Conn, error) {
+	dialErr := errors.New("no socket answers")
+	for _, path := range sockets {
+		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		dialErr = fmt.Errorf("%w; %w", dialErr, err)
+	}
+	return nil, dialErr
+}
+
+func unreachable(err error) error {
+	return fault.NewTransient(v1alpha1.ReasonLibvirtUnreachable, fmt.Errorf(
+		"libvirtd does not answer: start it, or look why it hangs (systemctl status libvirtd): %w", err))
+}
