@@ -71,6 +71,8 @@ ended() {
 }
 
 # failures are the last words of the tests that failed, from their log: five of each, with the lines that go with them.
+# After those of all logs, briefly tells each test's again, a line each and without what it shows of the cluster: whoever
+# sees but the end of an output sees what failed.
 failures() {
 	awk '
 		$1 == "---" && $2 == "FAIL:" { failed[$3] = 1 }
@@ -78,6 +80,15 @@ failures() {
 		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ { said[now, count[now]++] = now ": " substr($0, 1, 800); lines = 1; next }
 		lines > 0 && lines++ <= 25 { said[now, count[now] - 1] = said[now, count[now] - 1] "\n" substr($0, 1, 800) }
 		END { for (name in failed) for (i = count[name] - 5; i < count[name]; i++) if (i >= 0) print said[name, i] }
+	' "$1"
+}
+
+briefly() {
+	awk '
+		$1 == "---" && $2 == "FAIL:" { failed[$3] = 1 }
+		$1 == "===" || $1 == "---" { now = $3 }
+		$1 ~ /^[a-z_]+_test\.go:[0-9]+:$/ && $2 != "$" { said[now, count[now]++] = now ": " substr($0, 5, 300) }
+		END { for (name in failed) for (i = count[name] - 30; i < count[name]; i++) if (i >= 0) print said[name, i] }
 	' "$1"
 }
 
@@ -110,6 +121,9 @@ step "race detector, beside them" ended race
 if [ ${#failed[@]} -gt 0 ]; then
 	for name in unit fuzz race journeys; do
 		failures "_out/$name.log"
+	done
+	for name in unit fuzz race journeys; do
+		briefly "_out/$name.log"
 	done
 	printf '\nFAILED: %s\n' "${failed[@]}"
 	exit 1
