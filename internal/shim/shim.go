@@ -100,6 +100,9 @@ func (s *shim) receive(r received, consoleClosed func()) {
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
 			s.state.RunningSinceNS = bootTime()
 		}
+	case shimproto.Acted:
+		s.state.ResetsDone = max(s.state.ResetsDone, min(m.Resets, s.state.Resets))
+		s.state.NMIsDone = max(s.state.NMIsDone, min(m.NMIs, s.state.NMIs))
 	case shimproto.Exit:
 		s.exit = &m
 	case shimproto.Hello, shimproto.State: // one asks for no more than the answer, the other is never sent to us
