@@ -85,7 +85,7 @@ func (l *Link) Open(command []byte, handler Handler) (*Stream, error) {
 }
 
 func (l *Link) stream(id uint16) *Stream {
-	s := &Stream{link: l, id: id, credit: Window, window: Window}
+	s := &Stream{link: l, id: id, credit: Window, window: Window, heard: make(chan struct{})}
 	s.sent.L = &l.mu
 	l.streams[id] = s
 	return s
@@ -164,6 +164,7 @@ func (l *Link) receive(k kind, id uint16, b []byte) {
 			return
 		}
 		s = l.stream(id)
+		s.send(kindCredit, make([]byte, sizes[kindCredit])) // of nothing, but heard
 		s.handler = l.Accept(s, c)
 	case s != nil && s.err == nil:
 		s.receive(k, b)

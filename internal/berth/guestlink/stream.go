@@ -47,6 +47,7 @@ type Stream struct {
 	busy     [channels]bool     // a goroutine empties the queue
 	dropped  [channels]bool     // nobody takes it any more
 	finished bool               // Stdin
+	heard    chan struct{}      // closed once anything came
 	exited   bool
 	code     int
 }
@@ -68,6 +69,9 @@ func (s *Stream) Write(channel int, b []byte) error {
 	}
 	return s.err
 }
+
+// Heard is closed as soon as anything came of the stream: the guest's side says at once that it has it.
+func (s *Stream) Heard() <-chan struct{} { return s.heard }
 
 // CloseStdin is the end of what is written to Stdin.
 func (s *Stream) CloseStdin() { s.tell(kindEnd) }
@@ -145,6 +149,11 @@ func (s *Stream) next(buf []byte) []byte {
 }
 
 func (s *Stream) receive(k kind, b []byte) {
+	select {
+	case <-s.heard:
+	default:
+		close(s.heard)
+	}
 	isGuest := s.link.Accept != nil
 	switch fromGuest := k == kindStdout || k == kindStderr || k == kindExit; {
 	case k == kindCredit:
