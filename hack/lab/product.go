@@ -20,6 +20,9 @@ var programs = map[string]string{
 	"berth-shim":     "65532:65532",
 }
 
+// guestProgram is beside the agent in its image: guests get it.
+const guestProgram = "berth-guest"
+
 const (
 	release         = "berth"
 	namespace       = "berth-system"
@@ -30,8 +33,11 @@ const (
 
 // install builds Berth as the tree is now, and installs it or upgrades to it.
 func (t *tool) install(kvm bool) error {
-	paths := map[string]string{}
+	paths := map[string]string{guestProgram: ""}
 	for name := range programs {
+		paths[name] = ""
+	}
+	for name := range paths {
 		var err error
 		if paths[name], err = t.cache.Program(t.root, "./cmd/"+name); err != nil {
 			return err
@@ -72,6 +78,12 @@ func (t *tool) release(commit string) error {
 	for name := range programs {
 		paths[name] = filepath.Join(tree, "bin", name)
 	}
+	guest := filepath.Join(tree, "bin", guestProgram)
+	if _, err := os.Stat(guest); err == nil {
+		paths[guestProgram] = guest
+	} else if !errors.Is(err, fs.ErrNotExist) { // as with older releases
+		return err
+	}
 	tag, err := t.pushProduct(paths)
 	if err != nil {
 		return err
@@ -85,7 +97,11 @@ func (t *tool) pushProduct(paths map[string]string) (string, error) {
 	images := map[string]v1.Image{}
 	for name, user := range programs {
 		var err error
-		if images[name], err = build.Binary(paths[name], user); err != nil {
+		var beside []string
+		if name == "berth-agent" && paths[guestProgram] != "" {
+			beside = []string{paths[guestProgram]}
+		}
+		if images[name], err = build.Binary(paths[name], user, beside...); err != nil {
 			return "", err
 		}
 	}
@@ -115,7 +131,15 @@ func (t *tool) failpoints() error {
 		if err != nil {
 			return err
 		}
-		img, err := build.Binary(path, programs[name])
+		var beside []string
+		if name == "berth-agent" {
+			guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
+			if err != nil {
+				return err
+			}
+			beside = []string{guest}
+		}
+		img, err := build.Binary(path, programs[name], beside...)
 		if err != nil {
 			return err
 		}

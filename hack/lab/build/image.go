@@ -36,11 +36,15 @@ type File struct {
 	UID  int
 }
 
-// Binary makes an image of one static program, which it runs as user. The layer
-// is left uncompressed: these images travel within one machine only.
-func Binary(path, user string) (v1.Image, error) {
+// Binary makes an image of one static program, which it runs as user, with other files beside it. The layer is left
+// uncompressed: these images travel within one machine only.
+func Binary(path, user string, beside ...string) (v1.Image, error) {
 	entry := "/" + filepath.Base(path)
-	layer, err := layer([]File{{Path: entry, From: path, Mode: 0o755}}, types.OCIUncompressedLayer)
+	files := []File{{Path: entry, From: path, Mode: 0o755}}
+	for _, other := range beside {
+		files = append(files, File{Path: "/" + filepath.Base(other), From: other, Mode: 0o755})
+	}
+	layer, err := layer(files, types.OCIUncompressedLayer)
 	if err != nil {
 		return nil, err
 	}
