@@ -61,7 +61,7 @@ type wiring struct {
 func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	counted := newAgentMetrics()
 	w := &wiring{life: ctx, cache: mgr.GetClient()}
-	consoles, err := console.New(filepath.Join(o.RunDir, "consoles"), filepath.Join(o.RunDir, "displays"))
+	consoles, err := console.New(o.RunDir)
 	if err != nil {
 		return nil, err
 	}

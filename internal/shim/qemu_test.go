@@ -18,7 +18,7 @@ import (
 func TestARealQEMUsConsole(t *testing.T) {
 	const program = "qemu-system-x86_64"
 	need(t, program)
-	consoles, err := hostconsole.New(t.TempDir(), t.TempDir())
+	consoles, err := hostconsole.New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

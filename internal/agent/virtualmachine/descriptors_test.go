@@ -312,7 +312,7 @@ func (s keepingSession) HandOver(_ context.Context, devices []shimproto.Device, 
 // descriptors are those that the agent hands over for a guest with all kinds of devices.
 func (l *abuseLab) descriptors() map[shimproto.Kind]*os.File {
 	l.t.Helper()
-	consoles, err := console.New(l.t.TempDir(), l.t.TempDir())
+	consoles, err := console.New(l.t.TempDir())
 	if err != nil {
 		l.t.Fatal(err)
 	}

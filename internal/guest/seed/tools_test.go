@@ -43,7 +43,9 @@ func TestStart(t *testing.T) {
 	}
 	root := t.TempDir()
 	for _, dir := range []string{"bin", "run/berth", "var/lib", "dev", "proc"} {
-		env.Mkdir(t, filepath.Join(root, dir))
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	raw, err := os.ReadFile(busybox)
 	if err != nil {

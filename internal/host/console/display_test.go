@@ -21,7 +21,7 @@ func TestDisplay(t *testing.T) {
 	if os.Getuid() != 0 {
 		env.Missing(t, "needs root")
 	}
-	s, err := newSockets(t)
+	s, err := New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestAHostileDisplay(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := newSockets(t)
+			s, err := New(t.TempDir())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -29,20 +29,26 @@ const (
 	ExitPort  Socket = ".exit"  // dev.berth.exit.0
 )
 
-// Sockets are those of all guests of the host. The path of a guest's sockets is known by its VirtualMachine's UID.
-type Sockets struct{ dir, displays string }
+// Sockets are those of all guests of the host. The path of a guest's sockets is known by its VirtualMachine's UID. Ports
+// have a directory of their own: an older agent takes whatever is in that of the consoles for a console.
+type Sockets struct{ consoles, ports, displays string }
 
-// New makes the directories of sockets and of displays, unless they are there.
-func New(dir, displays string) (*Sockets, error) {
-	if err := errors.Join(os.MkdirAll(dir, 0o700), os.MkdirAll(displays, displaysMode)); err != nil {
+// New makes their directories in dir, unless they are there.
+func New(dir string) (*Sockets, error) {
+	s := &Sockets{filepath.Join(dir, "consoles"), filepath.Join(dir, "ports"), filepath.Join(dir, "displays")}
+	if err := errors.Join(os.MkdirAll(s.consoles, 0o700), os.MkdirAll(s.ports, 0o700), os.MkdirAll(s.displays, displaysMode)); err != nil {
 		return nil, fmt.Errorf("creating the directories of QEMU's sockets: %w", err)
 	}
-	return &Sockets{dir, displays}, nil
+	return s, nil
 }
 
 // Path is the path of a guest's socket.
 func (s *Sockets) Path(uid string, which Socket) string {
-	return filepath.Join(s.dir, uid+string(which)+suffix)
+	dir := s.ports
+	if which == Serial {
+		dir = s.consoles
+	}
+	return filepath.Join(dir, uid+string(which)+suffix)
 }
 
 // all are the paths of all that a guest may have or have left.
@@ -95,7 +101,7 @@ func (s *Sockets) Remove(uid string) error {
 
 // List returns the UIDs of the guests that have sockets, each once, sorted.
 func (s *Sockets) List() (uids []string, err error) {
-	for _, dir := range []string{s.dir, s.displays} {
+	for _, dir := range []string{s.consoles, s.ports, s.displays} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			return nil, fmt.Errorf("listing the guests' sockets: %w", err)

@@ -13,13 +13,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-func newSockets(t *testing.T) (*Sockets, error) {
-	dir := t.TempDir()
-	return New(filepath.Join(dir, "consoles"), filepath.Join(dir, "displays"))
-}
-
 func TestSockets(t *testing.T) {
-	s, err := newSockets(t)
+	s, err := New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +55,7 @@ func TestSockets(t *testing.T) {
 	if err := s.Remove("a"); err != nil || s.Exists("a") {
 		t.Errorf("after its removal it exists: %t, %v", s.Exists("a"), err)
 	}
-	again, err := New(filepath.Dir(s.Path("a", Serial)), s.displays)
+	again, err := New(filepath.Dir(s.consoles))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,12 +66,12 @@ func TestSockets(t *testing.T) {
 
 // TestPorts: a guest is known by whichever of its sockets is left, and once.
 func TestPorts(t *testing.T) {
-	s, err := newSockets(t)
+	s, err := New(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	const uid = "8f9c1d2e-0000-4000-8000-000000000001"
-	if p := s.Path(uid, Serial); filepath.Base(p) != uid+".sock" { // as older agents have made it
+	if p := s.Path(uid, Serial); p != filepath.Join(s.consoles, uid+".sock") { // as older agents have made it
 		t.Errorf("the console is %s", p)
 	}
 	for _, which := range []Socket{Serial, GuestPort, ExitPort} {
@@ -93,6 +88,9 @@ func TestPorts(t *testing.T) {
 		_ = qemu.Close()
 		if uids, err := s.List(); err != nil || len(uids) != 1 || uids[0] != uid || !s.Exists(uid) {
 			t.Errorf("with socket %q: %v, %v", which, uids, err)
+		}
+		if left, err := os.ReadDir(s.consoles); err != nil || len(left) != 1 { // which older agents take all that is there for
+			t.Errorf("consoles are %v, %v", left, err)
 		}
 		if which != ExitPort {
 			continue

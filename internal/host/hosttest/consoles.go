@@ -16,6 +16,7 @@ import (
 
 const (
 	consolesDir = "/run/berth/consoles/"
+	portsDir    = "/run/berth/ports/"
 	displaysDir = "/run/berth/displays/"
 )
 
@@ -24,7 +25,10 @@ type Consoles struct{ h *Host }
 
 // Path is as console.Sockets'.
 func (c *Consoles) Path(uid string, which console.Socket) string {
-	return consolesDir + uid + string(which) + ".sock"
+	if which == console.Serial {
+		return consolesDir + uid + ".sock"
+	}
+	return portsDir + uid + string(which) + ".sock"
 }
 
 func displayPath(uid string) string { return displaysDir + uid + "/vnc.sock" }
@@ -91,7 +95,7 @@ func (c *Consoles) List() (uids []string, err error) {
 	c.h.mu.Lock()
 	defer c.h.mu.Unlock()
 	for p := range c.h.sockets {
-		if path.Dir(p)+"/" == consolesDir {
+		if dir := path.Dir(p) + "/"; dir == consolesDir || dir == portsDir {
 			uid, _, _ := strings.Cut(path.Base(p), ".")
 			uids = append(uids, uid)
 		}
