@@ -2,8 +2,8 @@
 #
 #   docker build --target operator -t ghcr.io/berth-dev/berth-operator:dev .
 #
-# and likewise agent and shim. Each is one static binary on nothing. The lab
-# makes its own without an engine. Without gRPC's traces, and the templates that
+# and likewise agent and shim. Each is static binaries on nothing: one, and in the
+# agent's the guests' program beside it. The lab makes its own without an engine. Without gRPC's traces, and the templates that
 # they bring, the linker leaves out a fifth of the agent.
 
 FROM --platform=$BUILDPLATFORM golang:1.26 AS build
@@ -31,7 +31,7 @@ ENTRYPOINT ["/berth-operator"]
 # and knows the public certificate authorities.
 FROM scratch AS agent
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
-COPY --from=build /out/berth-agent /
+COPY --from=build /out/berth-agent /out/berth-guest /
 USER 0:0
 ENTRYPOINT ["/berth-agent"]
 

@@ -19,6 +19,10 @@ func Default(s *VirtualMachineSpec) {
 	if s.Networks == nil {
 		s.Networks = []Network{{Name: "default", Pod: &PodNetwork{}}}
 	}
+	setDefault(&s.GuestTools, GuestToolsOffered)
+	if s.Display != nil {
+		setDefault(&s.Display.Type, DisplayVGA)
+	}
 	if c := s.CloudInit; c != nil && c.UserDataSecretRef != nil {
 		setDefault(&c.UserDataSecretRef.Key, "userdata")
 	}

@@ -64,6 +64,8 @@ func TestSchema(t *testing.T) {
 			{"empty cloudInit", ok + "cloudInit: {}", "leave cloudInit out"},
 			{"a private key where a public one belongs", ok + "sshAuthorizedKeys: [\"-----BEGIN OPENSSH PRIVATE KEY-----\"]", "no private key"},
 			{"labels of ours", ok + "berth: {labels: {vm.berth.dev/name: x}}", "another prefix"},
+			{"guest tools that nobody makes", ok + "guestTools: Always", "supported values"},
+			{"a display of another kind", ok + "display: {type: QXL}", "supported values"},
 			{"an exec probe", ok + "readinessProbe: {exec: {command: [\"true\"]}}", "use httpGet"},
 			{"a probe of a named port", ok + "livenessProbe: {tcpSocket: {port: http}}", "must be a number"},
 			{"a paused guest that must answer", ok + "state: Paused\nlivenessProbe: {tcpSocket: {port: 80}}", "remove the probe"},
@@ -166,7 +168,8 @@ func TestSchema(t *testing.T) {
 		}
 		s := vm.Spec
 		if s.State != v1alpha1.StateRunning || s.RestartPolicy != v1alpha1.RestartAlways || *s.TerminationGracePeriodSeconds != 60 ||
-			s.CPU != (v1alpha1.CPU{Cores: 1, Sockets: 1, Threads: 1, Model: "host-model"}) || len(s.Networks) != 1 || s.Networks[0].Name != "default" {
+			s.CPU != (v1alpha1.CPU{Cores: 1, Sockets: 1, Threads: 1, Model: "host-model"}) || len(s.Networks) != 1 || s.Networks[0].Name != "default" ||
+			s.GuestTools != v1alpha1.GuestToolsOffered || s.Display != nil {
 			t.Errorf("defaults are %+v", s)
 		}
 		if vm.Status.ObservedGeneration != -1 { // else kstatus takes for done what nobody has looked at yet

@@ -131,6 +131,16 @@ type VirtualMachineSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule=`self.matches(r'^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$')`,message="a key must be a public one as in a .pub file, such as ssh-ed25519 AAAA… name: no private key, no options, one line"
 	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k)).sum() <= 16384",message="sshAuthorizedKeys are more than 16Ki in all: put the keys into user data in a Secret, and name it in cloudInit.userDataSecretRef"
 	SSHAuthorizedKeys []string `json:"sshAuthorizedKeys,omitempty"`
+	// guestTools says whether the guest gets Berth's guest program, which kubectl exec, kubectl cp and exec probes reach
+	// into it by: Offered puts it on a read-only disk labelled BERTH and has cloud-init, or else a guest agent, start it; None
+	// does neither. A guest that boots a kernel directly gets no disk: its initrd can have the program.
+	// +optional
+	// +kubebuilder:default=Offered
+	GuestTools GuestTools `json:"guestTools,omitempty"`
+	// display gives the guest a screen, which kubectl port-forward to port 5900 shows by VNC. There is none by default: a
+	// guest without costs less memory, and has its console.
+	// +optional
+	Display *Display `json:"display,omitempty"`
 	// berth adds metadata to the guest's pod.
 	// +optional
 	Berth *BerthTemplate `json:"berth,omitempty"`
@@ -333,6 +343,39 @@ type LocalReference struct {
 	// +kubebuilder:validation:MaxLength=253
 	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')`,message="name must be that of a Secret in the same namespace, such as web-user-data"
 	Name string `json:"name"`
+}
+
+// GuestTools says whether a guest gets Berth's guest program.
+//
+// +kubebuilder:validation:Enum=Offered;None
+type GuestTools string
+
+// The ways to treat the guest program.
+const (
+	GuestToolsOffered GuestTools = "Offered"
+	GuestToolsNone    GuestTools = "None"
+)
+
+// DisplayType is a kind of graphics card.
+//
+// +kubebuilder:validation:Enum=VGA;Virtio
+type DisplayType string
+
+// The types of displays.
+const (
+	// DisplayVGA is a card that everything can drive, boot loaders and text modes included.
+	DisplayVGA DisplayType = "VGA"
+	// DisplayVirtio is faster, and starts as a VGA; the guest's kernel needs virtio-gpu.
+	DisplayVirtio DisplayType = "Virtio"
+)
+
+// Display is the guest's screen.
+type Display struct {
+	// type is the graphics card: VGA, which everything can drive, or Virtio, which is faster where the guest's kernel has
+	// virtio-gpu.
+	// +optional
+	// +kubebuilder:default=VGA
+	Type DisplayType `json:"type,omitempty"`
 }
 
 // BerthTemplate adds metadata to a guest's pod.

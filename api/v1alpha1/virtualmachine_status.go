@@ -92,7 +92,7 @@ type VirtualMachineStatus struct {
 	// lastReset is when it last was.
 	// +optional
 	LastReset *metav1.Time `json:"lastReset,omitempty"`
-	// guest is what the guest agent tells.
+	// guest is what the guest agent and Berth's guest program tell.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
 	// disks are the guest's disks on the node, and those of the spec that were there, or on another node, and are absent.
@@ -174,7 +174,7 @@ type BerthReference struct {
 	Image string `json:"image,omitempty"`
 }
 
-// GuestInfo is what the guest agent tells. It is the guest's own word, shortened.
+// GuestInfo is what the guest agent and Berth's guest program tell. It is the guest's own word, shortened.
 type GuestInfo struct {
 	// hostname is the guest's host name.
 	// +optional
@@ -192,6 +192,10 @@ type GuestInfo struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	GuestAgentVersion string `json:"guestAgentVersion,omitempty"`
+	// tools is the version of Berth's guest program that answered last since the guest's start.
+	// +optional
+	// +kubebuilder:validation:MaxLength=32
+	Tools string `json:"tools,omitempty"`
 }
 
 // DiskStatus is a node-local disk of a guest.
@@ -249,7 +253,7 @@ type LastExit struct {
 	// reason is why, in one word.
 	// +required
 	Reason Reason `json:"reason"`
-	// exitCode is the berth's exit code: 0 after a power-off, 134 after a panic, 137 after a kill, 1 after a failure of QEMU.
+	// exitCode is the berth's exit code: after a power-off what the guest last wrote to its port dev.berth.exit.0, or 0; 134 after a panic, 137 after a kill, 1 after a failure of QEMU.
 	// +required
 	ExitCode int32 `json:"exitCode"`
 	// time is when the agent saw it.

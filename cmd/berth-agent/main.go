@@ -54,6 +54,7 @@ func run() error {
 	flag.StringVar(&unsized, "max-unsized-disk", "10Gi", "largest size of a disk whose spec has none")
 	flag.DurationVar(&o.Images.MaxUnusedAge, "keep-images", 7*24*time.Hour, "how long an image is kept after its last use; 0 is for ever")
 	flag.IntVar(&o.Images.MaxUsagePercent, "full-percent", 85, "usage of -state-dir's file system in percent above which unused images are removed early; 100 disables it")
+	flag.StringVar(&o.GuestProgram, "guest-program", "/berth-guest", "path of the program berth-guest, which guests are offered")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":9760", "address of /metrics: HTTPS, guarded by TokenReview and SubjectAccessReview; 0 disables it")
 	flag.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9761", "address of /healthz and /readyz; 0 disables them")
 	flag.IntVar(&verbosity, "v", 0, "log level: 0 what matters, 1 decisions, 2 calls")

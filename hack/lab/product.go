@@ -21,6 +21,9 @@ var programs = map[string]string{
 	"berth-shim":     "65532:65532",
 }
 
+// guestProgram is beside the agent in its image: guests get it.
+const guestProgram = "berth-guest"
+
 const (
 	release         = "berth"
 	namespace       = "berth-system"
@@ -31,8 +34,11 @@ const (
 
 // install builds Berth as the tree is now, and installs it or upgrades to it.
 func (t *tool) install(kvm bool) error {
-	paths := map[string]string{}
+	paths := map[string]string{guestProgram: ""}
 	for name := range programs {
+		paths[name] = ""
+	}
+	for name := range paths {
 		var err error
 		if paths[name], err = t.cache.Program(t.root, "./cmd/"+name); err != nil {
 			return err
@@ -73,6 +79,12 @@ func (t *tool) release(commit string) error {
 	for name := range programs {
 		paths[name] = filepath.Join(tree, "bin", name)
 	}
+	guest := filepath.Join(tree, "bin", guestProgram)
+	if _, err := os.Stat(guest); err == nil {
+		paths[guestProgram] = guest
+	} else if !errors.Is(err, fs.ErrNotExist) { // as with older releases
+		return err
+	}
 	tag, err := t.pushProduct(tree, paths)
 	if err != nil {
 		return err
@@ -90,7 +102,11 @@ func (t *tool) pushProduct(tree string, paths map[string]string) (string, error)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		if images[name], err = build.Binary(paths[name], user, strings.Fields(string(names))...); err != nil {
+		var beside []string
+		if name == "berth-agent" && paths[guestProgram] != "" {
+			beside = []string{paths[guestProgram]}
+		}
+		if images[name], err = build.Binary(paths[name], user, beside, strings.Fields(string(names))); err != nil {
 			return "", err
 		}
 	}
@@ -120,7 +136,15 @@ func (t *tool) failpoints() error {
 		if err != nil {
 			return err
 		}
-		img, err := build.Binary(path, programs[name])
+		var beside []string
+		if name == "berth-agent" {
+			guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
+			if err != nil {
+				return err
+			}
+			beside = []string{guest}
+		}
+		img, err := build.Binary(path, programs[name], beside...)
 		if err != nil {
 			return err
 		}

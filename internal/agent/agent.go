@@ -61,6 +61,8 @@ type Options struct {
 	MaxUnsizedDisk int64
 	// GuestSubnet is the private subnet between a berth and its guest: its first address is the berth's, its second the guest's.
 	GuestSubnet netip.Prefix
+	// GuestProgram is the path of the program that guests are offered.
+	GuestProgram string
 	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
 	MetricsAddress, HealthAddress string
 }

@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +27,7 @@ import (
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/guest/seed"
 	"github.com/berth-dev/berth/internal/host/cgroup"
 	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/image"
@@ -58,7 +61,11 @@ type wiring struct {
 func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	counted := newAgentMetrics()
 	w := &wiring{life: ctx, cache: mgr.GetClient()}
-	consoles, err := console.New(filepath.Join(o.RunDir, "consoles"))
+	consoles, err := console.New(o.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	tools, err := toolsOf(o.GuestProgram)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +122,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			OpenGuestAgent: openGuestAgent,
 			ReadFile:       volume.ReadFile, Shims: sessionsOf{sessions}, Images: w.pulls, Facts: w.host,
 		},
-		Partition: w.partition, HoldBackPulls: registry.HoldBack,
+		Partition: w.partition, HoldBackPulls: registry.HoldBack, Tools: tools,
 		Cache: mgr.GetClient(), Live: mgr.GetAPIReader(),
 		Status:  &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.AgentManager},
 		Events:  mgr.GetEventRecorder("berth-agent"),
@@ -128,6 +135,20 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
 	return w, nil
+}
+
+// toolsOf is the disk with the guest program at path. It takes some MiB, which nobody keeps: each node has it in a file.
+func toolsOf(path string) (store.Tools, error) {
+	image := func() ([]byte, error) {
+		program, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("reading the guest program: %w", err)
+		}
+		return seed.Tools(program), nil
+	}
+	first, err := image()
+	sum := sha256.Sum256(first)
+	return store.Tools{Digest: hex.EncodeToString(sum[:]), Image: image}, err
 }
 
 // openGuestAgent is qga.OpenPort.

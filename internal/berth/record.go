@@ -156,7 +156,7 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 const actsAtOnce = "terminationGracePeriodSeconds"
 
 // inPlace are the fields that shape the guest and not its berth: a restart in place takes them.
-var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys"}
+var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys", "guestTools"}
 
 func effectOf(path string) v1alpha1.ChangeEffect {
 	for _, field := range inPlace {

@@ -18,10 +18,12 @@ const (
 
 // Cost of a guest beyond its memory, in bytes; measured, docs/resources.md has the figures.
 const (
-	shimMemory     = 16 * mebi
-	qemuMemory     = 96 * mebi
-	memoryPerVCPU  = 8 * mebi
-	memoryPerDisk  = 8 * mebi
+	shimMemory    = 16 * mebi
+	qemuMemory    = 96 * mebi
+	memoryPerVCPU = 8 * mebi
+	memoryPerDisk = 8 * mebi
+	// displayMemory is the card's 16 MiB, what VNC compares it with, and 4 MiB for what is on its way to each of 8 viewers.
+	displayMemory  = 64 * mebi
 	pageTableShare = 256 // one byte of page tables and device state for so many of the guest's
 	// EmulationCache is QEMU's cache of translated code on hosts that emulate.
 	EmulationCache = 128 * mebi
@@ -38,6 +40,9 @@ func Memory(vm *v1alpha1.VirtualMachine, emulation bool) int64 {
 	guest := vm.Spec.Memory.Size.Value()
 	total := guest + shimMemory + qemuMemory + int64(VCPUs(vm))*memoryPerVCPU +
 		int64(len(vm.Spec.Disks))*memoryPerDisk + guest/pageTableShare
+	if vm.Spec.Display != nil {
+		total += displayMemory
+	}
 	if emulation {
 		total += EmulationCache
 	}

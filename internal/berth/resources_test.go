@@ -43,6 +43,23 @@ func TestLocalStorage(t *testing.T) {
 	}
 }
 
+// TestDisplayMemory: who has no display pays for none, so that one comes with a new berth.
+func TestDisplayMemory(t *testing.T) {
+	without := vm()
+	with := vm(func(s *v1alpha1.VirtualMachineSpec) { s.Display = &v1alpha1.Display{Type: v1alpha1.DisplayVGA} })
+	if more := Memory(with, false) - Memory(without, false); more != displayMemory {
+		t.Errorf("a display takes %d bytes", more)
+	}
+	record, err := Record(&without.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes, err := Changes(record, &with.Spec)
+	if err != nil || len(NewBerth(changes)) != 1 {
+		t.Errorf("%+v, %v", changes, err)
+	}
+}
+
 // TestResourcesAreStated: a LimitRange fills in what is not stated, and refuses a request above a limit of its own.
 func TestResourcesAreStated(t *testing.T) {
 	o := options

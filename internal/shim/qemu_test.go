@@ -23,7 +23,7 @@ func TestARealQEMUsConsole(t *testing.T) {
 		t.Fatal(err)
 	}
 	qemu := exec.Command(program, "-accel", "tcg", "-machine", "q35,graphics=off", "-m", "16", "-nodefaults", "-display", "none", "-S",
-		"-chardev", "socket,id=console,server=on,wait=off,path="+consoles.Path("uid"), "-serial", "chardev:console",
+		"-chardev", "socket,id=console,server=on,wait=off,path="+consoles.Path("uid", hostconsole.Serial), "-serial", "chardev:console",
 		"-monitor", "stdio")
 	qemu.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	monitor, err := qemu.StdinPipe()
@@ -41,7 +41,7 @@ func TestARealQEMUsConsole(t *testing.T) {
 	a := c.take()
 	var console *os.File
 	eventually(t, "QEMU listens", func() bool {
-		console, err = consoles.Connect(t.Context(), "uid")
+		console, err = consoles.Connect(t.Context(), "uid", hostconsole.Serial)
 		return err == nil
 	})
 	a.send(consoleOf("r1"), console)

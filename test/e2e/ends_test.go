@@ -174,7 +174,7 @@ func nothingLeftOn(l *lab, node, uid string) {
 	found := l.onNode(node, "sh", "-c", fmt.Sprintf(`
 		virsh list --all --uuid | grep %[1]s
 		pgrep -f "^/usr/bin/qemu-system.*-uuid %[1]s"
-		ls -d /var/lib/berth/vms/%[1]s /run/berth/seeds/%[1]s* /run/berth/consoles/%[1]s* 2>/dev/null
+		ls -d /var/lib/berth/vms/%[1]s /run/berth/seeds/%[1]s* /run/berth/consoles/%[1]s* /run/berth/ports/%[1]s* /run/berth/displays/%[1]s 2>/dev/null
 		ip -o link show %[2]s 2>/dev/null
 		grep %[1]s /proc/mounts
 		find /sys/fs/cgroup -name "*%[1]s*" 2>/dev/null

@@ -167,6 +167,7 @@ type Session struct {
 	// What was sent to it and is not in its state yet.
 	handedOver bool
 	phase      shimproto.Phase
+	acted      shimproto.Acted
 	exiting    bool
 }
 
@@ -249,6 +250,8 @@ func (n *Session) Send(ctx context.Context, m shimproto.Message, files ...*os.Fi
 		n.handedOver = true
 	case shimproto.Running:
 		n.phase = m.Phase
+	case shimproto.Acted:
+		n.acted = m
 	case shimproto.Exit:
 		n.exiting = true
 	case shimproto.Hello, shimproto.State: // its answer tells all
@@ -291,9 +294,13 @@ func (n *Session) State(devices []shimproto.Device) *plan.Shim {
 		return nil
 	}
 	s := &plan.Shim{
-		Attached: n.handedOver || n.state.InstanceID != "",
-		Running:  n.phase != "",
-		Exiting:  n.exiting,
+		Attached:   n.handedOver || n.state.InstanceID != "",
+		Running:    n.phase != "",
+		Exiting:    n.exiting,
+		Draining:   n.state.Takes(shimproto.KindExit) && !n.state.ConsoleClosed, // older ones have nothing that is waited for
+		GuestTools: n.state.GuestTools, ExitText: n.state.ExitText,
+		Resets: n.state.Resets, ResetsDone: max(n.state.ResetsDone, n.acted.Resets),
+		NMIs: n.state.NMIs, NMIsDone: max(n.state.NMIsDone, n.acted.NMIs),
 	}
 	for _, d := range devices {
 		if !n.state.Takes(d.Kind) {

@@ -401,6 +401,28 @@ func TestWhatAShimLacks(t *testing.T) {
 	}
 }
 
+// TestWhatAShimSays: what the guest said, what somebody asked for, and what is still to come.
+func TestWhatAShimSays(t *testing.T) {
+	says := shimproto.State{
+		Minor: 2, Kinds: []shimproto.Kind{"console", "exit"}, InstanceID: "r1", GuestTools: "1.0", ExitText: "3", Resets: 5, ResetsDone: 2, NMIs: 1,
+	}
+	n := &Session{stateKnown: true, state: says, bootTime: func() time.Duration { return 0 }}
+	want := &plan.Shim{Attached: true, Draining: true, GuestTools: "1.0", ExitText: "3", Resets: 5, ResetsDone: 2, NMIs: 1}
+	if diff := cmp.Diff(want, n.State(nil)); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	n.acted = shimproto.Acted{Resets: 5, NMIs: 1} // which the shim has not confirmed yet
+	n.state.ConsoleClosed = true
+	want.Draining, want.ResetsDone, want.NMIsDone = false, 5, 1
+	if diff := cmp.Diff(want, n.State(nil)); diff != "" {
+		t.Errorf("after Acted (-want +got):\n%s", diff)
+	}
+	n.state = shimproto.State{Minor: 1, Kinds: []shimproto.Kind{"console", "dhcp"}, InstanceID: "r1"}
+	if n.State(nil).Draining {
+		t.Error("an older shim is waited for")
+	}
+}
+
 // lease is any that is valid.
 var lease = &shimproto.Lease{Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1500}
 

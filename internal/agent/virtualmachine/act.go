@@ -59,15 +59,15 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 	case plan.KeepKernel:
 		return r.keepKernel(g, s.Image)
 	case plan.CreateDomain:
-		return r.createDomain(ctx, &s.Machine, s.Berth)
+		return r.createDomain(ctx, o, &s.Machine, s.Berth)
 	case plan.MoveToCgroup:
 		return r.moveToCgroup(uid, o.session)
 	case plan.ConnectNICs:
-		return r.connectNICs(ctx, g.uid, o.session, s.NICs)
+		return r.connectNICs(ctx, g.uid, o.session, s)
 	case plan.WriteSeed:
 		return r.writeSeed(&s.Machine, o.session)
 	case plan.HandOver:
-		return r.handOver(ctx, &s.Machine, o.session)
+		return r.handOver(ctx, &s.Machine, &o.facts, o.session)
 	case plan.Resume:
 		return r.resume(ctx, g, o, s.PausedExternally)
 	case plan.Pause:
@@ -78,8 +78,17 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 			phase = shimproto.PhasePaused
 		}
 		return o.session.Send(ctx, shimproto.Running{Phase: phase})
+	case plan.Reset:
+		return r.Host.Libvirt.Reset(ctx, uid)
+	case plan.InjectNMI:
+		return r.Host.Libvirt.InjectNMI(ctx, uid)
+	case plan.ConfirmActions:
+		return o.session.Send(ctx, shimproto.Acted{Resets: s.Resets, NMIs: s.NMIs})
+	case plan.StartTools:
+		go r.startTools(g.uid, o.facts.AgentPTY) //nolint:contextcheck // it outlives the step, and ends with the agent
+		return nil
 	case plan.Shutdown:
-		return r.shutdown(ctx, g.uid, s.GuestAgent, o.agentPTY)
+		return r.shutdown(ctx, g.uid, s.GuestAgent, o.facts.AgentPTY)
 	case plan.Destroy:
 		return r.destroy(ctx, uid, o)
 	case plan.Kill:

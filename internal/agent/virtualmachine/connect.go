@@ -11,7 +11,10 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/podnet"
 )
 
@@ -37,7 +40,7 @@ func (r *Reconciler) moveToCgroup(uid string, into Container) error {
 	return nil
 }
 
-func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Container, nics []machine.NIC) error {
+func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Container, s plan.ConnectNICs) error {
 	hardware, err := r.hardware(string(uid))
 	if err != nil {
 		return err
@@ -47,8 +50,8 @@ func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Containe
 		return err
 	}
 	defer ns.Close()
-	var config podnet.Config
-	for i, n := range nics {
+	config := podnet.Config{ReservedPorts: s.ReservedPorts}
+	for i, n := range s.NICs {
 		config.Interfaces = append(config.Interfaces, podnet.Interface{Tap: n.Tap, MAC: hardware.MAC(uid, n.Name, i), Address: n.Address, Gateway: n.Gateway})
 	}
 	_, err = r.Host.Network.Connect(ctx, ns, config)
@@ -64,15 +67,34 @@ func devicesOf(m *machine.Machine) []shimproto.Device {
 	for _, n := range m.NICs {
 		list = append(list, shimproto.Device{Kind: shimproto.KindDHCP, Name: n.Name})
 	}
+	list = append(list, shimproto.Device{Kind: shimproto.KindGuest, Name: "guest"}, shimproto.Device{Kind: shimproto.KindExit, Name: "exit"})
+	if m.Display != "" {
+		list = append(list, shimproto.Device{Kind: shimproto.KindDisplay, Name: "display"})
+	}
 	return list
 }
 
-// handOver hands the guest's devices to the shim, those that it takes. Of the others the report tells.
-func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, to Session) error {
-	return to.HandOver(ctx, devicesOf(m), func(d *shimproto.Device) (file *os.File, err error) {
+// without are the devices that a domain, of an older agent's or of another spec, does not have.
+func without(f *domain.Facts) func(shimproto.Device) bool {
+	return func(d shimproto.Device) bool {
+		return d.Kind == shimproto.KindGuest && f.GuestPort == "" || d.Kind == shimproto.KindExit && f.ExitPort == "" ||
+			d.Kind == shimproto.KindDisplay && f.Display == ""
+	}
+}
+
+// handOver hands the guest's devices to the shim, those that its domain has and the shim takes. Of the others the report tells.
+func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *domain.Facts, to Session) error {
+	devices := slices.DeleteFunc(devicesOf(m), without(has))
+	return to.HandOver(ctx, devices, func(d *shimproto.Device) (file *os.File, err error) {
 		switch d.Kind {
 		case shimproto.KindConsole:
-			file, err = r.Host.Consoles.Connect(ctx, string(m.UID))
+			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.Serial)
+		case shimproto.KindGuest:
+			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.GuestPort)
+		case shimproto.KindExit:
+			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.ExitPort)
+		case shimproto.KindDisplay:
+			file, err = r.display(m)
 		case shimproto.KindDHCP:
 			i := slices.IndexFunc(m.NICs, func(n machine.NIC) bool { return n.Name == d.Name })
 			d.Lease, file, err = r.lease(ctx, m, i, to)
@@ -80,6 +102,15 @@ func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, to Sessio
 		}
 		return file, err
 	})
+}
+
+// display is what the shim connects its viewers by.
+func (r *Reconciler) display(m *machine.Machine) (*os.File, error) {
+	user, err := r.user(identityOf(m))
+	if err != nil {
+		return nil, err
+	}
+	return r.Host.Consoles.OpenDisplay(string(m.UID), user)
 }
 
 // lease is what the shim tells NIC number nic by DHCP, and the socket that it does so on.

@@ -23,8 +23,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
+	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/hosttest"
 	"github.com/berth-dev/berth/internal/host/podnet"
@@ -63,6 +66,7 @@ func abuse(fd int) {
 		tries("eth0", err)
 		return
 	}
+	abusePath(fd, tries)
 	tries("unbound", unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ""))
 	tries("bound to eth0", unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "eth0"))
 	tries("bound to no index", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX, 0))
@@ -93,6 +97,36 @@ func abuse(fd int) {
 	}
 	fmt.Println("held") // until its victims have been asked
 	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// abusePath does with a descriptor what could be done with a file by one of its names.
+func abusePath(fd int, tries func(string, error)) {
+	path := fmt.Sprintf("/proc/self/fd/%d", fd)
+	opens := func(what, path string, flags int) {
+		opened, err := unix.Open(path, flags, 0)
+		if err == nil {
+			_ = unix.Close(opened)
+		}
+		tries(what, err)
+	}
+	tries("another mode", unix.Chmod(path, 0o777))
+	tries("another mode of it", unix.Fchmod(fd, 0o777))
+	tries("another owner", unix.Chown(path, 65532, 65532))
+	tries("another owner of it", unix.Fchown(fd, 65532, 65532))
+	tries("another name", unix.Linkat(fd, "", unix.AT_FDCWD, os.TempDir()+"/abuse.sock", unix.AT_EMPTY_PATH))
+	name, err := os.Readlink(path)
+	if err == nil {
+		err = unix.Unlink(name)
+	}
+	tries("its name removed", err)
+	opens("reading it", path, unix.O_RDONLY)
+	opens("writing it", path, unix.O_RDWR)
+	opens("its directory", path+"/..", unix.O_RDONLY)
+	viewer, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+	if err == nil {
+		err = errors.Join(unix.Connect(viewer, &unix.SockaddrUnix{Name: path}), unix.Close(viewer))
+	}
+	tries("a viewer", err)
 }
 
 // sendOut sends by the pod's own interface, in every way.
@@ -150,6 +184,9 @@ func TestDescriptorsAllowNothing(t *testing.T) {
 			// What the kernel must refuse, by kind. A kind that is not here must not be handed over.
 			refused, known := map[shimproto.Kind][]string{
 				shimproto.KindConsole: {"marked", "the host's listener", "a datagram to the host's listener", "a signal to the peer", "the peer's descriptors"},
+				shimproto.KindGuest:   {"marked", "the host's listener", "a datagram to the host's listener", "a signal to the peer", "the peer's descriptors"},
+				shimproto.KindExit:    {"marked", "the host's listener", "a datagram to the host's listener", "a signal to the peer", "the peer's descriptors"},
+				shimproto.KindDisplay: {"another mode", "another mode of it", "another owner", "another owner of it", "another name", "its name removed", "reading it", "writing it", "its directory", "another port"},
 				shimproto.KindDHCP:    {"unbound", "bound to eth0", "bound to no index", "marked", "transparent", "another port", "the host's listener"},
 			}[kind]
 			if !known {
@@ -160,6 +197,12 @@ func TestDescriptorsAllowNothing(t *testing.T) {
 				if i := slices.IndexFunc(got, func(line string) bool { return strings.HasPrefix(line, what+": ") }); i < 0 || strings.HasSuffix(got[i], "<nil>") {
 					t.Errorf("%s: was not refused: %q", what, got)
 				}
+			}
+			if kind == shimproto.KindDisplay && !slices.Contains(got, "a viewer: <nil>") { // which it is for
+				t.Errorf("it cannot connect: %q", got)
+			}
+			if info, err := os.Lstat(l.display); err != nil || info.Mode().Perm() != 0o666 {
+				t.Errorf("the display's socket: %v, %v", info, err)
 			}
 			if slices.Contains(got, "hears the pod's network: <nil>") {
 				t.Error("it hears what others send on the pod's network")
@@ -173,6 +216,7 @@ type abuseLab struct {
 	t        *testing.T
 	pod, net string
 	outside  int // a packet socket on the pods' network
+	display  string
 	caller   *net.UDPConn
 }
 
@@ -272,23 +316,34 @@ func (l *abuseLab) descriptors() map[shimproto.Kind]*os.File {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	m := machine.Machine{UID: vmUID, Name: "web", NICs: []machine.NIC{{
+	m := machine.Machine{UID: vmUID, Name: "web", Display: v1alpha1.DisplayVGA, NICs: []machine.NIC{{
 		Name: "default", Tap: "bttest0",
 		Address: netip.MustParsePrefix("10.0.2.2/24"), Gateway: netip.MustParseAddr("10.0.2.1"),
 	}}}
-	for _, path := range []string{consoles.Path(string(m.UID)), abstractName + "-host"} { // QEMU's, and somebody's on the host
+	r := &Reconciler{Options: Options{Host: Host{Network: podnet.Pods{}, Consoles: consoles, Store: hosttest.New().Store, Facts: facts{}}}}
+	user, err := r.user(identityOf(&m))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	uid := string(m.UID)
+	if l.display, err = consoles.MakeDisplay(uid, user); err != nil {
+		l.t.Fatal(err)
+	}
+	for _, path := range []string{ // QEMU's, and somebody's on the host
+		consoles.Path(uid, console.Serial), consoles.Path(uid, console.GuestPort), consoles.Path(uid, console.ExitPort), l.display, abstractName + "-host",
+	} {
 		listener, err := net.Listen("unix", path)
 		if err != nil {
 			l.t.Fatal(err)
 		}
 		l.t.Cleanup(func() { _ = listener.Close() })
 	}
-	r := &Reconciler{Options: Options{Host: Host{Network: podnet.Pods{}, Consoles: consoles, Store: hosttest.New().Store, Facts: facts{}}}}
-	if _, err := r.user(identityOf(&m)); err != nil {
+	if err := os.Chown(l.display, user, -1); err != nil {
 		l.t.Fatal(err)
 	}
+	has := domain.Facts{GuestPort: "a", ExitPort: "b", Display: l.display}
 	s := keepingSession{netns: "/run/netns/" + l.pod, files: map[shimproto.Kind]*os.File{}}
-	if err := errors.Join(r.connectNICs(l.t.Context(), m.UID, s, m.NICs), r.handOver(l.t.Context(), &m, s)); err != nil {
+	if err := errors.Join(r.connectNICs(l.t.Context(), m.UID, s, plan.ConnectNICs{NICs: m.NICs}), r.handOver(l.t.Context(), &m, &has, s)); err != nil {
 		l.t.Fatal(err)
 	}
 	return s.files

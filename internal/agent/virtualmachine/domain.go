@@ -14,12 +14,14 @@ import (
 	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/seed"
+	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/store"
 )
 
-// createDomain has libvirt start QEMU, its vCPUs halted, once it is proven that there is none.
-func (r *Reconciler) createDomain(ctx context.Context, m *machine.Machine, forBerth types.UID) error {
+// createDomain has libvirt start QEMU, its vCPUs halted, once it is proven that there is none. What o says of the domain
+// is then what was made.
+func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.Machine, forBerth types.UID) error {
 	found, err := r.Host.Processes.Find(string(m.UID))
 	if err != nil {
 		return fmt.Errorf("looking for QEMU: %w", err)
@@ -27,14 +29,19 @@ func (r *Reconciler) createDomain(ctx context.Context, m *machine.Machine, forBe
 	if len(found) > 0 {
 		return fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("process %d of this guest is still there", found[0].PID))
 	}
-	guest, err := r.describe(m, forBerth)
+	user, err := r.user(identityOf(m))
 	if err != nil {
 		return err
 	}
-	if m.Seed != nil {
-		if guest.Seed, err = r.Host.Store.CreateSeed(string(m.UID), seed.Size, int(guest.UID)); err != nil {
-			return fmt.Errorf("making the seed: %w", err)
-		}
+	if err := r.Host.Store.RecordSeed(string(m.UID), m.Seed != nil); err != nil {
+		return err
+	}
+	guest, err := r.describe(m, forBerth, user)
+	if err != nil {
+		return err
+	}
+	if err := r.makeFiles(m, &guest, user); err != nil {
+		return err
 	}
 	xml, err := domain.XML(guest)
 	if err != nil {
@@ -46,16 +53,36 @@ func (r *Reconciler) createDomain(ctx context.Context, m *machine.Machine, forBe
 	defer r.starts.end(m.Namespace)
 	defer r.HoldBackPulls()() // QEMU's start takes a CPU, and somebody waits for it
 	r.guests.forgetExit(m.UID)
-	return r.Host.Libvirt.CreatePaused(ctx, xml)
+	if err := r.Host.Libvirt.CreatePaused(ctx, xml); err != nil {
+		return err
+	}
+	o.facts, err = domain.ParseFacts(xml)
+	return err
 }
 
-// describe is a machine with what this host has for it: its user, its hardware, and the paths of its files.
-func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID) (domain.Guest, error) {
+// makeFiles makes what a guest has besides its disks, which is all that its QEMU opens or makes as user.
+func (r *Reconciler) makeFiles(m *machine.Machine, guest *domain.Guest, user int) (err error) {
 	uid := string(m.UID)
-	user, err := r.user(identityOf(m))
-	if err != nil {
-		return domain.Guest{}, err
+	if m.Seed != nil {
+		if guest.Seed, err = r.Host.Store.CreateSeed(uid, seed.Size, user); err != nil {
+			return fmt.Errorf("making the seed: %w", err)
+		}
 	}
+	if m.Tools {
+		if guest.Tools, err = r.Host.Store.LinkTools(uid, r.Tools); err != nil {
+			return err
+		}
+	}
+	if m.Display != "" {
+		guest.Display = &domain.Display{Type: m.Display}
+		guest.Display.Socket, err = r.Host.Consoles.MakeDisplay(uid, user)
+	}
+	return err
+}
+
+// describe is a machine with what this host has for it: its hardware, and the paths of its files.
+func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID, user int) (domain.Guest, error) {
+	uid := string(m.UID)
 	hardware, err := r.hardware(uid)
 	if err != nil {
 		return domain.Guest{}, err
@@ -67,9 +94,10 @@ func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID) (domain.Gu
 		Acceleration: m.Acceleration, TranslationCache: m.TranslationCache,
 		Partition: r.Partition(string(forBerth)),
 		CPU:       m.CPU, Memory: m.Memory,
-		Console: r.Host.Consoles.Path(uid),
-		UID:     uint32(user), //nolint:gosec // a uid
-		GID:     r.Host.Libvirt.KVMGroup(),
+		Console:   r.Host.Consoles.Path(uid, console.Serial),
+		GuestPort: r.Host.Consoles.Path(uid, console.GuestPort), ExitPort: r.Host.Consoles.Path(uid, console.ExitPort),
+		UID: uint32(user), //nolint:gosec // a uid
+		GID: r.Host.Libvirt.KVMGroup(),
 	}
 	if g.GID == 0 { // nobody may open /dev/kvm
 		g.GID = g.UID

@@ -125,7 +125,8 @@ type shim struct {
 	*hosttest.Container
 	node  *node
 	ended bool
-	lease shimproto.Lease // what it was told to serve
+	lease shimproto.Lease  // what it was told to serve
+	has   []shimproto.Kind // what it was handed
 	plan.Shim
 	terminatingSince time.Duration // since boot
 }
@@ -150,6 +151,8 @@ func (s *shim) Send(_ context.Context, m shimproto.Message, _ ...*os.File) error
 	switch m := m.(type) {
 	case shimproto.Running:
 		s.Running = true
+	case shimproto.Acted:
+		s.ResetsDone, s.NMIsDone = m.Resets, m.NMIs
 	case shimproto.Exit:
 		s.node.world.endContainer(s.node, int32(m.Code), m.TerminationMessage())
 	case shimproto.Hello, shimproto.HandOver, shimproto.State: // the room says none of them
@@ -171,6 +174,7 @@ func (s *shim) HandOver(_ context.Context, devices []shimproto.Device, open func
 			return err
 		}
 		file.Close()
+		s.has = append(s.has, d.Kind)
 		if d.Lease != nil {
 			s.lease = *d.Lease
 		}

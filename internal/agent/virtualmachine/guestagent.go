@@ -12,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/guest/plan"
+	"github.com/berth-dev/berth/internal/guest/seed"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/qga"
 )
@@ -68,7 +69,7 @@ func (i *agentInfo) due(now time.Time) bool { return !i.asking && !now.Before(i.
 func (r *Reconciler) observeGuestAgent(g *target, o *observed) {
 	known, ask := r.guests.guestAgent(g.uid, o.AgentChannelOpen, o.Domain == plan.DomainRunning, r.Now())
 	if ask != nil {
-		go r.askGuestAgent(g.uid, o.agentPTY, ask)
+		go r.askGuestAgent(g.uid, o.facts.AgentPTY, ask)
 	} else if o.AgentChannelOpen && !known.asked {
 		o.askAgentIn = max(0, known.again.Sub(r.Now()))
 	}
@@ -98,6 +99,20 @@ func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
 	}
 	if r.guests.answered(into, told, err, r.Now()) {
 		r.Enqueue(uid)
+	}
+}
+
+// startTools has a guest agent start the guest program. One that refuses is as good as any: there are other ways.
+func (r *Reconciler) startTools(uid types.UID, pts int) {
+	ctx, cancel := context.WithTimeout(r.life, infoTimeout)
+	defer cancel()
+	agent, err := r.openGuestAgent(ctx, uid, pts)
+	if err == nil {
+		err = qga.RunShell(ctx, agent, string(uid), seed.StartTools)
+		_ = agent.Close()
+	}
+	if err != nil {
+		ctrl.Log.WithName("host").V(1).Info("Guest agent does not start the guest program", "guest", uid, "err", err.Error())
 	}
 }
 

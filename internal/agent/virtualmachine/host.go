@@ -11,6 +11,7 @@ import (
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/podnet"
@@ -26,6 +27,7 @@ type Host struct {
 		Domains
 		DomainLogs
 		Power
+		Buttons
 	}
 	Processes interface {
 		Processes
@@ -36,9 +38,13 @@ type Host struct {
 		Guests
 		Disks
 		Seeds
+		FirstStarts
 	}
-	Consoles Consoles
-	Network  Network
+	Consoles interface {
+		Consoles
+		Displays
+	}
+	Network Network
 	// OpenGuestAgent opens a guest agent's port, by QEMU's process and the number of the pseudo-terminal.
 	OpenGuestAgent func(ctx context.Context, pid, pts int) (GuestAgent, error)
 	// ReadFile reads a file, of limit bytes at most, in the mount namespace of a process.
@@ -70,6 +76,12 @@ type Power interface {
 	Suspend(ctx context.Context, uuid string) error
 	Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error
 	Destroy(ctx context.Context, uuid string) error
+}
+
+// Buttons are those of the guest's machine.
+type Buttons interface {
+	Reset(ctx context.Context, uuid string) error
+	InjectNMI(ctx context.Context, uuid string) error
 }
 
 // Processes are the QEMUs of the host, whatever libvirt says.
@@ -122,13 +134,26 @@ type Seeds interface {
 	RemoveSeed(uid string) error
 }
 
-// Consoles are the sockets of guests' serial consoles.
+// FirstStarts are what guests start with, in the store.
+type FirstStarts interface {
+	RanWithoutSeed(uid string) (bool, error)
+	RecordSeed(uid string, seed bool) error
+	LinkTools(uid string, t store.Tools) (path string, err error)
+}
+
+// Consoles are the sockets of guests' serial consoles and ports.
 type Consoles interface {
-	Path(uid string) string
+	Path(uid string, which console.Socket) string
 	Exists(uid string) bool
-	Connect(ctx context.Context, uid string) (*os.File, error)
+	Connect(ctx context.Context, uid string, which console.Socket) (*os.File, error)
 	Remove(uid string) error
 	List() (uids []string, err error)
+}
+
+// Displays are the sockets of guests' displays.
+type Displays interface {
+	MakeDisplay(uid string, user int) (path string, err error)
+	OpenDisplay(uid string, user int) (*os.File, error)
 }
 
 // GuestAgent is a conversation with a guest agent.

@@ -737,6 +737,7 @@ type hangingAgent struct {
 }
 
 type libvirtAPI interface {
+	Buttons
 	Domains
 	DomainLogs
 	Power

@@ -450,6 +450,8 @@ func (w *world) complaint() string {
 		return "its QEMU is not in its container"
 	case !at.shim.Running:
 		return "its shim has not been told"
+	case at.shim.Resets != at.shim.ResetsDone || at.shim.NMIs != at.shim.NMIsDone:
+		return "a button that was pressed was not heard"
 	case vm.Status.Berth == nil || vm.Status.Berth.PodUID != pod.UID:
 		return "its status names another berth"
 	}
@@ -477,6 +479,12 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		policy := rapid.SampledFrom([]v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartNever}).Draw(t, "restart policy")
 		w := newWorld(t, policy, rapid.Bool().Draw(t, "ephemeral disk"))
+		if rapid.Bool().Draw(t, "nobody asks for cloud-init") {
+			w.cluster.vm.Spec.SSHAuthorizedKeys = nil
+		}
+		if rapid.Bool().Draw(t, "display") {
+			w.cluster.vm.Spec.Display = &v1alpha1.Display{Type: v1alpha1.DisplayVGA}
+		}
 		w.mortal, w.eager = rapid.Bool().Draw(t, "mortal"), rapid.Bool().Draw(t, "eager")
 		if rapid.Bool().Draw(t, "startup probe") {
 			w.cluster.vm.Spec.StartupProbe = &v1alpha1.Probe{Probe: corev1.Probe{PeriodSeconds: 10, FailureThreshold: 3}}
@@ -548,6 +556,11 @@ func (w *world) actions() map[string]func(*rapid.T) {
 				w.cluster.vm.DeletionTimestamp = &metav1.Time{Time: w.now}
 			})
 		},
+		"guest tools are offered, or not": func(t *rapid.T) {
+			when(t, w.cluster.vm != nil, func() {
+				w.cluster.vm.Spec.GuestTools = rapid.SampledFrom([]v1alpha1.GuestTools{"", v1alpha1.GuestToolsOffered, v1alpha1.GuestToolsNone}).Draw(t, "tools")
+			})
+		},
 		"the state is to be another": func(t *rapid.T) {
 			states := []v1alpha1.State{v1alpha1.StateRunning, v1alpha1.StatePaused, v1alpha1.StateStopped}
 			when(t, w.cluster.vm != nil, func() { w.cluster.vm.Spec.State = rapid.SampledFrom(states).Draw(t, "state") })
@@ -599,6 +612,10 @@ func nodeActions() map[string]func(*rapid.T, *node) {
 		},
 		"the runtime is down":  func(_ *rapid.T, n *node) { n.setRuntimeDown(true) },
 		"the runtime is there": func(_ *rapid.T, n *node) { n.setRuntimeDown(false) },
+		"somebody presses a button": func(t *rapid.T, n *node) {
+			when(t, n.containerAlive() && n.shim.Attached, func() { n.shim.Resets, n.shim.NMIs = n.shim.Resets+1, n.shim.NMIs+1 })
+		},
+		"the shim reads slowly": func(t *rapid.T, n *node) { when(t, n.containerAlive(), func() { n.shim.Draining = true }) },
 		"the probe passes": func(t *rapid.T, n *node) {
 			when(t, n.containerAlive() && n.here() != nil && n.shim.Running, n.passProbe)
 		},

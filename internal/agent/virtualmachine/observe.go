@@ -37,17 +37,17 @@ type observed struct {
 	fingerprint string
 	// askAgentIn is when its guest agent, which has connected once more, is to be asked; 0 if there is nothing to wait for.
 	askAgentIn time.Duration
-	// agentPTY is as domain.Facts has it; -1 without a domain.
-	agentPTY int
+	// facts are those of the domain, of which there may be none.
+	facts domain.Facts
 }
 
 // observe reads all that the host has of a guest. It cannot fail: what cannot be read is unknown, and hides nothing else.
 func (r *Reconciler) observe(ctx context.Context, g *target) (o observed) {
-	o.agentPTY = -1
+	o.facts.AgentPTY = -1
 	if g.Berth != nil {
 		o.berth = g.Berth.UID
 	}
-	found, facts, err := r.observeDomain(ctx, g, &o)
+	found, err := r.observeDomain(ctx, g, &o)
 	o.Unknown = err
 	if fault.ReasonOf(err) == v1alpha1.ReasonDomainNameTaken {
 		return o // its QEMU is not ours either
@@ -63,7 +63,7 @@ func (r *Reconciler) observe(ctx context.Context, g *target) (o observed) {
 	}
 	r.watchQEMUs(g.uid, o.qemus)
 	o.fingerprint = fingerprint(found, pidsOf(o.qemus))
-	o.StartUnknown = r.observeStart(g, &o, facts)
+	o.StartUnknown = r.observeStart(g, &o)
 	if g.VM != nil && o.Domain == plan.DomainAbsent && o.Process == plan.ProcessNone {
 		o.Exit = r.exit(g, &o)
 	}
@@ -71,31 +71,32 @@ func (r *Reconciler) observe(ctx context.Context, g *target) (o observed) {
 }
 
 // observeDomain reads what libvirt has of a guest. A domain that is not Berth's counts as unknown.
-func (r *Reconciler) observeDomain(ctx context.Context, g *target, o *observed) (found libvirtd.Domain, facts domain.Facts, err error) {
+func (r *Reconciler) observeDomain(ctx context.Context, g *target, o *observed) (found libvirtd.Domain, err error) {
 	if found, err = r.Host.Libvirt.Domain(ctx, string(g.uid)); err != nil {
-		return found, facts, err
+		return found, err
 	}
 	if found.Exists {
-		if facts, err = domain.ParseFacts(found.XML); err != nil {
-			return found, facts, fmt.Errorf("reading domain %s: %w", found.Name, err)
+		facts, err := domain.ParseFacts(found.XML)
+		if err != nil {
+			return found, fmt.Errorf("reading domain %s: %w", found.Name, err)
 		}
 		if facts.Identity == nil || facts.Identity.VM != string(g.uid) {
-			return found, facts, fault.NewUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf(
+			return found, fault.NewUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf(
 				"domain %s on node %s has this guest's UUID and is not Berth's: undefine or destroy it with virsh", found.Name, r.Node))
 		}
-		o.AgentChannelOpen, o.agentPTY = facts.AgentConnected, facts.AgentPTY
+		o.facts, o.AgentChannelOpen, o.Tools = facts, facts.AgentConnected, facts.Tools
 		if o.berth == "" {
 			o.berth = types.UID(facts.Identity.Berth)
 		}
 	}
 	o.Domain = domainState(found)
 	o.Resets, o.LatestResets = found.Resets.Count, found.Resets.Latest
-	return found, facts, nil
+	return found, nil
 }
 
 // observeStart reads what a start rests on, besides domain, process and container, up to the first thing that cannot be
 // read, which it returns. Kept and Left are false when they are unknown: then nothing is removed.
-func (r *Reconciler) observeStart(g *target, o *observed, facts domain.Facts) (err error) {
+func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 	uid := string(g.uid)
 	o.Left = r.Host.Consoles.Exists(uid)
 	seed, seedErr := r.Host.Store.HasSeed(uid)
@@ -104,15 +105,20 @@ func (r *Reconciler) observeStart(g *target, o *observed, facts domain.Facts) (e
 	if err = errors.Join(err, seedErr); err != nil || g.VM == nil {
 		return err
 	}
-	if o.Pending, err = g.pending(facts); err != nil {
+	if o.Pending, err = g.pending(&o.facts); err != nil {
 		return err
+	}
+	if s := g.Machine.Seed; s != nil && s.Implied {
+		if o.RanWithoutSeed, err = r.Host.Store.RanWithoutSeed(uid); err != nil {
+			return err
+		}
 	}
 	return r.observeDisks(g, o)
 }
 
 // pending are the changes of the spec since the guest was started. Its domain tells with what; one from before domains
 // told was started with what its berth was made from.
-func (g *target) pending(facts domain.Facts) ([]v1alpha1.PendingChange, error) {
+func (g *target) pending(facts *domain.Facts) ([]v1alpha1.PendingChange, error) {
 	if g.VM == nil || facts.Identity == nil {
 		return nil, nil
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/kube"
 )
 
@@ -43,6 +44,8 @@ type Options struct {
 	Partition func(podUID string) string
 	// HoldBackPulls leaves more of the node's CPUs to the start of a guest, until done is called.
 	HoldBackPulls func() (done func())
+	// Tools is the disk with the guest program.
+	Tools store.Tools
 	// Cache has this node's guests and berths by IndexUID and IndexOwner, Live all that the API server has.
 	Cache, Live client.Reader
 	Status      StatusWriter

@@ -48,7 +48,7 @@ func (r *Reconciler) keys(in Container, secrets []types.NamespacedName) Keys {
 // writeSeed writes the first-boot data into the file that QEMU has open. A
 // Secret can be read only now that the container has it mounted.
 func (r *Reconciler) writeSeed(m *machine.Machine, in Container) error {
-	s := seed.Seed{InstanceID: string(m.UID), Hostname: m.Name, SSHAuthorizedKeys: m.Seed.SSHAuthorizedKeys}
+	s := seed.Seed{InstanceID: string(m.UID), Hostname: m.Name, SSHAuthorizedKeys: m.Seed.SSHAuthorizedKeys, StartTools: m.Tools}
 	if m.Seed.UserData != nil {
 		s.UserData = []byte(*m.Seed.UserData)
 	}

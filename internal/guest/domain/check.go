@@ -41,8 +41,13 @@ func (g Guest) check() error {
 	if n := g.NIC; n != nil && (n.Tap == "" || len(n.Tap) > maxTapName || strings.ContainsRune(n.Tap, '%') || len(n.MAC) != 6) {
 		return fmt.Errorf("tap %q with MAC %q", n.Tap, n.MAC)
 	}
-	if len(g.Console) > maxSocketPath {
-		return fmt.Errorf("the console's path has %d bytes, %d at most", len(g.Console), maxSocketPath)
+	for _, socket := range g.sockets() {
+		if len(socket) > maxSocketPath {
+			return fmt.Errorf("the socket's path %s has %d bytes, %d at most", socket, len(socket), maxSocketPath)
+		}
+	}
+	if d := g.Display; d != nil && displays[d.Type] == "" {
+		return fmt.Errorf("a display of type %q", d.Type)
 	}
 	for _, disk := range g.Disks {
 		if len(disk.Name) > maxSerial {
@@ -64,8 +69,8 @@ func (g Guest) check() error {
 
 // paths are all paths that are set, or must be.
 func (g Guest) paths() []string {
-	paths := []string{g.Console}
-	for _, optional := range []string{g.Seed, g.Partition} {
+	paths := g.sockets()
+	for _, optional := range []string{g.Seed, g.Tools, g.Partition} {
 		if optional != "" {
 			paths = append(paths, optional)
 		}
@@ -83,6 +88,15 @@ func (g Guest) paths() []string {
 		}
 	}
 	return paths
+}
+
+// sockets are the paths of all sockets that the guest has.
+func (g Guest) sockets() []string {
+	sockets := []string{g.Console, g.GuestPort, g.ExitPort}
+	if g.Display != nil {
+		sockets = append(sockets, g.Display.Socket)
+	}
+	return sockets
 }
 
 func (g Guest) texts() []string {

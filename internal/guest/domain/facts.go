@@ -48,8 +48,11 @@ type Facts struct {
 	Emulated bool
 	// Taps are the names of the domain's network devices, as libvirt made them.
 	Taps []string
-	// Console is the path of the first serial console's socket; empty if it has none.
-	Console string
+	// Console is the path of the first serial console's socket, GuestPort, ExitPort and Display those of the sockets that
+	// Guest calls so; empty if it has none.
+	Console, GuestPort, ExitPort, Display string
+	// Tools: it has the disk with the guest program.
+	Tools bool
 	// AgentConnected is true while a guest agent holds its channel open.
 	AgentConnected bool
 	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if libvirtd itself has that end.
@@ -100,9 +103,16 @@ type live struct {
 			State string `xml:"state,attr"`
 		} `xml:"target"`
 	} `xml:"devices>channel"`
+	Graphics []struct {
+		Type    string `xml:"type,attr"`
+		Listens []struct {
+			Socket string `xml:"socket,attr"`
+		} `xml:"listen"`
+	} `xml:"devices>graphics"`
 }
 
 type liveLayer struct {
+	Serial string `xml:"serial"`
 	Source struct {
 		File string `xml:"file,attr"`
 	} `xml:"source"`
@@ -130,11 +140,22 @@ func ParseFacts(doc string) (Facts, error) {
 		f.Console = l.Serials[0].Source.Path
 	}
 	for _, c := range l.Channels {
-		if c.Target.Name == agentChannel {
+		number, isTerminal := strings.CutPrefix(c.Source.Path, "/dev/pts/")
+		switch {
+		case c.Target.Name == agentPort:
 			f.AgentConnected = c.Target.State == "connected"
-			if number, is := strings.CutPrefix(c.Source.Path, "/dev/pts/"); is && c.Type == "pty" {
+			if isTerminal && c.Type == "pty" {
 				f.AgentPTY = ptyNumber(number)
 			}
+		case c.Target.Name == guestPort && c.Type == "unix":
+			f.GuestPort = c.Source.Path
+		case c.Target.Name == exitPort && c.Type == "unix":
+			f.ExitPort = c.Source.Path
+		}
+	}
+	for _, g := range l.Graphics {
+		if g.Type == "vnc" && len(g.Listens) > 0 {
+			f.Display = g.Listens[0].Socket
 		}
 	}
 	for _, p := range []string{l.Kernel, l.Initrd} {
@@ -143,6 +164,7 @@ func ParseFacts(doc string) (Facts, error) {
 		}
 	}
 	for _, disk := range l.Disks {
+		f.Tools = f.Tools || disk.Serial == toolsSerial
 		for layer := &disk; layer != nil; layer = layer.Backing {
 			if layer.Source.File != "" {
 				f.Paths = append(f.Paths, layer.Source.File)

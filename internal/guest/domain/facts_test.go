@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 func TestParseFacts(t *testing.T) {
@@ -68,6 +70,43 @@ func TestParseFactsFindsTheGuestAgentsTerminal(t *testing.T) {
 		facts, err := ParseFacts(`<domain><devices>` + channel + `</devices></domain>`)
 		if err != nil || facts.AgentPTY != want {
 			t.Errorf("%s: %d, %v; want %d", channel, facts.AgentPTY, err, want)
+		}
+	}
+}
+
+// TestParseFactsFindsWhatAShimServes: a guest that an older agent started has less.
+func TestParseFactsFindsWhatAShimServes(t *testing.T) {
+	with := func(edit func(*Guest)) Facts {
+		doc, err := XML(edited(edit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		facts, err := ParseFacts(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return facts
+	}
+	const guest, exit, vnc = "/run/berth/console/u.guest.sock", "/run/berth/console/u.exit.sock", "/run/vnc.sock"
+	plain := with(func(*Guest) {})
+	if plain.GuestPort != guest || plain.ExitPort != exit || plain.Display != "" || plain.Tools {
+		t.Errorf("a plain guest: %+v", plain)
+	}
+	full := with(func(g *Guest) {
+		g.Tools, g.Display = "/tools.iso", &Display{Type: v1alpha1.DisplayVGA, Socket: vnc}
+	})
+	if full.GuestPort != guest || full.ExitPort != exit || full.Display != vnc || !full.Tools {
+		t.Errorf("one with a display and tools: %+v", full)
+	}
+	for _, doc := range []string{
+		`<channel type="pty"><source path="/dev/pts/1"/><target type="virtio" name="dev.berth.guest.0"/></channel>`,
+		`<channel type="unix"><source mode="bind" path="/x"/><target type="virtio" name="dev.berth.guest.1"/></channel>`,
+		`<graphics type="spice"><listen type="socket" socket="/x"/></graphics>`, `<graphics type="vnc" port="5900"/>`,
+		`<disk type="file"><source file="/x"/><serial>berth</serial></disk>`,
+	} {
+		facts, err := ParseFacts("<domain><devices>" + doc + "</devices></domain>")
+		if err != nil || facts.GuestPort != "" || facts.ExitPort != "" || facts.Display != "" || facts.Tools {
+			t.Errorf("%s: %+v, %v", doc, facts, err)
 		}
 	}
 }

@@ -34,12 +34,16 @@ type Guest struct {
 	Kernel *Kernel
 	// Disks are in boot order, at most MaxDisks.
 	Disks []Disk
-	// Seed is the path of the NoCloud image; empty if there is none.
-	Seed string
+	// Seed is the path of the NoCloud image, Tools that of the disk with the guest program; empty if there is none.
+	Seed, Tools string
 	// NIC is the network interface; nil if there is none.
 	NIC *NIC
 	// Console is the path, at most 107 bytes, of the socket that libvirt makes for the serial console.
 	Console string
+	// GuestPort and ExitPort are likewise those of the ports of the guest program and of the guest's exit code.
+	GuestPort, ExitPort string
+	// Display is the guest's screen; nil if it has none.
+	Display *Display
 	// UID and GID are whom QEMU runs as. Neither may be 0.
 	UID, GID uint32
 }
@@ -83,6 +87,13 @@ type Disk struct {
 type Backing struct {
 	Path   string
 	Format Format
+}
+
+// Display is a screen that is seen by VNC, with a keyboard and a tablet.
+type Display struct {
+	Type v1alpha1.DisplayType
+	// Socket is the path, at most 107 bytes, of the socket that QEMU makes for viewers: its user must be able to.
+	Socket string
 }
 
 // Format is a disk image's format. It is always named, because a probed format is what the guest wants it to be.

@@ -33,10 +33,10 @@ type layout struct {
 	// nic and disk are where the first one is; the others are in the slots after it. So the names that udev makes of
 	// addresses depend on nothing else that the guest has.
 	nic, disk place
-	// seed is behind the disks: the first of them is the guest's vda.
-	seed place
+	// seed and tools are behind the disks: the first of them is the guest's vda.
+	seed, tools place
 	// These are never plugged.
-	serial, rng, balloon place
+	serial, rng, balloon, video, tablet place
 	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most.
 	growth int
 	// mac is the address of NIC number nic, whose network has that name.
@@ -59,6 +59,7 @@ var layouts = [NewestLayout + 1]layout{
 	// Everything on the root bus, where nothing can be plugged.
 	{
 		nic: place{0, 2}, serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, disk: place{0, 6}, seed: place{0, 30},
+		video: place{0, 1}, tablet: place{0, 28}, tools: place{0, 29},
 		growth: 1,
 		mac:    macOfNetwork,
 	},
@@ -66,13 +67,13 @@ var layouts = [NewestLayout + 1]layout{
 	onBridge(func(vm types.UID, _ string, nic int) net.HardwareAddr { return berth.MAC(vm, nic) }),
 }
 
-// onBridge is a layout with what can be plugged behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, and whatever
-// comes later in 25 to 30. On the root bus, slots 1 and 2 and those from 7 on are free.
+// onBridge is a layout with what can be plugged behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, the
+// tools in 30, and whatever comes later in 25 to 29. On the root bus, the slots from 7 on are free.
 func onBridge(mac func(types.UID, string, int) net.HardwareAddr) layout {
 	return layout{
 		bridges: []bridge{{"pcie-root-port", place{0, 6}}, {"pcie-to-pci-bridge", place{1, 0}}},
-		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31},
-		serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5},
+		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31}, tools: place{2, 30},
+		serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, video: place{0, 1}, tablet: place{0, 2},
 		growth: 4,
 		mac:    mac,
 	}

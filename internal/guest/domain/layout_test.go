@@ -9,10 +9,10 @@ import (
 
 // TestLayoutsHaveRoom fills every layout with all that a guest can have, and more NICs than it can have today.
 func TestLayoutsHaveRoom(t *testing.T) {
-	const nics = 8
 	for n, l := range layouts {
+		nics := 8
 		if n == 0 {
-			continue // it has room for one NIC
+			nics = 1 // all that it has room for
 		}
 		taken := map[place]string{{0, 0}: "the host bridge", {0, 31}: "the chipset"}
 		put := func(what string, p place) {
@@ -27,7 +27,10 @@ func TestLayoutsHaveRoom(t *testing.T) {
 		put("serial", l.serial)
 		put("rng", l.rng)
 		put("balloon", l.balloon)
+		put("video", l.video)
+		put("tablet", l.tablet)
 		put("seed", l.seed)
+		put("tools", l.tools)
 		for i := range nics {
 			put(fmt.Sprintf("NIC %d", i), l.nic.after(i))
 		}

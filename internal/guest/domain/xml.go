@@ -13,8 +13,8 @@ const kibi = 1 << 10
 
 // XML returns the domain of guest g. An error means that g is no guest, which the API's checks should have told already.
 //
-// The machine is the leanest q35 that boots any Linux: there is no graphics, USB,
-// sound or anything else that nobody asked for. Where its devices are, its layout says.
+// The machine is the leanest q35 that boots any Linux: there is no USB, sound,
+// graphics or anything else that nobody asked for. Where its devices are, its layout says.
 func XML(g Guest) (string, error) {
 	if err := g.check(); err != nil {
 		return "", fmt.Errorf("describing guest %s: %w", g.UUID, err)

@@ -32,9 +32,9 @@ func web() Guest {
 		},
 		Seed:    "/run/berth/seed/u.iso",
 		NIC:     &NIC{Tap: "btabcdefghijklm", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}},
-		Console: "/run/berth/console/u.sock",
-		UID:     64100,
-		GID:     107,
+		Console: "/run/berth/console/u.sock", GuestPort: "/run/berth/console/u.guest.sock", ExitPort: "/run/berth/console/u.exit.sock",
+		UID: 64100,
+		GID: 107,
 	}
 }
 
@@ -48,6 +48,15 @@ func TestXML(t *testing.T) {
 	for name, g := range map[string]Guest{
 		"disks":   web(),
 		"layout1": edited(func(g *Guest) { g.Hardware = Hardware{Layout: 1, Machine: "pc-q35-7.2"} }),
+		"display": edited(func(g *Guest) {
+			g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
+			g.Display = &Display{Type: v1alpha1.DisplayVGA, Socket: "/run/berth/displays/u/vnc.sock"}
+			g.Tools = "/var/lib/berth/vms/u/tools.iso"
+		}),
+		"layout0-display": edited(func(g *Guest) {
+			g.Display = &Display{Type: v1alpha1.DisplayVirtio, Socket: "/run/berth/displays/u/vnc.sock"}
+			g.Tools = "/var/lib/berth/vms/u/tools.iso"
+		}),
 		"kernel": edited(func(g *Guest) {
 			g.Acceleration, g.TranslationCache = v1alpha1.AccelerationEmulation, 64<<20
 			g.Kernel = &Kernel{Path: "/k/vmlinuz", Initrd: "/k/initrd", CommandLine: `console=ttyS0 a="<b>&'c'"`}
@@ -97,6 +106,14 @@ func TestXMLRefuses(t *testing.T) {
 		"a long serial":                 func(g *Guest) { g.Disks[0].Name = strings.Repeat("x", 21) },
 		"a console nowhere":             func(g *Guest) { g.Console = "" },
 		"a console too deep":            func(g *Guest) { g.Console = "/" + strings.Repeat("x", 107) },
+		"no port for the guest program": func(g *Guest) { g.GuestPort = "" },
+		"an exit port too deep":         func(g *Guest) { g.ExitPort = "/" + strings.Repeat("x", 107) },
+		"a display nowhere":             func(g *Guest) { g.Display = &Display{Type: v1alpha1.DisplayVGA} },
+		"a display too deep": func(g *Guest) {
+			g.Display = &Display{Type: v1alpha1.DisplayVGA, Socket: "/" + strings.Repeat("x", 107)}
+		},
+		"a display of no type":          func(g *Guest) { g.Display = &Display{Socket: "/run/vnc.sock"} },
+		"tools at a path that climbs":   func(g *Guest) { g.Tools = "/var/../tools.iso" },
 		"a tap that libvirt would name": func(g *Guest) { g.NIC.Tap = "bt%d" },
 		"a tap too long":                func(g *Guest) { g.NIC.Tap = strings.Repeat("x", 16) },
 		"a NIC without MAC":             func(g *Guest) { g.NIC.MAC = nil },
@@ -141,7 +158,7 @@ func FuzzXML(f *testing.F) {
 		}
 		want := Facts{
 			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
-			AgentPTY: -1, Paths: []string{path, path, path},
+			GuestPort: g.GuestPort, ExitPort: g.ExitPort, AgentPTY: -1, Paths: []string{path, path, path},
 		}
 		if diff := cmp.Diff(want, facts); diff != "" {
 			t.Fatalf("facts (-want +got):\n%s", diff)

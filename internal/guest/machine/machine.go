@@ -29,6 +29,10 @@ type Machine struct {
 	NICs  []NIC
 	// Seed is nil if the guest gets no cloud-init data.
 	Seed *Seed
+	// Tools: it gets the disk with the guest program.
+	Tools bool
+	// Display is the type of its screen; "" if it has none.
+	Display v1alpha1.DisplayType
 	// PullSecrets are the Secrets for its images.
 	PullSecrets []types.NamespacedName
 }
@@ -76,6 +80,8 @@ type NIC struct {
 
 // Seed is what cloud-init gets.
 type Seed struct {
+	// Implied: nobody asked for it, and it does no more than to start the guest program.
+	Implied           bool
 	SSHAuthorizedKeys []string
 	// UserData and NetworkData are nil if there are none.
 	UserData, NetworkData *string
@@ -105,7 +111,11 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 		UID: vm.UID, Namespace: vm.Namespace, Name: vm.Name, Record: record,
 		CPU:    domain.CPU{Sockets: int(spec.CPU.Sockets), Cores: int(spec.CPU.Cores), Threads: int(spec.CPU.Threads), Model: spec.CPU.Model},
 		Memory: spec.Memory.Size.Value(), Acceleration: on.Acceleration,
-		Seed: seedOf(spec),
+		Tools: spec.GuestTools != v1alpha1.GuestToolsNone && spec.Kernel == nil && len(spec.Disks) > 0,
+	}
+	m.Seed = seedOf(spec, m.Tools)
+	if spec.Display != nil {
+		m.Display = spec.Display.Type
 	}
 	if on.Acceleration == v1alpha1.AccelerationEmulation {
 		m.TranslationCache = berth.EmulationCache
@@ -144,16 +154,29 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 	return m, nil
 }
 
-func seedOf(spec *v1alpha1.VirtualMachineSpec) *Seed {
+// seedOf is the seed of a guest that gets tools, or none.
+func seedOf(spec *v1alpha1.VirtualMachineSpec, tools bool) *Seed {
 	c := spec.CloudInit
-	if c == nil && len(spec.SSHAuthorizedKeys) == 0 {
+	asked := c != nil || len(spec.SSHAuthorizedKeys) > 0
+	if !asked && !tools {
 		return nil
 	}
-	s := &Seed{SSHAuthorizedKeys: spec.SSHAuthorizedKeys}
+	s := &Seed{Implied: !asked, SSHAuthorizedKeys: spec.SSHAuthorizedKeys}
 	if c != nil {
 		s.UserData, s.NetworkData, s.UserDataSecret = c.UserData, c.NetworkData, c.UserDataSecretRef
 	}
 	return s
+}
+
+// displayPort is that of the first VNC display (RFC 6143, 3).
+const displayPort = 5900
+
+// ReservedPorts are the TCP ports on the berth's localhost that the shim serves, and not the guest.
+func (m *Machine) ReservedPorts() []uint16 {
+	if m.Display == "" {
+		return nil
+	}
+	return []uint16{displayPort}
 }
 
 // Images are those that the machine needs.

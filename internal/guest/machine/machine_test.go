@@ -71,6 +71,59 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestGuestTools: they are for guests that boot from a disk, and their seed is for those that are offered them.
+func TestGuestTools(t *testing.T) {
+	disk := v1alpha1.VirtualMachineSpec{Disks: []v1alpha1.Disk{{Name: "root", Image: "debian:12"}}}
+	with := func(edit func(*v1alpha1.VirtualMachineSpec)) v1alpha1.VirtualMachineSpec {
+		s := *disk.DeepCopy()
+		edit(&s)
+		return s
+	}
+	for name, tt := range map[string]struct {
+		spec    v1alpha1.VirtualMachineSpec
+		tools   bool
+		seed    bool
+		implied bool
+	}{
+		"a plain guest":            {disk, true, true, true},
+		"one that is offered them": {with(func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsOffered }), true, true, true},
+		"one that is not":          {with(func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsNone }), false, false, false},
+		"one with a key":           {with(func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"k"} }), true, true, false},
+		"one with cloud-init data": {with(func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit = &v1alpha1.CloudInit{UserData: new("x")} }), true, true, false},
+		"and without tools": {with(func(s *v1alpha1.VirtualMachineSpec) {
+			s.CloudInit, s.GuestTools = &v1alpha1.CloudInit{UserData: new("x")}, v1alpha1.GuestToolsNone
+		}), false, true, false},
+		"one that boots a kernel": {with(func(s *v1alpha1.VirtualMachineSpec) { s.Kernel = &v1alpha1.Kernel{Image: "k"} }), false, false, false},
+		"a kernel with a key": {with(func(s *v1alpha1.VirtualMachineSpec) {
+			s.Kernel, s.SSHAuthorizedKeys = &v1alpha1.Kernel{Image: "k"}, []string{"k"}
+		}), false, true, false},
+		"one that has nothing": {v1alpha1.VirtualMachineSpec{}, false, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Of(&v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{UID: uid}, Spec: tt.spec}, Host{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Tools != tt.tools || (got.Seed != nil) != tt.seed || got.Seed != nil && got.Seed.Implied != tt.implied {
+				t.Errorf("tools: %t, seed: %+v", got.Tools, got.Seed)
+			}
+		})
+	}
+}
+
+func TestDisplay(t *testing.T) {
+	vm := &v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{UID: uid}}
+	for _, want := range []v1alpha1.DisplayType{"", v1alpha1.DisplayVGA, v1alpha1.DisplayVirtio} {
+		if want != "" {
+			vm.Spec.Display = &v1alpha1.Display{Type: want}
+		}
+		got, err := Of(vm, Host{})
+		if err != nil || got.Display != want || len(got.ReservedPorts()) != min(len(want), 1) {
+			t.Errorf("%q: %q with ports %v, %v", want, got.Display, got.ReservedPorts(), err)
+		}
+	}
+}
+
 func TestLeast(t *testing.T) {
 	got, err := Of(&v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{UID: uid}}, Host{Acceleration: v1alpha1.AccelerationKVM})
 	if err != nil {

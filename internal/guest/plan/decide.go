@@ -2,7 +2,10 @@ package plan
 
 import (
 	"cmp"
+	"fmt"
 	"math"
+	"strconv"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -36,7 +39,9 @@ const (
 	pullProgress = 10 * time.Second
 	// secretsLook is when pull Secrets are looked at again that did not do: kubelet shows their changes, and tells nobody.
 	secretsLook = time.Minute
-	never       = time.Duration(math.MaxInt64)
+	// drainLimit is for how long a shim may read what a guest that is gone has left, before that counts as nothing.
+	drainLimit = 2 * time.Second
+	never      = time.Duration(math.MaxInt64)
 )
 
 // Next is what follows from a look at a guest.
@@ -59,6 +64,7 @@ func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 		look := min(max(age(m.shimStarting, now), shimLook), lastShimLook) // each takes twice as long to come as the one before
 		next.Wake = min(cmp.Or(next.Wake, look), look)
 	}
+	next, m.tools = m.tools.startTools(next, h, now)
 	return next, m
 }
 
@@ -132,7 +138,7 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	case !h.Shim.Attached && h.StartUnknown != nil:
 		return Next{}
 	case !h.Shim.Attached:
-		return steps(start(w)...)
+		return steps(start(w, h)...)
 	case h.Process != ProcessInContainer: // somebody made another domain of our UUID
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.Shim.Terminating:
@@ -143,12 +149,12 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 }
 
 // start goes on with a guest whose QEMU exists and whose shim waits.
-func start(w Want) []Step {
+func start(w Want, h Have) []Step {
 	list := []Step{MoveToCgroup{}}
 	if len(w.Machine.NICs) > 0 {
-		list = append(list, ConnectNICs{w.Machine.NICs})
+		list = append(list, ConnectNICs{w.Machine.NICs, w.Machine.ReservedPorts()})
 	}
-	if w.Machine.Seed != nil {
+	if seed(w, h) != nil {
 		list = append(list, WriteSeed{w.Machine})
 	}
 	list = append(list, HandOver{w.Machine})
@@ -156,6 +162,15 @@ func start(w Want) []Step {
 		return append(list, NotifyShim{Paused: true})
 	}
 	return append(list, Resume{}, NotifyShim{})
+}
+
+// seed is what cloud-init gets, nil for nothing: to one that ran without, a seed would mean that it is on a new machine. Who
+// asks for one has that.
+func seed(w Want, h Have) *machine.Seed {
+	if s := w.Machine.Seed; s != nil && s.Implied && h.RanWithoutSeed {
+		return nil
+	}
+	return w.Machine.Seed
 }
 
 // stop asks the guest to power off, again and again, and ends it when its time is over.
@@ -174,6 +189,8 @@ func stop(w Want, h Have) Next {
 // keep holds a guest in the state that the spec asks for; diskError is for how long its disk has been full or failing.
 func keep(w Want, h Have, diskError time.Duration) Next {
 	switch {
+	case h.Shim.asks():
+		return steps(h.Shim.actions()...)
 	case w.paused() && h.Domain == DomainRunning:
 		return steps(Pause{}, NotifyShim{Paused: true})
 	case w.VM != nil && !w.paused() && h.Domain == DomainPaused:
@@ -198,6 +215,20 @@ func keep(w Want, h Have, diskError time.Duration) Next {
 	}
 }
 
+// asks: somebody has asked for what is not done yet.
+func (s *Shim) asks() bool { return s.Resets > s.ResetsDone || s.NMIs > s.NMIsDone }
+
+// actions are what somebody has asked for, each once however often.
+func (s *Shim) actions() (list []Step) {
+	if s.NMIs > s.NMIsDone { // first, as the reset would end what it is for
+		list = append(list, InjectNMI{})
+	}
+	if s.Resets > s.ResetsDone {
+		list = append(list, Reset{})
+	}
+	return append(list, ConfirmActions{s.Resets, s.NMIs})
+}
+
 // startingUp: the guest's own startup probe has not passed yet.
 func startingUp(w Want, h Have) bool {
 	return w.startupLimit() > 0 && h.Shim.Running && w.Berth != nil && !w.Berth.ProbeStarted
@@ -208,6 +239,8 @@ func decideEmpty(w Want, h Have, m Memory, now time.Time) Next {
 	switch {
 	case h.ShimSilent:
 		return Next{} // it may have had its guest, while no agent was there; what it says wakes us
+	case h.draining() && age(m.draining, now) < drainLimit:
+		return Next{Wake: drainLimit - age(m.draining, now)}
 	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
 		return steps(CleanUp{})
 	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Terminating):
@@ -247,8 +280,8 @@ func ended(w Want, h Have) Exit {
 		return ForcedOff
 	case startingUp(w, h) && h.Shim.RunningFor >= w.startupLimit():
 		return Exit{Reason: v1alpha1.ReasonStartupProbeFailed, Code: 137, Message: "the guest did not pass its startupProbe in time and was ended"}
-	case h.Exit != nil && h.Exit.Reason == v1alpha1.ReasonPoweredOff && h.Shim.Terminating:
-		return Exit{Reason: v1alpha1.ReasonShutDown}
+	case h.Exit != nil && h.Exit.Reason == v1alpha1.ReasonPoweredOff:
+		return powerOff(h.Shim)
 	case h.Exit == nil:
 		exit := Exit{Reason: v1alpha1.ReasonQEMUFailed, Code: 1, Message: "QEMU exited; neither libvirt's events nor its log tell a cause"}
 		if h.QEMUOutput != "" {
@@ -257,6 +290,24 @@ func ended(w Want, h Have) Exit {
 		return exit
 	}
 	return *h.Exit
+}
+
+// powerOff is the end of a guest that did so by itself or when it was asked to, with the code that it left for it.
+func powerOff(s *Shim) Exit {
+	exit := Exit{Reason: v1alpha1.ReasonPoweredOff}
+	if s.Terminating {
+		exit.Reason = v1alpha1.ReasonShutDown
+	}
+	if s.ExitText == "" {
+		return exit
+	}
+	code, err := strconv.ParseUint(strings.TrimSpace(s.ExitText), 10, 8)
+	if err != nil {
+		exit.Message = fmt.Sprintf("the guest wrote %q to its exit port, which is no number from 0 to 255 and counts as nothing", s.ExitText)
+		return exit
+	}
+	exit.Code = int32(code) //nolint:gosec // it has 8 bits
+	return exit
 }
 
 // prepare brings a guest as far as it can come now: to a halted QEMU, or all the way if the shim waits for it.
@@ -291,13 +342,14 @@ func prepare(w Want, h Have, now time.Time) Next {
 	case h.Shim == nil:
 		return steps(create(w, h)...)
 	default:
-		return steps(append(create(w, h), start(w)...)...)
+		return steps(append(create(w, h), start(w, h)...)...)
 	}
 }
 
 // create makes all that is missing of the guest, up to its halted QEMU. Its images are there.
 func create(w Want, h Have) (list []Step) {
 	m := w.Machine
+	m.Seed = seed(w, h)
 	if m.Kernel != nil {
 		kernel := *m.Kernel
 		kernel.Image.Digest = h.Images[machine.ForKernel].Digest

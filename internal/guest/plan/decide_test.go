@@ -721,7 +721,7 @@ func TestOperands(t *testing.T) {
 		MakeDisk{Disk: disk("promoted", "registry/data:1", "sha256:2"), Anew: true},
 		CreateDomain{m, "pod-1"},
 		MoveToCgroup{},
-		ConnectNICs{m.NICs},
+		ConnectNICs{NICs: m.NICs},
 		WriteSeed{w.Machine},
 		HandOver{w.Machine},
 		Resume{},

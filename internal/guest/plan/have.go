@@ -32,6 +32,8 @@ type Have struct {
 	Disks []machine.Disk
 	// Kept: the guest has a directory on this node.
 	Kept bool
+	// RanWithoutSeed: it had no cloud-init data at its first start on this node; read only if nobody asks for any.
+	RanWithoutSeed bool
 	// Left: there is something of a run, a seed or a socket, though its QEMU may be gone.
 	Left bool
 	// Resets is how often the domain was reset since this agent sees it, LatestResets when, the newest first, as far as they
@@ -40,6 +42,8 @@ type Have struct {
 	LatestResets [resetLoop]time.Time
 	// Pending are the changes of the spec since the guest was started; read only while there is one.
 	Pending []v1alpha1.PendingChange
+	// Tools: its domain has the disk with the guest program.
+	Tools bool
 	// Guest is what the guest agent told; nil if it did not.
 	Guest *v1alpha1.GuestInfo
 	// AgentChannelOpen: libvirt says that the guest agent has opened its channel.
@@ -109,6 +113,14 @@ type Shim struct {
 	TerminatingFor time.Duration
 	// Exiting: it was told how the guest ended.
 	Exiting bool
+	// Draining: it has not read all yet that a guest which is gone may have left to it.
+	Draining bool
+	// GuestTools is the version of the guest program that answered last, "" if none has.
+	GuestTools string
+	// ExitText is what the guest wrote last to its exit port.
+	ExitText string
+	// Resets and NMIs count how often somebody asked for one, ResetsDone and NMIsDone how many of them were confirmed.
+	Resets, ResetsDone, NMIs, NMIsDone uint64
 	// Lacks are the kinds of devices that the guest needs and that it does not take, sorted.
 	Lacks []string
 }
@@ -156,6 +168,11 @@ var ShimLost = Exit{Reason: v1alpha1.ReasonShimLost, Code: 137, Message: "the be
 
 // shimLacks: the shim waits for a guest, and does not take all that it needs.
 func (h *Have) shimLacks() bool { return h.Shim != nil && !h.Shim.Attached && len(h.Shim.Lacks) > 0 }
+
+// draining: the guest is gone, and what it left is still to come from its shim.
+func (h *Have) draining() bool {
+	return !h.guest() && h.Shim != nil && h.Shim.Attached && h.Shim.Draining && !h.Shim.Exiting
+}
 
 // guest: there is, or may be, a QEMU of this guest.
 func (h *Have) guest() bool {

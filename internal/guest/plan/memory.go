@@ -27,6 +27,9 @@ type Memory struct {
 	berth     types.UID
 	berthSeen time.Time
 	berthOld  bool
+	// draining: the guest is gone, and its shim still reads; see Shim.Draining.
+	draining time.Time
+	tools    tools
 }
 
 // after is the memory after a look. What could not be seen stays as it was, but a contradiction has to be seen each time.
@@ -56,6 +59,8 @@ func (m Memory) after(w Want, h Have, now time.Time) Memory {
 			*first = now
 		}
 	}
+	m.tools = m.tools.afterLook(h, now)
+	since(&m.draining, h.draining())
 	since(&m.diskError, h.Domain == DomainPausedOnIOError)
 	since(&m.processGone, h.Domain != DomainAbsent && h.Process == ProcessNone)
 	since(&m.contradictory, h.contradictory())

@@ -47,7 +47,7 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 	m = m.after(w, h, now)
 	unknownFor := age(m.exitUnknown, now)
 	s := &v1alpha1.VirtualMachineStatus{
-		Disks: diskStatus(w, h), Kernel: kernelStatus(w, h), Guest: h.Guest, LastExit: lastExit(w, h, unknownFor, now), ReleasedBerth: released(w, h),
+		Disks: diskStatus(w, h), Kernel: kernelStatus(w, h), Guest: guestInfo(w, h, m), LastExit: lastExit(w, h, unknownFor, now), ReleasedBerth: released(w, h),
 	}
 	s.Resets, s.LastReset = resets(w, h, m)
 	run := running(w, h, s.LastExit, failure)
@@ -82,6 +82,9 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 
 	if h.Shim != nil && h.Shim.Attached && h.contradictory() {
 		return s, killAgain // its QEMU is about to end; how, shows then
+	}
+	if left := drainLimit - age(m.draining, now); h.draining() && left > 0 {
+		return s, left
 	}
 	if exitUnknown(w, h) && unknownFor < exitUnknownLimit {
 		return s, processGoneLook

@@ -33,11 +33,14 @@ type (
 	}
 	// MoveToCgroup moves QEMU into the container's cgroup.
 	MoveToCgroup struct{}
-	// ConnectNICs moves the taps into the berth's network.
-	ConnectNICs struct{ NICs []machine.NIC }
+	// ConnectNICs moves the taps into the berth's network, of whose localhost the shim serves some ports.
+	ConnectNICs struct {
+		NICs          []machine.NIC
+		ReservedPorts []uint16
+	}
 	// WriteSeed writes the cloud-init data of a guest.
 	WriteSeed struct{ Machine machine.Machine }
-	// HandOver hands the console and what serves the NICs to the shim.
+	// HandOver hands the console, the ports, the display and what serves the NICs to the shim.
 	HandOver struct{ Machine machine.Machine }
 	// Resume lets the vCPUs run, after a last proof that this is the only QEMU of the guest, in the right place.
 	// PausedExternally: somebody else than Berth had halted them.
@@ -46,6 +49,13 @@ type (
 	Pause struct{}
 	// NotifyShim tells the shim that the guest runs, or is paused.
 	NotifyShim struct{ Paused bool }
+	// Reset resets the guest, as a button would, and InjectNMI sends it a non-maskable interrupt.
+	Reset     struct{}
+	InjectNMI struct{}
+	// ConfirmActions tells the shim that as many of both are done.
+	ConfirmActions struct{ Resets, NMIs uint64 }
+	// StartTools asks the guest agent to start the guest program, and does not wait: many refuse.
+	StartTools struct{}
 	// Shutdown asks the guest to power off, by its guest agent too if that has opened its channel.
 	Shutdown struct{ GuestAgent bool }
 	// Destroy ends QEMU; libvirt may know its domain for a moment more.
@@ -54,7 +64,7 @@ type (
 	Kill struct{}
 	// EndShim has the shim end as the guest did.
 	EndShim struct{ Exit Exit }
-	// CleanUp removes the socket and the seed of a guest that is gone.
+	// CleanUp removes the sockets and the seed of a guest that is gone.
 	CleanUp struct{}
 	// RemoveDisks removes the guest's directory.
 	RemoveDisks struct{}
@@ -63,20 +73,24 @@ type (
 // Name is the step's name in logs and metrics, where it stays the same from version to version.
 func Name(s Step) string { return s.name() }
 
-func (PullImages) name() string   { return "PullImages" }
-func (MakeDisk) name() string     { return "MakeDisk" }
-func (KeepKernel) name() string   { return "KeepKernel" }
-func (CreateDomain) name() string { return "CreateDomain" }
-func (MoveToCgroup) name() string { return "MoveToCgroup" }
-func (ConnectNICs) name() string  { return "ConnectNICs" }
-func (WriteSeed) name() string    { return "WriteSeed" }
-func (HandOver) name() string     { return "HandOver" }
-func (Resume) name() string       { return "Resume" }
-func (Pause) name() string        { return "Pause" }
-func (NotifyShim) name() string   { return "NotifyShim" }
-func (Shutdown) name() string     { return "Shutdown" }
-func (Destroy) name() string      { return "Destroy" }
-func (Kill) name() string         { return "Kill" }
-func (EndShim) name() string      { return "EndShim" }
-func (CleanUp) name() string      { return "CleanUp" }
-func (RemoveDisks) name() string  { return "RemoveDisks" }
+func (PullImages) name() string     { return "PullImages" }
+func (MakeDisk) name() string       { return "MakeDisk" }
+func (KeepKernel) name() string     { return "KeepKernel" }
+func (CreateDomain) name() string   { return "CreateDomain" }
+func (MoveToCgroup) name() string   { return "MoveToCgroup" }
+func (ConnectNICs) name() string    { return "ConnectNICs" }
+func (WriteSeed) name() string      { return "WriteSeed" }
+func (HandOver) name() string       { return "HandOver" }
+func (Resume) name() string         { return "Resume" }
+func (Pause) name() string          { return "Pause" }
+func (NotifyShim) name() string     { return "NotifyShim" }
+func (Reset) name() string          { return "Reset" }
+func (InjectNMI) name() string      { return "InjectNMI" }
+func (ConfirmActions) name() string { return "ConfirmActions" }
+func (StartTools) name() string     { return "StartTools" }
+func (Shutdown) name() string       { return "Shutdown" }
+func (Destroy) name() string        { return "Destroy" }
+func (Kill) name() string           { return "Kill" }
+func (EndShim) name() string        { return "EndShim" }
+func (CleanUp) name() string        { return "CleanUp" }
+func (RemoveDisks) name() string    { return "RemoveDisks" }

@@ -130,11 +130,11 @@ func record(name []byte, at, size int, flags byte) []byte {
 }
 
 func both16(b []byte, n int) {
-	binary.LittleEndian.PutUint16(b, uint16(n))  //nolint:gosec // a sector's number in 4 MiB
+	binary.LittleEndian.PutUint16(b, uint16(n))  //nolint:gosec // a sector's number, or a size of a few
 	binary.BigEndian.PutUint16(b[2:], uint16(n)) //nolint:gosec // as above
 }
 
 func both32(b []byte, n int) {
-	binary.LittleEndian.PutUint32(b, uint32(n))  //nolint:gosec // a size within 4 MiB
+	binary.LittleEndian.PutUint32(b, uint32(n))  //nolint:gosec // a size of some MiB
 	binary.BigEndian.PutUint32(b[4:], uint32(n)) //nolint:gosec // as above
 }

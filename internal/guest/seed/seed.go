@@ -25,10 +25,12 @@ type Seed struct {
 	// default user beside those in UserData. Without UserData they are in a cloud-config as well, for the many smaller
 	// readers of NoCloud that know no keys in metadata.
 	SSHAuthorizedKeys []string
+	// StartTools has cloud-init start the guest program at each boot, whatever UserData says.
+	StartTools bool
 }
 
 // Build returns the Size bytes of an ISO 9660 image labelled cidata with the files meta-data, user-data and, if there
-// is one, network-config. Errors: SeedTooLarge.
+// are any, network-config and vendor-data. Errors: SeedTooLarge.
 func Build(s Seed) ([]byte, error) {
 	// JSON is YAML, and cannot be broken out of by a key's comment.
 	metadata, err := json.Marshal(struct {
@@ -52,6 +54,9 @@ func Build(s Seed) ([]byte, error) {
 	files := []file{{"meta-data", append(metadata, '\n')}, {"user-data", userData}}
 	if len(s.NetworkConfig) > 0 {
 		files = []file{files[0], {"network-config", s.NetworkConfig}, files[1]}
+	}
+	if s.StartTools {
+		files = append(files, file{"vendor-data", []byte(vendorData)})
 	}
 	b, needed := image("cidata", files, Size)
 	if needed > Size {

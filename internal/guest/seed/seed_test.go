@@ -76,6 +76,16 @@ func TestBuild(t *testing.T) {
 				"user-data":      "#!/bin/sh\n\x00\xff",
 			},
 		},
+		"the guest program is started beside whatever the user has": {
+			Seed{InstanceID: "i-1", Hostname: "web", UserData: []byte("#cloud-config\n"), NetworkConfig: []byte("version: 2\n"), StartTools: true},
+			map[string]string{
+				"meta-data":      `{"instance-id":"i-1","local-hostname":"web"}` + "\n",
+				"network-config": "version: 2\n",
+				"user-data":      "#cloud-config\n",
+				"vendor-data": "#cloud-boothook\n#!/bin/sh\n" +
+					"mkdir -p /run/berth && mount -o ro LABEL=BERTH /run/berth && { sh /run/berth/start; umount /run/berth; }\n",
+			},
+		},
 		"user data of several sectors is whole": {
 			Seed{InstanceID: "i-1", Hostname: "web", UserData: bytes.Repeat([]byte("0123456789"), 100_000)},
 			map[string]string{

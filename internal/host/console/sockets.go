@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -19,37 +19,63 @@ import (
 
 const suffix = ".sock"
 
-// Sockets are those of all guests of the host.
-type Sockets struct{ dir string }
+// Socket is which of a guest's sockets one is, as its file's name says it.
+type Socket string
 
-// New makes their directory, unless it is there.
+// The sockets that libvirt makes. Each takes one peer at a time; another waits until that is gone.
+const (
+	Serial    Socket = ""
+	GuestPort Socket = ".guest" // dev.berth.guest.0
+	ExitPort  Socket = ".exit"  // dev.berth.exit.0
+)
+
+// Sockets are those of all guests of the host. The path of a guest's sockets is known by its VirtualMachine's UID. Ports
+// have a directory of their own: an older agent takes whatever is in that of the consoles for a console.
+type Sockets struct{ consoles, ports, displays string }
+
+// New makes their directories in dir, unless they are there.
 func New(dir string) (*Sockets, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("creating the consoles' directory: %w", err)
+	s := &Sockets{filepath.Join(dir, "consoles"), filepath.Join(dir, "ports"), filepath.Join(dir, "displays")}
+	if err := errors.Join(os.MkdirAll(s.consoles, 0o700), os.MkdirAll(s.ports, 0o700), os.MkdirAll(s.displays, displaysMode)); err != nil {
+		return nil, fmt.Errorf("creating the directories of QEMU's sockets: %w", err)
 	}
-	return &Sockets{dir}, nil
+	return s, nil
 }
 
-// Path is the path of a guest's socket, by the VirtualMachine's UID.
-func (s *Sockets) Path(uid string) string { return filepath.Join(s.dir, uid+suffix) }
+// Path is the path of a guest's socket.
+func (s *Sockets) Path(uid string, which Socket) string {
+	dir := s.ports
+	if which == Serial {
+		dir = s.consoles
+	}
+	return filepath.Join(dir, uid+string(which)+suffix)
+}
 
-// Exists tells whether a guest has a socket, or has left one.
+// all are the paths of all that a guest may have or have left.
+func (s *Sockets) all(uid string) []string {
+	return []string{s.Path(uid, Serial), s.Path(uid, GuestPort), s.Path(uid, ExitPort), s.displayDir(uid)}
+}
+
+// Exists tells whether a guest has sockets, or has left any.
 func (s *Sockets) Exists(uid string) bool {
-	_, err := os.Lstat(s.Path(uid))
-	return err == nil
+	return slices.ContainsFunc(s.all(uid), func(path string) bool {
+		_, err := os.Lstat(path)
+		return err == nil
+	})
 }
 
 // Connect connects to a guest's socket and returns the connection as a file. Who gets that cannot name it any more: it
 // belongs to the host's network namespace, and so would an abstract name that it took.
-func (s *Sockets) Connect(ctx context.Context, uid string) (*os.File, error) {
-	conn, err := (&net.Dialer{Control: autobind}).DialContext(ctx, "unix", s.Path(uid))
+func (s *Sockets) Connect(ctx context.Context, uid string, which Socket) (*os.File, error) {
+	path := s.Path(uid, which)
+	conn, err := (&net.Dialer{Control: autobind}).DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
+		return nil, fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("connecting to QEMU's socket %s: %w", filepath.Base(path), err))
 	}
 	defer conn.Close()
 	file, err := conn.(*net.UnixConn).File()
 	if err != nil {
-		return nil, fmt.Errorf("duplicating the console's socket: %w", err)
+		return nil, fmt.Errorf("duplicating QEMU's socket %s: %w", filepath.Base(path), err)
 	}
 	return file, nil
 }
@@ -61,24 +87,32 @@ func autobind(_, _ string, socket syscall.RawConn) error {
 	return errors.Join(err, failure)
 }
 
-// Remove removes a guest's socket. One that is absent is no error.
+// Remove removes a guest's sockets. Those that are absent are no error.
 func (s *Sockets) Remove(uid string) error {
-	if err := os.Remove(s.Path(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("removing the console's socket: %w", err)
+	var errs []error
+	for _, path := range s.all(uid) {
+		errs = append(errs, os.RemoveAll(path))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("removing the guest's sockets: %w", err)
 	}
 	return nil
 }
 
-// List returns the UIDs of the guests that have a socket.
+// List returns the UIDs of the guests that have sockets, each once, sorted.
 func (s *Sockets) List() (uids []string, err error) {
-	entries, err := os.ReadDir(s.dir)
-	if err != nil {
-		return nil, fmt.Errorf("listing the consoles: %w", err)
-	}
-	for _, e := range entries {
-		if uid, ok := strings.CutSuffix(e.Name(), suffix); ok {
-			uids = append(uids, uid)
+	for _, dir := range []string{s.consoles, s.ports, s.displays} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("listing the guests' sockets: %w", err)
+		}
+		for _, e := range entries {
+			uid, _, is := strings.Cut(e.Name(), ".")
+			if is && filepath.Ext(e.Name()) == suffix || dir == s.displays {
+				uids = append(uids, uid)
+			}
 		}
 	}
-	return uids, nil
+	slices.Sort(uids)
+	return slices.Compact(uids), nil
 }

@@ -18,6 +18,8 @@ type QEMU struct {
 	OOMScore       int
 	// ShutdownAsked: its guest was asked to power off.
 	ShutdownAsked bool
+	// NMIs are how many it got.
+	NMIs int
 }
 
 // QEMUs are those of a guest that live, oldest first.
@@ -27,7 +29,7 @@ func (h *Host) QEMUs(uuid string) []QEMU {
 	all := make([]QEMU, 0, len(h.qemus[uuid]))
 	for _, p := range h.qemus[uuid] {
 		q := QEMU{
-			PID: p.pid, State: p.qemu.state, Pause: p.qemu.pause, OOMScore: p.oomScore, ShutdownAsked: p.qemu.shutdownAsked,
+			PID: p.pid, State: p.qemu.state, Pause: p.qemu.pause, OOMScore: p.oomScore, ShutdownAsked: p.qemu.shutdownAsked, NMIs: p.qemu.nmis,
 			Container: p.container,
 		}
 		if c := h.containers[p.container]; c != nil {
@@ -125,9 +127,7 @@ func (h *Host) Reset(uuid string, at time.Time) bool {
 	if d == nil {
 		return false
 	}
-	d.resets.Count++
-	copy(d.resets.Latest[1:], d.resets.Latest[:])
-	d.resets.Latest[0] = at
+	d.reset(at)
 	return true
 }
 

@@ -27,7 +27,8 @@ type Host struct {
 	lastPID   int
 	processes map[int]*proc
 	qemus     map[string][]*proc // those that live, by UUID
-	sockets   map[string]*proc   // of consoles, by path; their QEMU may have ended
+	sockets   map[string]*proc   // by path; their QEMU may have ended
+	displays  map[string]bool    // directories of displays, by guest
 	taps      map[string]string  // those of living QEMUs, by name: the pod that each is in, "" on the host
 
 	libvirtDown bool
@@ -52,7 +53,7 @@ type Host struct {
 func New() *Host {
 	h := &Host{
 		lastPID:   1000,
-		processes: map[int]*proc{}, qemus: map[string][]*proc{}, sockets: map[string]*proc{}, taps: map[string]string{},
+		processes: map[int]*proc{}, qemus: map[string][]*proc{}, sockets: map[string]*proc{}, displays: map[string]bool{}, taps: map[string]string{},
 		domains: map[string]*domain{}, stops: map[string]libvirtd.Exit{}, answers: map[string]libvirtd.Domain{}, logs: map[string]bool{},
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		images: map[store.Content]store.Image{}, guests: map[string]*guest{}, seeds: map[string]*seed{},
@@ -101,6 +102,7 @@ type qemu struct {
 	state         libvirtd.State
 	pause         libvirtd.Pause
 	shutdownAsked bool
+	nmis          int
 	files, taps   []string
 	helper        *proc
 	// cause is how it ended, as libvirt will notice; "" while it lives.

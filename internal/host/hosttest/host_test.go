@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/hosttest"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/runtime"
@@ -16,13 +17,13 @@ import (
 func xml(h *hosttest.Host, id, name string) string {
 	return fmt.Sprintf(`<domain type="kvm"><name>%s</name><uuid>%s</uuid><os><type>hvm</type></os>
 		<devices><interface type="ethernet"><target dev="bt%.8s"/></interface><serial type="unix"><source path="%s"/></serial></devices>
-		<seclabel><label>+1879048192:+108</label></seclabel></domain>`, name, id, id, h.Consoles.Path(id))
+		<seclabel><label>+1879048192:+108</label></seclabel></domain>`, name, id, id, h.Consoles.Path(id, console.Serial))
 }
 
 func TestLibvirt(t *testing.T) {
 	h := hosttest.New()
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: h.Libvirt, Power: h.Libvirt,
+		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt,
 		XML: func(_ *testing.T, id, name string) string { return xml(h, id, name) },
 		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
 			id, name = uuid.NewString(), "end_"+uuid.NewString()
@@ -67,7 +68,7 @@ func TestStore(t *testing.T) {
 	hosttest.TestStore(t, func(*testing.T) hosttest.StoreSetup {
 		h := hosttest.New()
 		return hosttest.StoreSetup{
-			Guests: h.Store, Disks: h.Store, Images: h.Store, Seeds: h.Store,
+			Guests: h.Store, Disks: h.Store, Images: h.Store, Seeds: h.Store, FirstStarts: h.Store,
 			AddImage: func(_ *testing.T, c store.Content, size int64) { h.AddImage(c, size) },
 		}
 	})

@@ -37,6 +37,13 @@ type domain struct {
 	agent func(command string) (string, error)
 }
 
+// reset takes note of a reset.
+func (d *domain) reset(at time.Time) {
+	d.resets.Count++
+	copy(d.resets.Latest[1:], d.resets.Latest[:])
+	d.resets.Latest[0] = at
+}
+
 // now is what libvirt says of the domain, without its XML.
 func (d *domain) now() libvirtd.Domain {
 	q := d.process.qemu
@@ -56,10 +63,33 @@ type description struct {
 	Interfaces []struct {
 		Tap string `xml:"dev,attr"`
 	} `xml:"devices>interface>target"`
-	Consoles []struct {
-		Path string `xml:"path,attr"`
-	} `xml:"devices>serial>source"`
+	Serials  []chardev `xml:"devices>serial"`
+	Channels []chardev `xml:"devices>channel"`
+	Displays []struct {
+		Path string `xml:"socket,attr"`
+	} `xml:"devices>graphics>listen"`
 	Label string `xml:"seclabel>label"` // as +user:+group
+}
+
+// chardev is a serial port or a channel.
+type chardev struct {
+	Type   string `xml:"type,attr"`
+	Source struct {
+		Path string `xml:"path,attr"`
+	} `xml:"source"`
+}
+
+// sockets are those that libvirt and QEMU make.
+func (d *description) sockets() (paths []string) {
+	for _, c := range append(d.Serials, d.Channels...) {
+		if c.Type == "unix" {
+			paths = append(paths, c.Source.Path)
+		}
+	}
+	for _, g := range d.Displays {
+		paths = append(paths, g.Path)
+	}
+	return paths
 }
 
 func (d *description) user() uint32 {
@@ -283,9 +313,9 @@ func (h *Host) start(d *description, doc string, files []string) {
 		p.qemu.taps = append(p.qemu.taps, i.Tap)
 		h.taps[i.Tap] = ""
 	}
-	for _, c := range d.Consoles {
-		p.qemu.files = append(p.qemu.files, c.Path)
-		h.sockets[c.Path] = p
+	for _, path := range d.sockets() {
+		p.qemu.files = append(p.qemu.files, path)
+		h.sockets[path] = p
 	}
 	h.lastID++
 	h.domains[d.UUID] = &domain{name: d.Name, xml: doc, id: h.lastID, process: p}
@@ -342,6 +372,28 @@ func (l *Libvirt) Destroy(ctx context.Context, id string) error {
 	if err == nil && d != nil {
 		l.h.end(d.process, libvirtd.CauseDestroyed)
 		l.h.forget(id, libvirtd.CauseDestroyed)
+	}
+	return err
+}
+
+// Reset is as libvirtd.Client's. The guest begins anew at once.
+func (l *Libvirt) Reset(ctx context.Context, id string) error {
+	l.h.mu.Lock()
+	defer l.h.mu.Unlock()
+	d, err := l.running(ctx, "resetting", id)
+	if err == nil {
+		d.reset(time.Now())
+	}
+	return err
+}
+
+// InjectNMI is as libvirtd.Client's. What the guest makes of it is the test's to say.
+func (l *Libvirt) InjectNMI(ctx context.Context, id string) error {
+	l.h.mu.Lock()
+	defer l.h.mu.Unlock()
+	d, err := l.running(ctx, "injecting an NMI into", id)
+	if err == nil {
+		d.process.qemu.nmis++
 	}
 	return err
 }

@@ -33,10 +33,17 @@ type Power interface {
 	Destroy(ctx context.Context, uuid string) error
 }
 
+// Buttons are those of a machine that TestLibvirt has a libvirtd.Client press.
+type Buttons interface {
+	Reset(ctx context.Context, uuid string) error
+	InjectNMI(ctx context.Context, uuid string) error
+}
+
 // LibvirtSetup is a libvirtd to be tested, and the world around it.
 type LibvirtSetup struct {
 	Domains
 	Power
+	Buttons
 	// XML describes a domain whose guest has no guest agent and ignores the power button. Each has another name.
 	XML func(t *testing.T, uuid, name string) string
 	// End starts a guest, has it run and then end for the cause. It returns when libvirt has noticed.
@@ -117,6 +124,8 @@ func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
 		"resuming":           s.Resume(t.Context(), id),
 		"suspending":         s.Suspend(t.Context(), id),
 		"asking its agent":   agentErr,
+		"resetting":          s.Reset(t.Context(), id),
+		"injecting an NMI":   s.InjectNMI(t.Context(), id),
 		"shutting it down":   s.Shutdown(t.Context(), id, libvirtd.ByACPI),
 		"by its guest agent": s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent),
 		"destroying":         s.Destroy(t.Context(), id),
@@ -129,7 +138,7 @@ func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
 	s.expectNone(t, id)
 	for doing, err := range s.calls(t, id) {
 		switch doing {
-		case "resuming", "suspending", "asking its agent":
+		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI":
 			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
 		default:
 			if err != nil {
@@ -188,8 +197,8 @@ func TestLibvirt(t *testing.T, s LibvirtSetup) {
 		if live.UUID != id || live.Name != name {
 			t.Errorf("it is %s %s, want %s %s", live.UUID, live.Name, id, name)
 		}
-		if diff := cmp.Diff(given.Consoles, live.Consoles); diff != "" {
-			t.Errorf("consoles (-given +live):\n%s", diff)
+		if diff := cmp.Diff(given.sockets(), live.sockets()); diff != "" {
+			t.Errorf("sockets (-given +live):\n%s", diff)
 		}
 		if diff := cmp.Diff(given.files(), live.files()); diff != "" {
 			t.Errorf("files (-given +live):\n%s", diff)
@@ -256,6 +265,11 @@ func (s LibvirtSetup) testLife(t *testing.T) {
 	for range 2 {
 		if err := s.Shutdown(t.Context(), id, libvirtd.ByACPI); err != nil {
 			t.Errorf("shutting down: %v", err)
+		}
+	}
+	for range 2 {
+		if err := errors.Join(s.Reset(t.Context(), id), s.InjectNMI(t.Context(), id)); err != nil {
+			t.Errorf("its buttons: %v", err)
 		}
 	}
 	if err := s.CreatePaused(t.Context(), doc); err != nil {

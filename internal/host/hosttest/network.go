@@ -2,11 +2,9 @@ package hosttest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"path"
 	"slices"
 	"strings"
 
@@ -96,55 +94,4 @@ func (h *Host) Taps(podUID string) (names []string) {
 	}
 	slices.Sort(names)
 	return names
-}
-
-const consolesDir = "/run/berth/consoles/"
-
-// Consoles are the sockets of guests' consoles, as console.Sockets. A QEMU leaves its own behind.
-type Consoles struct{ h *Host }
-
-// Path is as console.Sockets'.
-func (c *Consoles) Path(uid string) string { return consolesDir + uid + ".sock" }
-
-// Exists is as console.Sockets'.
-func (c *Consoles) Exists(uid string) bool {
-	c.h.mu.Lock()
-	defer c.h.mu.Unlock()
-	return c.h.sockets[c.Path(uid)] != nil
-}
-
-// Connect is as console.Sockets'. Nothing comes from it.
-func (c *Consoles) Connect(ctx context.Context, uid string) (*os.File, error) {
-	c.h.mu.Lock()
-	defer c.h.mu.Unlock()
-	err := ctx.Err()
-	if p := c.h.sockets[c.Path(uid)]; err == nil && (p == nil || p.qemu.cause != "") {
-		err = errors.New("nobody listens")
-	}
-	if err != nil {
-		return nil, fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("connecting to the console: %w", err))
-	}
-	return newFile(c.Path(uid))
-}
-
-// Remove is as console.Sockets'.
-func (c *Consoles) Remove(uid string) error {
-	c.h.mu.Lock()
-	defer c.h.mu.Unlock()
-	c.h.removed(uid, c.Path(uid))
-	delete(c.h.sockets, c.Path(uid))
-	return nil
-}
-
-// List is as console.Sockets'.
-func (c *Consoles) List() (uids []string, err error) {
-	c.h.mu.Lock()
-	defer c.h.mu.Unlock()
-	for p := range c.h.sockets {
-		if uid, ok := strings.CutSuffix(path.Base(p), ".sock"); ok && path.Dir(p)+"/" == consolesDir {
-			uids = append(uids, uid)
-		}
-	}
-	slices.Sort(uids)
-	return uids, nil
 }

@@ -20,6 +20,7 @@ const (
 	imagesDir = "/var/lib/berth/images/"
 	vmsDir    = "/var/lib/berth/vms/"
 	seedsDir  = "/run/berth/seeds/"
+	toolsFile = "tools.iso"
 )
 
 var (
@@ -35,7 +36,9 @@ type Store struct{ h *Host }
 type guest struct {
 	store.Guest
 	hardware *store.Hardware
+	seed     *bool // that it first started with
 	disks    map[string]store.GuestDisk
+	tools    bool          // it has the disk with the guest program
 	kernel   store.Content // that it keeps
 }
 
@@ -56,7 +59,7 @@ func (h *Host) stored(file string) bool {
 			return false
 		}
 		_, ok := g.disks[strings.TrimSuffix(name, ".qcow2")]
-		return ok
+		return ok || name == toolsFile && g.tools
 	}
 	for _, i := range h.images {
 		if file == i.DiskPath() || file == i.KernelPath() || file == i.InitrdPath() {
@@ -146,6 +149,49 @@ func (s *Store) Hardware(uid string, first store.Hardware) (store.Hardware, erro
 		g.hardware = &first
 	}
 	return *g.hardware, nil
+}
+
+// RanWithoutSeed is as store.Store's.
+func (s *Store) RanWithoutSeed(uid string) (bool, error) {
+	if err := checkUID(uid); err != nil {
+		return false, err
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	g := s.h.guests[uid]
+	return g != nil && g.seed != nil && !*g.seed, nil
+}
+
+// RecordSeed is as store.Store's.
+func (s *Store) RecordSeed(uid string, seed bool) error {
+	if err := checkUID(uid); err != nil {
+		return err
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	g := s.h.guests[uid]
+	if g == nil {
+		return fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf("the record of guest %s is missing", uid))
+	}
+	if g.seed == nil {
+		g.seed = &seed
+	}
+	return nil
+}
+
+// LinkTools is as store.Store's.
+func (s *Store) LinkTools(uid string, _ store.Tools) (string, error) {
+	if err := checkUID(uid); err != nil {
+		return "", err
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	g := s.h.guests[uid]
+	if g == nil {
+		return "", fmt.Errorf("giving the guest program to guest %s: %w", uid, fs.ErrNotExist)
+	}
+	g.tools = true
+	return vmsDir + uid + "/" + toolsFile, nil
 }
 
 // Has is as store.Store's.

@@ -1,7 +1,9 @@
 package hosttest
 
 import (
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"testing"
@@ -46,12 +48,20 @@ type Seeds interface {
 	RemoveSeed(uid string) error
 }
 
+// FirstStarts is what TestStore asks a store.Store of what guests start with.
+type FirstStarts interface {
+	RanWithoutSeed(uid string) (bool, error)
+	RecordSeed(uid string, seed bool) error
+	LinkTools(uid string, t store.Tools) (path string, err error)
+}
+
 // StoreSetup is a store to be tested.
 type StoreSetup struct {
 	Guests
 	Disks
 	Images
 	Seeds
+	FirstStarts
 	// AddImage puts a raw disk of size bytes, or a kernel, into the store.
 	AddImage func(t *testing.T, c store.Content, size int64)
 }
@@ -72,6 +82,7 @@ func TestStore(t *testing.T, open func(t *testing.T) StoreSetup) {
 		"it has images": testImages,
 		"a guest has its user and its directory for life": testGuests,
 		"a guest keeps its first hardware":                testHardware,
+		"a guest's first start is known":                  testFirstStart,
 		"a disk is made once":                             testOverlay,
 		"an ephemeral disk is made anew":                  testRecreate,
 		"a disk is refused":                               testOverlayRefused,
@@ -288,6 +299,49 @@ func testKeep(t *testing.T, s StoreSetup) {
 	remove(other, nil)
 }
 
+// toolsOf is a disk with those bytes.
+func toolsOf(image string) store.Tools {
+	return store.Tools{Digest: fmt.Sprintf("%x", sha256.Sum256([]byte(image))), Image: func() ([]byte, error) { return []byte(image), nil }}
+}
+
+func testFirstStart(t *testing.T, s StoreSetup) {
+	for _, seed := range []bool{true, false} {
+		uid, _ := s.claim(t)
+		without := func(want bool) {
+			t.Helper()
+			if got, err := s.RanWithoutSeed(uid); got != want || err != nil {
+				t.Errorf("it ran without a seed: %t, %v, want %t", got, err, want)
+			}
+		}
+		without(false)
+		for _, again := range []bool{seed, true, false} {
+			if err := s.RecordSeed(uid, again); err != nil {
+				t.Error(err)
+			}
+			without(!seed)
+		}
+		if _, err := s.Hardware(uid, store.Hardware{Layout: 2, Machine: "pc-q35-7.2"}); err != nil {
+			t.Error(err)
+		}
+		without(!seed)
+		first, err := s.LinkTools(uid, toolsOf("version 1"))
+		if err != nil || !filepath.IsAbs(first) {
+			t.Errorf("its tools are %q, %v", first, err)
+		}
+		if again, err := s.LinkTools(uid, toolsOf("version 2")); again != first || err != nil {
+			t.Errorf("then they are %q, %v", again, err)
+		}
+		s.expectDisks(t, uid)
+	}
+	uid := uuid.NewString()
+	if without, err := s.RanWithoutSeed(uid); without || err != nil {
+		t.Errorf("a guest that has not started ran without a seed: %t, %v", without, err)
+	}
+	_, err := s.LinkTools(uid, toolsOf("version 2"))
+	expectAbsence(t, "tools for no guest", err)
+	expectFault(t, "recording for no guest", s.RecordSeed(uid, true), fault.User, v1alpha1.ReasonHardwareUnknown)
+}
+
 func testSeed(t *testing.T, s StoreSetup) {
 	uid, user := s.claim(t)
 	has := func(want bool) {
@@ -360,11 +414,14 @@ func testUIDs(t *testing.T, s StoreSetup) {
 		_, overlayErr := s.Overlay(uid, o)
 		_, recreateErr := s.RecreateOverlay(uid, o)
 		_, seedErr := s.CreateSeed(uid, mib, store.FirstUser)
+		_, withoutErr := s.RanWithoutSeed(uid)
+		_, toolsErr := s.LinkTools(uid, toolsOf("version 2"))
 		_, hasSeedErr := s.HasSeed(uid)
 		for doing, err := range map[string]error{
 			"claiming": claimErr, "its hardware": hardwareErr, "looking for it": hasErr, "its disks": disksErr, "making a disk": overlayErr,
 			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "removing it": s.Remove(uid),
-			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil), "removing its seed": s.RemoveSeed(uid),
+			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil),
+			"its first start": withoutErr, "recording that": s.RecordSeed(uid, true), "its tools": toolsErr, "removing its seed": s.RemoveSeed(uid),
 		} {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("UID %q, %s: %v", uid, doing, err)

@@ -13,6 +13,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/cgroup"
+	"github.com/berth-dev/berth/internal/host/console"
 	"github.com/berth-dev/berth/internal/host/hosttest"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/podnet"
@@ -301,13 +302,13 @@ func TestNetworkFollowsQEMU(t *testing.T) {
 
 func TestConsoleIsLeftBehind(t *testing.T) {
 	h, _ := placed(t)
-	c, err := h.Consoles.Connect(t.Context(), web)
+	c, err := h.Consoles.Connect(t.Context(), web, console.Serial)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = c.Close()
 	h.KillQEMU(web)
-	if _, err := h.Consoles.Connect(t.Context(), web); fault.ReasonOf(err) != v1alpha1.ReasonStarting {
+	if _, err := h.Consoles.Connect(t.Context(), web, console.Serial); fault.ReasonOf(err) != v1alpha1.ReasonStarting {
 		t.Errorf("connecting to one that nobody listens at: %v", err)
 	}
 	for _, want := range []bool{true, false, false} {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -97,7 +98,8 @@ func guest(t *testing.T, l *env.Libvirt, name string, act env.Act) domain.Guest 
 		TranslationCache: 32 << 20,
 		Disks:            []domain.Disk{{Name: "root", Path: overlay, Backing: []domain.Backing{{Path: raw, Format: domain.Raw}}}},
 		Console:          filepath.Join(dir, "console.sock"),
-		UID:              l.UID, GID: l.GID,
+		GuestPort:        filepath.Join(dir, "guest.sock"), ExitPort: filepath.Join(dir, "exit.sock"),
+		UID: l.UID, GID: l.GID,
 	}
 }
 
@@ -165,7 +167,7 @@ func TestContract(t *testing.T) {
 		libvirtd.CauseSignalled:  {signal: syscall.SIGTERM},
 	}
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: c, Power: c,
+		Domains: c, Power: c, Buttons: c,
 		XML: func(t *testing.T, id, name string) string {
 			g := guest(t, l, name, env.Idle)
 			g.UUID, g.Name, g.Identity.VM = id, name, id
@@ -207,8 +209,8 @@ func TestLifeOfADomain(t *testing.T) {
 	}
 	want := domain.Facts{
 		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware, Emulated: true, Console: g.Console,
-		AgentPTY: facts.AgentPTY, // whichever is free
-		Paths:    []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
+		GuestPort: g.GuestPort, ExitPort: g.ExitPort, AgentPTY: facts.AgentPTY, // whichever is free
+		Paths: []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
 	}
 	if facts.AgentPTY < 0 {
 		t.Error("libvirtd itself has the guest agent's channel")
@@ -300,6 +302,29 @@ func TestRebootIsNoNewLife(t *testing.T) {
 	}
 }
 
+// TestButtons: a reset and an NMI reach the guest, each time that they are asked for.
+func TestButtons(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	g := guest(t, l, "buttons", env.Idle)
+	create(t, c, g)
+	before := look(t, c, g.UUID)
+	output(t, c, g)
+	for i := range 2 {
+		if err := c.Reset(t.Context(), g.UUID); err != nil {
+			t.Fatal(err)
+		}
+		env.Eventually(t, "the reset to be counted", func() bool { return look(t, c, g.UUID).Resets.Count == int32(i)+1 })
+		output(t, c, g) // it boots anew
+		if err := c.InjectNMI(t.Context(), g.UUID); err != nil {
+			t.Error(err)
+		}
+	}
+	if after := look(t, c, g.UUID); after.ID != before.ID || after.State != libvirtd.Running {
+		t.Errorf("it is %+v, was %+v", after, before)
+	}
+}
+
 func TestCPUThatDoesNotExist(t *testing.T) {
 	l := env.Libvirtd(t)
 	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
@@ -340,10 +365,11 @@ func TestWholeGuest(t *testing.T) {
 	for name, tc := range map[string]struct {
 		acceleration v1alpha1.Acceleration
 		hardware     domain.Hardware
+		display      v1alpha1.DisplayType
 	}{
-		"emulated":              {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}},
-		"emulated, in layout 0": {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: 0, Machine: "q35"}},
-		"by KVM":                {v1alpha1.AccelerationKVM, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}},
+		"emulated":              {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}, v1alpha1.DisplayVGA},
+		"emulated, in layout 0": {v1alpha1.AccelerationEmulation, domain.Hardware{Layout: 0, Machine: "q35"}, v1alpha1.DisplayVirtio},
+		"by KVM":                {v1alpha1.AccelerationKVM, domain.Hardware{Layout: domain.NewestLayout, Machine: facts.Q35}, v1alpha1.DisplayVirtio},
 	} {
 		t.Run(name, func(t *testing.T) {
 			acceleration := tc.acceleration
@@ -356,7 +382,8 @@ func TestWholeGuest(t *testing.T) {
 			g := guest(t, l, fmt.Sprintf("whole%s%d", acceleration, tc.hardware.Layout), env.PowerOff)
 			g.Acceleration, g.Hardware = acceleration, tc.hardware
 			g.CPU = domain.CPU{Sockets: 2, Cores: 2, Threads: 1, Model: berth.CPUHostModel}
-			g.Seed = g.Disks[0].Backing[0].Path
+			g.Seed, g.Tools = g.Disks[0].Backing[0].Path, g.Disks[0].Backing[0].Path
+			g.Display = &domain.Display{Type: tc.display, Socket: filepath.Join(filepath.Dir(g.Console), "vnc.sock")}
 			for i := len(g.Disks); i < domain.MaxDisks; i++ {
 				path := filepath.Join(filepath.Dir(g.Console), fmt.Sprintf("d%d.qcow2", i))
 				env.EmptyDisk(t, path, l.UID, l.GID)
@@ -375,8 +402,23 @@ func TestWholeGuest(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !slices.Equal(live.Taps, []string{g.NIC.Tap}) || live.AgentConnected || live.Hardware != tc.hardware ||
-				live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) {
+				live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) ||
+				live.GuestPort != g.GuestPort || live.ExitPort != g.ExitPort || live.Display != g.Display.Socket || !live.Tools {
 				t.Errorf("facts %+v", live)
+			}
+			for _, socket := range []string{g.GuestPort, g.ExitPort, g.Display.Socket} {
+				conn, err := net.Dial("unix", socket)
+				if err != nil {
+					t.Errorf("connecting to %s: %v", socket, err)
+					continue
+				}
+				defer conn.Close()
+			}
+			viewer := make([]byte, 12) // RFC 6143, 7.1.1
+			if conn, err := net.Dial("unix", g.Display.Socket); err != nil {
+				t.Error(err)
+			} else if _, err := io.ReadFull(conn, viewer); err != nil || string(viewer) != "RFB 003.008\n" {
+				t.Errorf("its second viewer is greeted with %q, %v", viewer, err)
 			}
 			output(t, c, g)
 			env.Eventually(t, "its end", func() bool { return !look(t, c, g.UUID).Exists })

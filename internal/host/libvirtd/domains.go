@@ -275,6 +275,26 @@ func (c *Client) Destroy(ctx context.Context, id string) error {
 	}, gone)
 }
 
+// Reset resets a domain as its reset button would: its guest loses what it has not written. That there is no domain is an
+// error.
+func (c *Client) Reset(ctx context.Context, id string) error {
+	return c.act(ctx, "resetting", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error { return l.DomainReset(d, 0) })
+}
+
+// InjectNMI sends a non-maskable interrupt to each vCPU of a domain. What its guest makes of it is the guest's: a dump of
+// its kernel, say, or nothing. That there is no domain is an error.
+func (c *Client) InjectNMI(ctx context.Context, id string) error {
+	return c.act(ctx, "injecting an NMI into", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error { return l.DomainInjectNmi(d, 0) })
+}
+
+// act does what is done anew each time it is asked for.
+func (c *Client) act(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
+	if err := c.withDomain(ctx, c.control, id, op); err != nil {
+		return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
+	}
+	return nil
+}
+
 func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }
 
 // idempotent does op. If libvirt refuses, and the domain is already as op should

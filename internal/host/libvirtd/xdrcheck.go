@@ -48,8 +48,10 @@ var (
 		{remoteProgram, procAuthList}: reflect.TypeFor[golibvirt.AuthListRet](),
 		{remoteProgram, 70}:           reflect.TypeFor[golibvirt.AuthPolkitRet](),
 		{remoteProgram, 157}:          reflect.TypeFor[golibvirt.ConnectGetLibVersionRet](),
+		{remoteProgram, 210}:          noResult, // domain inject NMI
 		{remoteProgram, 212}:          reflect.TypeFor[golibvirt.DomainGetStateRet](),
 		{remoteProgram, 234}:          noResult, // domain destroy flags
+		{remoteProgram, 245}:          noResult, // domain reset
 		{remoteProgram, 258}:          noResult, // domain shutdown flags
 		{remoteProgram, 273}:          reflect.TypeFor[golibvirt.ConnectListAllDomainsRet](),
 		{remoteProgram, procRegister}: reflect.TypeFor[golibvirt.ConnectDomainEventCallbackRegisterAnyRet](),

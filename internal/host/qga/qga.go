@@ -66,16 +66,43 @@ func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
 	}, nil
 }
 
+// RunShell has a guest run a command of sh(1), as root, and does not wait for it. Many do not let their agents run anything,
+// and say so: that is an error, too.
+func RunShell(ctx context.Context, c Commander, uuid, command string) error {
+	type arguments struct {
+		Path string   `json:"path"`
+		Arg  []string `json:"arg"`
+	}
+	var started struct {
+		PID int `json:"pid"`
+	}
+	return call(ctx, c, uuid, request{"guest-exec", arguments{"/bin/sh", []string{"-c", command}}}, &started)
+}
+
 // errRefused says that the agent answered, and that it will not do this.
 var errRefused = errors.New("the guest agent refused")
 
+// request is a command to a guest agent.
+type request struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+}
+
 func ask(ctx context.Context, c Commander, uuid, command string, into any) error {
-	reply, err := c.AgentCommand(ctx, uuid, `{"execute":"`+command+`"}`)
+	return call(ctx, c, uuid, request{Execute: command}, into)
+}
+
+func call(ctx context.Context, c Commander, uuid string, r request, into any) error {
+	command, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	reply, err := c.AgentCommand(ctx, uuid, string(command))
 	if err == nil {
 		err = parse(reply, into)
 	}
 	if err != nil {
-		return fmt.Errorf("calling %s on the guest agent of guest %s: %w", command, uuid, err)
+		return fmt.Errorf("calling %s on the guest agent of guest %s: %w", r.Execute, uuid, err)
 	}
 	return nil
 }

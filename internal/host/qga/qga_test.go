@@ -2,6 +2,7 @@ package qga
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"maps"
 	"strings"
@@ -75,6 +76,50 @@ func TestAsk(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRunShell: the command reaches the guest's shell as it is, and a refusal is told.
+func TestRunShell(t *testing.T) {
+	const command = `mkdir -p "/run/x" && { echo 'a <b>'; }`
+	var sent struct {
+		Execute   string
+		Arguments struct {
+			Path string
+			Arg  []string
+		}
+	}
+	for name, tc := range map[string]struct {
+		reply string
+		fails bool
+	}{
+		"it is run":                     {`{"return":{"pid":4711}}`, false},
+		"the agent may run nothing":     {`{"error":{"class":"CommandNotFound","desc":"Command guest-exec has been disabled"}}`, true},
+		"an agent of another shape":     {`{"return":[{"pid":{}}]}`, true},
+		"an agent that says no end":     {strings.Repeat("x", maxReply+1), true},
+		"an agent that answers nothing": {``, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := RunShell(t.Context(), commanded(func(line string) string {
+				if err := json.Unmarshal([]byte(line), &sent); err != nil {
+					t.Errorf("it was sent %s: %v", line, err)
+				}
+				return tc.reply
+			}), "u", command)
+			if tc.fails != (err != nil) || err != nil && fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
+				t.Errorf("error %v", err)
+			}
+			if diff := cmp.Diff([]string{"-c", command}, sent.Arguments.Arg); diff != "" || sent.Execute != "guest-exec" || sent.Arguments.Path != "/bin/sh" {
+				t.Errorf("it was sent %+v", sent)
+			}
+		})
+	}
+}
+
+// commanded answers commands.
+type commanded func(command string) string
+
+func (c commanded) AgentCommand(_ context.Context, _, command string) (string, error) {
+	return c(command), nil
 }
 
 func FuzzReply(f *testing.F) {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -66,6 +67,67 @@ func TestHardware(t *testing.T) {
 	}
 }
 
+func TestSeedOfTheFirstStart(t *testing.T) {
+	const whose = `"namespace":"default","name":"web","uid":"` + web + `"`
+	const ran = `,"hardware":{"layout":2,"machine":"pc-q35-7.2"}`
+	for name, tc := range map[string]struct {
+		record        string
+		before, after bool // it ran without a seed: as it is found, and once it has started with one
+		written       string
+	}{
+		"a VM of version 0":                     {`{` + whose + `}`, true, true, ""},
+		"of version 1, which started":           {`{"recordVersion":1,` + whose + ran + `}`, true, true, ""},
+		"of version 1, which never did":         {`{"recordVersion":1,` + whose + `}`, false, false, `,"seed":true`},
+		"of version 2, which never did":         {`{"recordVersion":2,` + whose + `}`, false, false, `,"seed":true`},
+		"of version 2, whose start was cut":     {`{"recordVersion":2,` + whose + ran + `}`, false, false, `,"seed":true`},
+		"of version 2, which began with a seed": {`{"recordVersion":2,` + whose + ran + `,"seed":true}`, false, false, ""},
+		"of version 2, which began without":     {`{"recordVersion":2,` + whose + ran + `,"seed":false}`, true, true, ""},
+		"of version 1, rolled back and forth":   {`{"recordVersion":1,` + whose + ran + `,"seed":true}`, false, false, ""},
+		"of a newer version":                    {`{"recordVersion":7,` + whose + `,"tpm":[1]}`, false, false, `,"seed":true`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := open(t)
+			if without, err := s.RanWithoutSeed(web); without || err != nil {
+				t.Errorf("without a directory: %t, %v", without, err)
+			}
+			claim(t, s, web)
+			path := filepath.Join(s.vms, web, recordFile)
+			if err := os.WriteFile(path, []byte(tc.record), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if without, err := s.RanWithoutSeed(web); without != tc.before || err != nil {
+				t.Errorf("it ran without a seed: %t, %v; want %t", without, err, tc.before)
+			}
+			for _, seed := range []bool{true, false} { // the first start counts
+				if err := s.RecordSeed(web, seed); err != nil {
+					t.Error(err)
+				}
+			}
+			if without, err := s.RanWithoutSeed(web); without != tc.after || err != nil {
+				t.Errorf("after a start with one it ran without: %t, %v; want %t", without, err, tc.after)
+			}
+			want := strings.TrimSuffix(tc.record, "}") + tc.written + "}"
+			if diff := cmp.Diff(decoded(t, want), decoded(t, read(t, path))); diff != "" {
+				t.Errorf("the record (-want +got):\n%s", diff)
+			}
+		})
+	}
+	s := open(t)
+	claim(t, s, web)
+	if err := s.RecordSeed(web, false); err != nil {
+		t.Fatal(err)
+	}
+	if without, err := s.RanWithoutSeed(web); !without || err != nil {
+		t.Errorf("after a start without one it ran without: %t, %v", without, err)
+	}
+	if err := os.WriteFile(filepath.Join(s.vms, web, recordFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.RanWithoutSeed(web); fault.ReasonOf(err) != v1alpha1.ReasonHardwareUnknown {
+		t.Errorf("of a spoilt record: %v", err)
+	}
+}
+
 func TestHardwareOfASpoiltRecord(t *testing.T) {
 	for name, record := range map[string]string{
 		"empty": "", "cut": `{"recordVersion":1,"na`, "of another kind": `{"recordVersion":"one"}`, "null": "null", "nothing": "{}", "missing": "-",
@@ -93,7 +155,7 @@ func TestHardwareOfASpoiltRecord(t *testing.T) {
 	}
 }
 
-// TestRecordsAreReadByTheVersionBefore reads them as version 0 was read.
+// TestRecordsAreReadByTheVersionBefore reads them as versions 0 and 1 were read.
 func TestRecordsAreReadByTheVersionBefore(t *testing.T) {
 	s := open(t)
 	claim(t, s, web)
@@ -104,6 +166,16 @@ func TestRecordsAreReadByTheVersionBefore(t *testing.T) {
 	if err := json.Unmarshal([]byte(read(t, filepath.Join(s.vms, web, recordFile))), &version0); err != nil {
 		t.Fatal(err)
 	}
+	var version1 struct {
+		Version  int       `json:"recordVersion"`
+		Hardware *Hardware `json:"hardware"`
+	}
+	if err := errors.Join(s.RecordSeed(web, true), json.Unmarshal([]byte(read(t, filepath.Join(s.vms, web, recordFile))), &version1)); err != nil {
+		t.Fatal(err)
+	}
+	if version1.Version < 1 || version1.Hardware == nil || *version1.Hardware != newest {
+		t.Errorf("%+v", version1)
+	}
 	if version0.Namespace != "default" || version0.Name != "web" || version0.UID != web {
 		t.Errorf("%+v", version0)
 	}
@@ -113,6 +185,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add(`{"namespace":"default","name":"web","uid":"u"}`)
 	f.Add(`{"recordVersion":1,"name":"web"}`)
 	f.Add(`{"recordVersion":1,"hardware":{"layout":1,"machine":"q35"}}`)
+	f.Add(`{"recordVersion":2,"seed":false}`)
 	f.Add(`{"recordVersion":2,"recordversion":0,"Hardware":null,"x":[{}]}`)
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, doc string) {

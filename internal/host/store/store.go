@@ -27,8 +27,8 @@ const dirMode = 0o711
 
 // Store is the store of one node. It is safe for concurrent use, also by several processes.
 type Store struct {
-	root, images, vms, seeds string
-	reserve                  Reserve
+	root, images, vms, tools, seeds string
+	reserve                         Reserve
 
 	mu       sync.Mutex
 	swept    bool
@@ -42,6 +42,7 @@ func New(root, run string, reserve Reserve) *Store {
 		root:    root,
 		images:  filepath.Join(root, "images"),
 		vms:     filepath.Join(root, "vms"),
+		tools:   filepath.Join(root, "tools"),
 		seeds:   filepath.Join(run, "seeds"),
 		reserve: reserve,
 	}
@@ -50,7 +51,7 @@ func New(root, run string, reserve Reserve) *Store {
 // Check makes the directories that are missing, removes what was left unfinished by processes that were gone when this
 // one began, and proves that the disk takes a file. A store that failed is repaired once Check returns no error.
 func (s *Store) Check() error {
-	for _, dir := range []string{s.root, s.images, s.vms, s.seeds} {
+	for _, dir := range []string{s.root, s.images, s.vms, s.tools, s.seeds} {
 		if err := os.MkdirAll(dir, dirMode); err != nil {
 			return classify("making the store", err)
 		}
