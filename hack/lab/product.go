@@ -144,7 +144,7 @@ func (t *tool) failpoints() error {
 			}
 			beside = []string{guest}
 		}
-		img, err := build.Binary(path, programs[name], beside...)
+		img, err := build.Binary(path, programs[name], beside, nil)
 		if err != nil {
 			return err
 		}
@@ -192,7 +192,7 @@ func (t *tool) pushTools() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	img, err := build.Binary(path, "65532:65532")
+	img, err := build.Binary(path, "65532:65532", nil, nil)
 	if err != nil {
 		return "", err
 	}
