@@ -18,13 +18,21 @@ const (
 
 // Cost of a guest beyond its memory, in bytes; measured, docs/resources.md has the figures.
 const (
-	shimMemory     = 16 * mebi
+	shimMemory     = 16 * mebi // with all its sessions stuck, and their windows full
+	execMemory     = (maxCommands + maxProbes) * mebi
 	qemuMemory     = 96 * mebi
 	memoryPerVCPU  = 8 * mebi
 	memoryPerDisk  = 8 * mebi
 	pageTableShare = 256 // one byte of page tables and device state for so many of the guest's
 	// EmulationCache is QEMU's cache of translated code on hosts that emulate.
 	EmulationCache = 128 * mebi
+)
+
+// Each command that runs in the guest has a client of it in the berth's container, of at most 1 MiB of its own: so many by
+// pods/exec, and so many of kubelet's probes. The shim takes no more.
+const (
+	maxCommands = 32
+	maxProbes   = 4
 )
 
 // VCPUs is the number of the guest's virtual processors.
@@ -36,7 +44,7 @@ func VCPUs(vm *v1alpha1.VirtualMachine) int32 {
 // Memory is what a berth requests and is limited to, in bytes: the guest's memory and what QEMU and the shim need.
 func Memory(vm *v1alpha1.VirtualMachine, emulation bool) int64 {
 	guest := vm.Spec.Memory.Size.Value()
-	total := guest + shimMemory + qemuMemory + int64(VCPUs(vm))*memoryPerVCPU +
+	total := guest + shimMemory + execMemory + qemuMemory + int64(VCPUs(vm))*memoryPerVCPU +
 		int64(len(vm.Spec.Disks))*memoryPerDisk + guest/pageTableShare
 	if emulation {
 		total += EmulationCache
