@@ -1,5 +1,5 @@
 // Command generate writes every generated file of the repository, from the
-// markers in the code and from the chart. Run it by `make generate`.
+// markers in the code and from the chart, and noVNC from its package. Run it by `make generate`.
 //
 // It expects controller-gen and helm on PATH.
 package main
@@ -102,7 +102,10 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return write(filepath.Join(config, "kustomization.yaml"), raw)
+	if err := write(filepath.Join(config, "kustomization.yaml"), raw); err != nil {
+		return err
+	}
+	return novnc()
 }
 
 // foreign are the fields of a spec that are Kubernetes' own types: they keep
