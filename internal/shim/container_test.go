@@ -197,14 +197,18 @@ func (c *container) started(timeout ...string) (output string, err error) {
 }
 
 // memory returns a line of the shim's /proc/PID/status, in KiB.
-func (c *container) memory(line string) int {
+func (c *container) memory(line string) int { return c.status(line, " kB") }
+
+// status returns a number in that file.
+func (c *container) status(line, unit string) int {
 	c.t.Helper()
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/status")
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(string(status), line+":")
-	rest, _, _ = strings.Cut(rest, " kB")
+	rest, _, _ = strings.Cut(rest, "\n")
+	rest = strings.TrimSuffix(rest, unit)
 	n, err := strconv.Atoi(strings.TrimSpace(rest))
 	if err != nil {
 		c.t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -76,7 +77,7 @@ func (c *container) run(stdin io.Reader, arg ...string) (stdout, stderr string, 
 	var out, errs bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &errs
 	_ = cmd.Start()
-	late := time.AfterFunc(waitTimeout, func() { _ = cmd.Process.Kill() })
+	late := time.AfterFunc(3*waitTimeout, func() { _ = cmd.Process.Kill() })
 	defer late.Stop()
 	var exit *exec.ExitError
 	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
@@ -103,6 +104,9 @@ func answer(t *testing.T, port *os.File) *guestlink.Link {
 	return link
 }
 
+// written counts what all commands have written and the shim has taken.
+var written atomic.Int64
+
 type process struct {
 	stream *guestlink.Stream
 	cmd    *exec.Cmd
@@ -125,6 +129,7 @@ func (p *process) run(out, errs io.Reader) {
 				if n > 0 && p.stream.Write(channel, buf[:n]) != nil || err != nil {
 					return
 				}
+				written.Add(int64(n))
 			}
 		})
 	}
@@ -416,6 +421,39 @@ func TestWithoutAGuestThatRunsNoCommandDoes(t *testing.T) {
 	})
 }
 
+// TestAProgramThatIsStuckIsToldFromACommandThatSaysNothing: it reads what it is sent, and does nothing with it.
+func TestAProgramThatIsStuckIsToldFromACommandThatSaysNothing(t *testing.T) {
+	c := start(t, null(t), null(t))
+	a := c.take()
+	p := a.handOverPorts()
+	theirs, ours := sockets(t)
+	answer(t, theirs)
+	stuck := make(chan struct{})
+	go func() { _, _ = io.Copy(ours, p.guest) }()
+	go func() { // what it says is lost from some moment on
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := ours.Read(buf)
+			if err != nil {
+				return
+			}
+			select {
+			case <-stuck:
+			default:
+				_, _ = p.guest.Write(buf[:n])
+			}
+		}
+	}()
+	a.await("the guest program's version", func(s shimproto.State) bool { return s.GuestTools == "test" })
+	if _, stderr, code := c.run(nil, "/bin/guest", "true"); code != 0 {
+		t.Errorf("before: %q, code %d", stderr, code)
+	}
+	close(stuck)
+	if _, stderr, code := c.run(nil, "/bin/guest", "true"); code != 126 || !strings.HasPrefix(stderr, "berth: no guest program answers: ") {
+		t.Errorf("stuck: %q, code %d", stderr, code)
+	}
+}
+
 func TestActionsAreTheAgents(t *testing.T) {
 	c, a, _ := running(t)
 	done := make(chan int, 2)
@@ -445,4 +483,75 @@ func TestActionsAreTheAgents(t *testing.T) {
 	if s := a.await("a state", func(shimproto.State) bool { return true }); s.ResetsDone != 1 {
 		t.Errorf("then %+v", s)
 	}
+}
+
+func TestThirtyTwoStuckCommandsAreCheap(t *testing.T) {
+	const limit = 14 << 10 // kB
+	c, _, _ := running(t)
+	idle := c.memory("VmRSS")
+	before := written.Load()
+	for range 32 {
+		cmd := c.client("/bin/guest", "yes")
+		_, cmd.Stdout = pipe(t) // that nobody reads
+		zero, err := os.Open("/dev/zero")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer zero.Close()
+		cmd.Stdin = zero // and yes does not
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
+	}
+	eventually(t, "all windows are full", func() bool { return written.Load()-before >= 32*(guestlink.Window+16<<10) })
+	busy := c.memory("VmRSS")
+	t.Logf("VmRSS %d kB idle; with 32 stuck commands %d kB, RssAnon %d kB, VmHWM %d kB, %d threads",
+		idle, busy, c.memory("RssAnon"), c.memory("VmHWM"), c.status("Threads", ""))
+	if idle > 4<<10 || busy > limit {
+		t.Errorf("VmRSS %d kB idle, %d kB with 32 stuck commands; at most 4096 and %d kB", idle, busy, limit)
+	}
+	// One more is refused: none of them has been silent for long.
+	if _, stderr, code := c.run(nil, "/bin/guest", "true"); code != 126 || !strings.HasPrefix(stderr, `berth: 32 commands run in this guest already: end one; the oldest, "yes", runs for `) {
+		t.Errorf("the 33rd: %q, code %d", stderr, code)
+	}
+	// Probes have streams of their own.
+	if _, stderr, code := c.run(nil, "/berth-shim", "probe", "--", "true"); code != 0 {
+		t.Errorf("a probe: %q, code %d", stderr, code)
+	}
+}
+
+func TestOneReaderThatStopsHoldsUpNoOther(t *testing.T) {
+	c, _, _ := running(t)
+	rest := c.descriptors()
+	stuck := c.client("/bin/guest", "yes")
+	_, stuck.Stdout = pipe(t)
+	if err := stuck.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = stuck.Process.Kill(), stuck.Wait() })
+	data := strings.Repeat("0123456789abcde\n", 1<<16) // 1 MiB
+	var all sync.WaitGroup
+	for range 31 {
+		all.Go(func() {
+			if stdout, stderr, code := c.run(strings.NewReader(data), "/bin/guest", "cat"); stdout != data || code != 0 {
+				t.Errorf("%d bytes of %d came back, %q, code %d", len(stdout), len(data), stderr, code)
+			}
+		})
+	}
+	all.Wait()
+	t.Logf("after 31 times 1 MiB: VmRSS %d kB, RssAnon %d kB, VmHWM %d kB", c.memory("VmRSS"), c.memory("RssAnon"), c.memory("VmHWM"))
+	eventually(t, "all but one client have gone", func() bool { return c.descriptors() <= rest+4 })
+	_ = unix.Kill(clientOf(t, stuck), unix.SIGKILL)
+	eventually(t, "the shim gives its memory back", func() bool { return c.memory("VmRSS") <= 4<<10 })
+}
+
+// descriptors is how many the shim has open.
+func (c *container) descriptors() int {
+	c.t.Helper()
+	fds, err := os.ReadDir("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/fd")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return len(fds)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,10 @@ const flushTimeout = 2 * time.Second
 // noteInterval is the least time between two States for what the guest and its users cause: they choose how often that
 // is, and an agent takes only so many.
 const noteInterval = time.Second
+
+// memoryLimit is what the garbage collector keeps the shim's memory to, in bytes, program text apart. 32 commands whose
+// readers are stuck need 10 MiB.
+const memoryLimit = 11 << 20
 
 // deviceKinds are the kinds of devices that handOver takes.
 var deviceKinds = []shimproto.Kind{
@@ -60,6 +65,7 @@ type received struct {
 // Run stands for a guest until the agent says how it ended, and returns the
 // exit code for that. A SIGTERM is only reported: the agent ends the guest.
 func Run(o Options) (int, error) {
+	debug.SetMemoryLimit(memoryLimit)
 	// First of all, and before there is a socket: a PID 1 that nobody tells of a
 	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
 	// the kernel reaps children whose parent ignores it.

@@ -3,6 +3,8 @@ package guest
 import (
 	"fmt"
 	"os"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +34,8 @@ const (
 	// endTimeout is how long the reason of a guest's end may take to come, and answerTimeout a client to tell it.
 	endTimeout    = 5 * time.Second
 	answerTimeout = time.Second
+	// restTimeout is how long after the last session memory goes back to the machine.
+	restTimeout = 5 * time.Second
 )
 
 // Sessions are the clients of one shim, and its link to the guest program.
@@ -51,6 +55,7 @@ type Sessions struct {
 	paused   bool
 	done     Facts // Resets and NMIs that are carried out
 	refused  bool  // one was logged
+	rest     *time.Timer
 }
 
 // Facts are what the agent is to know.
@@ -65,6 +70,7 @@ type Facts struct {
 func New(name string, note func(), logf func(string, ...any)) *Sessions {
 	s := &Sessions{name: name, note: note, logf: logf, clients: make(chan struct{}, maxClients), changed: make(chan struct{})}
 	s.link.Changed = s.linkChanged
+	s.rest = time.AfterFunc(restTimeout, debug.FreeOSMemory)
 	return s
 }
 
@@ -252,6 +258,7 @@ func (s *Sessions) admit(n *session) *answer {
 			limit, oldest.name(), time.Since(oldest.began).Round(time.Second))}
 	}
 	s.sessions = append(s.sessions, n)
+	s.rest.Stop()
 	s.mu.Unlock()
 	if victim != nil {
 		victim.end(client.CodeLost, fmt.Sprintf("this command was silent for %v, and made room for another: %d run in a guest at once", quiet.Round(time.Second), maxCommands))
@@ -313,9 +320,12 @@ func (s *Sessions) leave(n *session) {
 	s.change(func() {
 		for i, other := range s.sessions {
 			if other == n {
-				s.sessions = append(s.sessions[:i], s.sessions[i+1:]...)
-				return
+				s.sessions = slices.Delete(s.sessions, i, i+1)
+				break
 			}
+		}
+		if len(s.sessions) == 0 {
+			s.rest.Reset(restTimeout)
 		}
 	})
 }
