@@ -67,10 +67,17 @@ func TestChanges(t *testing.T) {
 			leaf("networks", "[default]", "[]", anew), leaf("networks[default].pod", "{}", "", anew),
 		}},
 		{"a kernel's command line takes a restart in place", kernel("a"), kernel("b"), []change{leaf("kernel.commandLine", "a", "b", restart)}},
+		{"guest tools take a restart in place", none, func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsNone }, []change{leaf("guestTools", "Offered", "None", restart)}},
+		{
+			"a display takes memory, so a new berth", none,
+			func(s *v1alpha1.VirtualMachineSpec) { s.Display = &v1alpha1.Display{Type: v1alpha1.DisplayVirtio} },
+			[]change{leaf("display.type", "", "Virtio", anew)},
+		},
 		{
 			"a label with a domain", none, func(s *v1alpha1.VirtualMachineSpec) { s.NodeSelector = map[string]string{"example.com/zone": "a"} },
 			[]change{leaf("nodeSelector[example.com/zone]", "", "a", anew)},
 		},
+		{"guest tools, offered or not said", none, func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsOffered }, nil},
 		{"the state acts at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.State = v1alpha1.StatePaused }, nil},
 		{"so does a restart", none, func(s *v1alpha1.VirtualMachineSpec) { s.RestartedAt = "now" }, nil},
 		{"and a time to live", none, func(s *v1alpha1.VirtualMachineSpec) { s.TTLSecondsAfterFinished = new(int32(5)) }, nil},
@@ -148,6 +155,7 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 	}{
 		{"one from before defaulted fields", edit(func(_, s map[string]any) {
 			delete(s, "networks")
+			delete(s, "guestTools")
 			delete(s["cpu"].(map[string]any), "sockets")
 			delete(s["cloudInit"].(map[string]any)["userDataSecretRef"].(map[string]any), "key")
 		}), spec, nil},
@@ -214,6 +222,7 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.UserData = new("b") },
 		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.NetworkData = new("b") },
 		func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"b"} },
+		func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsNone },
 	} {
 		changes, err := Changes(was, &vm(full, change).Spec)
 		if err != nil || len(changes) != 1 || changes[0].Effect != v1alpha1.EffectRestart {

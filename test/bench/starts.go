@@ -118,6 +118,7 @@ var (
 	nameElement  = regexp.MustCompile(`<name>[^<]*</name>`)
 	uuidElement  = regexp.MustCompile(`<uuid>[^<]*</uuid>`)
 	consolePath  = regexp.MustCompile(`/run/berth/consoles/[^']*`)
+	portPath     = regexp.MustCompile(`/run/berth/ports/[^.']*`)
 	channelPath  = regexp.MustCompile(`<source mode='bind' path='/var/lib/libvirt/qemu/channel[^']*'/>`)
 	tapName      = regexp.MustCompile(`<target dev='bt[^']*'[^>]*/>`)
 	identityMark = regexp.MustCompile(`(?s)<metadata>.*</metadata>`)
@@ -134,6 +135,7 @@ func (b *bench) describe(ctx context.Context, vm *v1alpha1.VirtualMachine, name 
 	description = channelPath.ReplaceAllString(description, "")
 	description = tapName.ReplaceAllString(description, "")
 	description = consolePath.ReplaceAllString(description, "/run/"+name+"-console.sock")
+	description = portPath.ReplaceAllString(description, "/run/"+name)
 	description = nameElement.ReplaceAllString(description, "<name>"+name+"</name>")
 	_, err = b.onNode(ctx, description, "sh", "-c", "cat >/run/"+name+".xml")
 	return err

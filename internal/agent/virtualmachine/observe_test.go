@@ -40,7 +40,7 @@ func TestPendingIsWhatTheGuestWasNotStartedWith(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			g := &target{Want: plan.Want{VM: &v1alpha1.VirtualMachine{Spec: spec("b")}}, berthRecord: tt.berth}
-			changes, err := g.pending(tt.facts)
+			changes, err := g.pending(&tt.facts)
 			if err != nil {
 				t.Fatal(err)
 			}

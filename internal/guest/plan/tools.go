@@ -34,7 +34,7 @@ func (t tools) afterLook(h Have, now time.Time) tools {
 		return tools{}
 	}
 	if h.Resets != t.resets { // what ran in it is gone
-		t.asked, t.resets = false, h.Resets
+		t.asked, t.resets, t.missing = false, h.Resets, time.Time{}
 	}
 	if !h.toolsMissing() || t.asked {
 		t.missing = time.Time{}
