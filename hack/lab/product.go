@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -37,7 +38,7 @@ func (t *tool) install(kvm bool) error {
 			return err
 		}
 	}
-	tag, err := t.pushProduct(paths)
+	tag, err := t.pushProduct(t.root, paths)
 	if err != nil {
 		return err
 	}
@@ -72,7 +73,7 @@ func (t *tool) release(commit string) error {
 	for name := range programs {
 		paths[name] = filepath.Join(tree, "bin", name)
 	}
-	tag, err := t.pushProduct(paths)
+	tag, err := t.pushProduct(tree, paths)
 	if err != nil {
 		return err
 	}
@@ -80,12 +81,16 @@ func (t *tool) release(commit string) error {
 	return err
 }
 
-// pushProduct makes images of Berth's programs, by their paths, and pushes them. It returns their tag.
-func (t *tool) pushProduct(paths map[string]string) (string, error) {
+// pushProduct makes images of the tree's programs, by their paths, and pushes them. It returns their tag.
+func (t *tool) pushProduct(tree string, paths map[string]string) (string, error) {
 	images := map[string]v1.Image{}
 	for name, user := range programs {
-		var err error
-		if images[name], err = build.Binary(paths[name], user); err != nil {
+		// What kubectl exec calls in the shim's image; releases without the list have no such names.
+		names, err := os.ReadFile(filepath.Join(tree, "cmd", name, "names"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		if images[name], err = build.Binary(paths[name], user, strings.Fields(string(names))...); err != nil {
 			return "", err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 )
@@ -32,7 +33,16 @@ const (
 	// KindLease is the same with a packet socket (AF_PACKET, SOCK_RAW), on which a shim could send whatever it likes by any
 	// of its pod's interfaces. Shims take it from older agents; no agent hands it over any more.
 	KindLease Kind = "lease"
+	// KindGuest is QEMU's end of the guest program's port, dev.berth.guest.0: a connected stream socket. A guest has one.
+	KindGuest Kind = "guest"
+	// KindExit is likewise the exit port's, dev.berth.exit.0: what the guest writes last to it is its exit code.
+	KindExit Kind = "exit"
+	// KindDisplay is QEMU's VNC socket, an O_PATH descriptor: each viewer is one connection by /proc/self/fd. A guest has one.
+	KindDisplay Kind = "display"
 )
+
+// single are the kinds of which a guest has one device at most.
+var single = []Kind{KindConsole, KindGuest, KindExit, KindDisplay}
 
 // HandOver hands the guest's devices to the shim, each with a descriptor. A shim
 // gets what its State says it takes, and skips what it does not know all the same.
@@ -108,19 +118,18 @@ func (h HandOver) validate() error {
 	if len(h.Devices) > MaxDescriptors {
 		return fmt.Errorf("%d devices are more than %d", len(h.Devices), MaxDescriptors)
 	}
-	var consoles int
 	var described [MaxDescriptors]bool
 	names := make(map[Device]bool, len(h.Devices))
 	for _, d := range h.Devices {
 		if err := d.check(); err != nil {
 			return err
 		}
-		if d.Kind == KindConsole {
-			consoles++
-		}
 		id := Device{Kind: d.Kind, Name: d.Name}
-		if names[id] || described[d.FD] || consoles > 1 {
-			return fmt.Errorf("%s %s is not the only one of its name or with descriptor %d, or a second console", d.Kind, d.Name, d.FD)
+		if slices.Contains(single, d.Kind) {
+			id.Name = ""
+		}
+		if names[id] || described[d.FD] {
+			return fmt.Errorf("%s %s is not the only one of its name or with descriptor %d, or of a kind of which a guest has one", d.Kind, d.Name, d.FD)
 		}
 		names[id], described[d.FD] = true, true
 	}

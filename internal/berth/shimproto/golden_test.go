@@ -51,6 +51,15 @@ func TestPackets(t *testing.T) {
 			Minor: 1, Kinds: []Kind{KindConsole, KindLease},
 			InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321,
 		}},
+		"v1.2/hand-over": {2, HandOver{InstanceID: golden, Devices: append(one.Devices[:1:1],
+			Device{Kind: KindGuest, Name: "guest", FD: 1}, Device{Kind: KindExit, Name: "exit", FD: 2}, Device{Kind: KindDisplay, Name: "display", FD: 3})}},
+		"v1.2/acted":     {2, Acted{Resets: 2, NMIs: 1}},
+		"v1.2/state-new": {2, State{Minor: 2, Kinds: []Kind{KindConsole, KindDHCP, KindLease, KindGuest, KindExit, KindDisplay}}},
+		"v1.2/state-full": {2, State{
+			Minor: 2, Kinds: []Kind{KindConsole, KindLease},
+			InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321,
+			GuestTools: "v0.2.0", ExitText: "3", Resets: 3, NMIs: 1, ResetsDone: 2, NMIsDone: 1,
+		}},
 	} {
 		t.Run(path, func(t *testing.T) {
 			data := read(t, path)
@@ -66,8 +75,8 @@ func TestPackets(t *testing.T) {
 	}
 }
 
-// TestAnAgentOf10ReadsTheStateOfToday: such an agent skips fields that it does not know, and finds all others as they were.
-func TestAnAgentOf10ReadsTheStateOfToday(t *testing.T) {
+// TestOlderAgentsReadTheStateOfToday: such an agent skips fields that it does not know, and finds all others as they were.
+func TestOlderAgentsReadTheStateOfToday(t *testing.T) {
 	fields := func(path string) map[string]any {
 		var p map[string]map[string]any
 		data := read(t, path)
@@ -76,12 +85,21 @@ func TestAnAgentOf10ReadsTheStateOfToday(t *testing.T) {
 		}
 		return p["state"]
 	}
-	for _, name := range []string{"state-new", "state-full"} {
-		today := fields("v1.1/" + name)
-		delete(today, "minor")
-		delete(today, "takes")
-		if diff := cmp.Diff(fields("v1.0/"+name), today); diff != "" {
-			t.Errorf("%s (-1.0 +today):\n%s", name, diff)
+	added := []string{"guestTools", "exitText", "resets", "nmis", "resetsDone", "nmisDone"}
+	for old, unknown := range map[string][]string{"v1.0": append(added, "minor", "takes"), "v1.1": append(added, "minor")} {
+		for _, name := range []string{"state-full", "state-new"} {
+			want, today := fields(old+"/"+name), fields("v1.2/"+name)
+			for _, field := range unknown {
+				delete(want, field)
+				delete(today, field)
+			}
+			if name == "state-new" { // each version takes more
+				delete(want, "takes")
+				delete(today, "takes")
+			}
+			if diff := cmp.Diff(want, today); diff != "" {
+				t.Errorf("%s of %s (-then +today):\n%s", name, old, diff)
+			}
 		}
 	}
 }
@@ -98,6 +116,14 @@ func TestWhatProtocol10CannotSayIsNotSent(t *testing.T) {
 	} {
 		if data, err := encode(HandOver{InstanceID: "r", Devices: devices}, 0); err == nil {
 			t.Errorf("%s became %s", name, data)
+		}
+	}
+}
+
+func TestOlderShimsAreToldOfNoActions(t *testing.T) {
+	for minor := range 2 {
+		if data, err := encode(Acted{Resets: 1}, minor); err == nil {
+			t.Errorf("for a shim of protocol 1.%d it became %s", minor, data)
 		}
 	}
 }

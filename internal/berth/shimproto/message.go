@@ -18,8 +18,13 @@ const (
 	// stays below the 4096 bytes that kubelet keeps of a termination message.
 	MaxExitMessage = 4000
 
-	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver.
-	Minor = 1
+	// MaxGuestTools and MaxExitText are the sizes of the longest State.GuestTools and State.ExitText, in bytes.
+	MaxGuestTools = 32
+	MaxExitText   = 64
+
+	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver, 2 has Acted, and
+	// what State says of the guest and asks for.
+	Minor = 2
 
 	major         = 1 // in each packet: one of another major version is an error
 	maxInstanceID = 128
@@ -27,7 +32,7 @@ const (
 	maxReason     = 64
 )
 
-// Message is one of Hello, HandOver, Running and Exit, which the agent sends, or State, which the shim sends.
+// Message is one of Hello, HandOver, Running, Acted and Exit, which the agent sends, or State, which the shim sends.
 //
 //sumtype:decl
 type Message interface{ validate() error }
@@ -49,6 +54,13 @@ type Running struct {
 	Phase Phase `json:"phase"`
 }
 
+// Acted says that all actions are carried out up to these counts, of which State asks. Agents send it to shims of minor
+// version 2 or more; to others it cannot be sent.
+type Acted struct {
+	Resets uint64 `json:"resets"`
+	NMIs   uint64 `json:"nmis"`
+}
+
 // Exit ends the shim, and so the container.
 type Exit struct {
 	// Code is the process's exit code, 0 to 255.
@@ -60,8 +72,10 @@ type Exit struct {
 }
 
 // State is all that the shim knows. Its fields only ever go from zero to a
-// value, so that an outdated State that still waits in the socket misleads nobody.
-// What the shim speaks and takes is the same in all of them.
+// value, and counts only grow, so that an outdated State that still waits in the
+// socket misleads nobody; GuestTools and ExitText follow the guest, and the newest
+// State that comes has the newest of them. What the shim speaks and takes is the
+// same in all of them.
 type State struct {
 	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds.
 	Minor int `json:"minor,omitempty"`
@@ -69,15 +83,29 @@ type State struct {
 	Kinds []Kind `json:"takes,omitempty"`
 	// InstanceID is that of the attached run, empty before.
 	InstanceID string `json:"run,omitempty"`
-	// ConsoleClosed says that QEMU has closed its end of the console: it has ended, or is about to.
+	// ConsoleClosed says that QEMU has closed its end of the console, and of the exit port if there is one: it has ended,
+	// or is about to, and ExitText stays as it is.
 	ConsoleClosed bool `json:"consoleClosed,omitempty"`
 	// TerminatingSinceNS is the time of the first SIGTERM, in nanoseconds of CLOCK_BOOTTIME; 0: there was none.
 	TerminatingSinceNS int64 `json:"terminatingSinceNS,omitempty"`
 	// RunningSinceNS is when the shim was first told that the guest's vCPUs run, on the same clock; 0: it was not.
 	RunningSinceNS int64 `json:"runningSinceNS,omitempty"`
+	// GuestTools is the version of the guest program that answered last, in at most MaxGuestTools printable ASCII
+	// characters, as it says itself; empty: none has answered.
+	GuestTools string `json:"guestTools,omitempty"`
+	// ExitText is the line that the guest wrote last to its exit port, in at most MaxExitText printable ASCII
+	// characters; empty: it wrote none.
+	ExitText string `json:"exitText,omitempty"`
+	// Resets and NMIs count how often somebody asked for the action, ResetsDone and NMIsDone what was acknowledged of it.
+	Resets     uint64 `json:"resets,omitempty"`
+	NMIs       uint64 `json:"nmis,omitempty"`
+	ResetsDone uint64 `json:"resetsDone,omitempty"`
+	NMIsDone   uint64 `json:"nmisDone,omitempty"`
 }
 
 func (Hello) validate() error { return nil }
+
+func (Acted) validate() error { return nil }
 
 func (r Running) validate() error {
 	if r.Phase != PhaseRunning && r.Phase != PhasePaused {
@@ -105,10 +133,22 @@ func (s State) validate() error {
 	if s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0 {
 		return fmt.Errorf("terminating since %d ns, running since %d ns", s.TerminatingSinceNS, s.RunningSinceNS)
 	}
+	if !isPrintable(s.GuestTools, MaxGuestTools) || !isPrintable(s.ExitText, MaxExitText) {
+		return fmt.Errorf("guest tools %.40q or exit text %.70q are not at most %d and %d printable ASCII characters", s.GuestTools, s.ExitText, MaxGuestTools, MaxExitText)
+	}
+	if s.ResetsDone > s.Resets || s.NMIsDone > s.NMIs {
+		return fmt.Errorf("%d of %d resets and %d of %d NMIs are done", s.ResetsDone, s.Resets, s.NMIsDone, s.NMIs)
+	}
 	if s.InstanceID == "" {
 		return nil
 	}
 	return validateInstanceID(s.InstanceID)
+}
+
+// isPrintable: the text is at most limit printable ASCII characters, or spaces.
+func isPrintable(text string, limit int) bool {
+	odd := func(r rune) bool { return r < ' ' || r > '~' }
+	return len(text) <= limit && strings.IndexFunc(text, odd) < 0
 }
 
 // Takes tells whether the shim takes devices of the kind. One of protocol 1.0 takes a console and one lease.
@@ -134,6 +174,7 @@ type packet struct {
 	Attach   *attach   `json:"attach,omitempty"` // HandOver to and from a peer of protocol 1.0
 	HandOver *HandOver `json:"handOver,omitempty"`
 	Running  *Running  `json:"running,omitempty"`
+	Acted    *Acted    `json:"acted,omitempty"`
 	Exit     *Exit     `json:"exit,omitempty"`
 	State    *State    `json:"state,omitempty"`
 }
@@ -159,6 +200,11 @@ func encode(m Message, minor int) (_ []byte, err error) {
 		}
 	case Running:
 		p.Running = &m
+	case Acted:
+		if minor < 2 {
+			return nil, fmt.Errorf("a shim of protocol 1.%d asks for no actions", minor)
+		}
+		p.Acted = &m
 	case Exit:
 		p.Exit = &m
 	case State:
@@ -216,6 +262,8 @@ func decode(data []byte) (Message, error) {
 		m = p.Attach.handOver()
 	case p.Running != nil:
 		m = *p.Running
+	case p.Acted != nil:
+		m = *p.Acted
 	case p.Exit != nil:
 		m = *p.Exit
 	case p.State != nil:
