@@ -31,7 +31,7 @@ const (
 )
 
 // Each command that runs in the guest has a client of it in the berth's container, of at most 1 MiB of its own: so many by
-// pods/exec, and so many of kubelet's probes. The shim takes no more.
+// pods/exec, and so many of kubelet's probes. internal/shim/guest takes no more.
 const (
 	maxCommands = 32
 	maxProbes   = 4

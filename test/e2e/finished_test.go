@@ -79,7 +79,8 @@ func TestFinishedStaysFinished(t *testing.T) {
 				t.Error(err)
 			}
 		}},
-		"kept": {once("0"), succeededWith(0), nil},
+		"said-what-is-no-code": {once("999"), succeededWith(0), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--force", "--wait=false") }},
+		"kept":                 {once("0"), succeededWith(0), nil},
 	}
 	for name, g := range guests {
 		l.apply(strings.Replace(g.manifest, "name: tiny", "name: "+name, 1))
