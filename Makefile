@@ -42,6 +42,10 @@ generate: ## Write all generated files: after a change of the API, an RBAC marke
 	go build -C hack -buildvcs=false -o $(CURDIR)/_out/generate ./generate; \
 	PATH=$$controller_gen:$$helm:$$PATH _out/generate
 
+.PHONY: kubectl-vm
+kubectl-vm: ## Build kubectl's plugin, kubectl-vm, into _out/bin.
+	@go build -trimpath -o _out/bin/kubectl-vm ./cmd/kubectl-vm
+
 .PHONY: lint
 lint: ## Linters, import rules, generated files, sizes.
 	@hack/lint.sh

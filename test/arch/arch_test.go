@@ -53,6 +53,9 @@ var rows = []row{
 	{"the operator's process is its loop", "cmd/berth-operator", join(thoughts, []string{"controllers/...", "internal/kube"}), join(foreign, xml)},
 	{"the agent's process is its loop", "cmd/berth-agent", join(thoughts, []string{"internal/agent/...", "internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"kubectl-vm is a client of the API like any other", "internal/cli/...", join(nouns, []string{"internal/berth", "internal/fault", "internal/kube", "third_party/novnc"}), join(foreign, xml)},
+	{"kubectl-vm's process is its command line", "cmd/kubectl-vm", join(nouns, []string{"internal/cli/...", "internal/berth", "internal/fault", "internal/kube", "third_party/novnc"}), join(foreign, xml)},
+	{"what is others' stands alone", "third_party/...", nil, join(clients, foreign, xml)},
 	{"tests stand outside", "test/...", []string{"..."}, nil},
 }
 
@@ -64,7 +67,9 @@ var owners = map[string]string{
 	"github.com/digitalocean/go-libvirt": "internal/host/libvirtd",
 	"github.com/google/nftables":         "internal/host/podnet",
 	"github.com/vishvananda/netlink":     "internal/host/podnet",
+	"k8s.io/cli-runtime":                 "internal/cli", // for users' machines, and large
 	"k8s.io/cri-api":                     "internal/host/runtime",
+	"k8s.io/kubectl":                     "internal/cli",
 	"libvirt.org/go/libvirtxml":          "internal/guest/domain",
 	"oras.land/oras-go":                  "internal/host/image",
 }
@@ -136,6 +141,12 @@ func TestBreaches(t *testing.T) {
 			"internal/shim/console reaches k8s.io/api/core/v1, but the shim stays tiny",
 		}},
 		{"the shim's name is not its tree's", pkg{"internal/shimmer", nil}, []string{"internal/shimmer has no row: write down what it may reach"}},
+		{"no agent links kubectl", pkg{"cmd/berth-agent", []string{"k8s.io/kubectl/pkg/cmd/util"}}, []string{
+			"cmd/berth-agent reaches k8s.io/kubectl, which belongs to internal/cli",
+		}},
+		{"kubectl-vm knows no agent", pkg{"internal/cli", []string{module + "internal/agent", "k8s.io/kubectl/pkg/cmd/util"}}, []string{
+			"internal/cli reaches internal/agent, but kubectl-vm is a client of the API like any other",
+		}},
 		{"what is foreign has an owner", pkg{"internal/agent", []string{"oras.land/oras-go/v2/registry"}}, []string{
 			"internal/agent reaches oras.land/oras-go, which belongs to internal/host/image",
 		}},
