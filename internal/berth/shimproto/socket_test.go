@@ -375,8 +375,11 @@ func TestAnAgentSpeaksAsItsShimDoes(t *testing.T) {
 }
 
 func TestADescriptorOfAPathArrives(t *testing.T) {
-	ends := pair(t)
-	a := take(t)
+	shim, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(AgentFD) })
 	path := filepath.Join(t.TempDir(), "vnc.sock")
 	if err := unix.Mknod(path, unix.S_IFSOCK|0o600, 0); err != nil {
 		t.Fatal(err)
@@ -387,21 +390,19 @@ func TestADescriptorOfAPathArrives(t *testing.T) {
 	}
 	display := os.NewFile(uintptr(fd), "display")
 	defer display.Close()
-	if err := a.Send(t.Context(), Hello{}, display); err != nil {
+	got := make(chan []*os.File, 1)
+	go shim.Receive(func(_ Message, files []*os.File) { got <- files }, func(err error) { t.Error(err) })
+	if err := take(t).Send(t.Context(), Hello{}, display); err != nil {
 		t.Fatal(err)
 	}
-	s, err := newSocket(ends, "shim's end")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, files, err := s.receive(make([]byte, MaxMessage), make([]byte, unix.CmsgSpace(4*MaxDescriptors)))
-	if len(files) != 1 || err != nil {
-		t.Fatalf("%d descriptors came, %v", len(files), err)
+	files := <-got
+	if len(files) != 1 {
+		t.Fatalf("%d descriptors came", len(files))
 	}
 	defer closeAll(files)
-	var sent, got unix.Stat_t
-	if err := errors.Join(unix.Fstat(fd, &sent), unix.Fstat(int(files[0].Fd()), &got)); err != nil || sent.Ino != got.Ino {
-		t.Errorf("inode %d came, want %d: %v", got.Ino, sent.Ino, err)
+	var sent, came unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &sent), unix.Fstat(int(files[0].Fd()), &came)); err != nil || sent.Ino != came.Ino {
+		t.Errorf("inode %d came, want %d: %v", came.Ino, sent.Ino, err)
 	}
 }
 

@@ -44,7 +44,7 @@ func TestOddRequestsAreRefused(t *testing.T) {
 		"no command":              "\x01\x01",
 		"a reset with a command":  "\x01\x04true",
 		"a command of no words":   "\x01\x01false false 0 0 0\x00\x00",
-		"more words than it says": "\x01\x01false false 0 0 99\x00\x00\x00true",
+		"fewer words than it says": "\x01\x01false false 0 0 99\x00\x00\x00true",
 		"longer than it may be":   "\x01\x01false false 0 0 1\x00\x00\x00" + strings.Repeat("x", MaxRequest),
 	} {
 		if r, _, err := ParseRequest([]byte(packet)); err == nil {
