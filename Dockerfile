@@ -18,6 +18,10 @@ ARG TARGETARCH VERSION=dev
 RUN mkdir /out && CGO_ENABLED=0 GOOS=linux GOARCH=$TARGETARCH \
     go build -trimpath -tags grpcnotrace -ldflags "-s -w -X main.version=$VERSION" -o /out/ ./cmd/...
 
+# What kubectl exec may call in a guest's place: links to the shim, in the one directory that all usual paths lead to.
+RUN mkdir -p /shim/bin /shim/usr && ln -s bin /shim/sbin && ln -s ../bin /shim/usr/bin && ln -s ../bin /shim/usr/sbin && \
+    xargs -a cmd/berth-shim/names -I {} ln -s /berth-shim /shim/bin/{} && mv /out/berth-shim /shim/
+
 FROM scratch AS operator
 COPY --from=build /out/berth-operator /
 USER 65532:65532
@@ -32,6 +36,7 @@ USER 0:0
 ENTRYPOINT ["/berth-agent"]
 
 FROM scratch AS shim
-COPY --from=build /out/berth-shim /
+COPY --from=build /shim/ /
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 USER 65532:65532
 ENTRYPOINT ["/berth-shim"]

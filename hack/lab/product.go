@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -21,7 +22,10 @@ var programs = map[string]string{
 }
 
 // guestProgram is beside the agent in its image: guests get it.
-const guestProgram = "berth-guest"
+const (
+	agent        = "berth-agent"
+	guestProgram = "berth-guest"
+)
 
 const (
 	release         = "berth"
@@ -43,7 +47,7 @@ func (t *tool) install(kvm bool) error {
 			return err
 		}
 	}
-	tag, err := t.pushProduct(paths)
+	tag, err := t.pushProduct(t.root, paths)
 	if err != nil {
 		return err
 	}
@@ -84,7 +88,7 @@ func (t *tool) release(commit string) error {
 	} else if !errors.Is(err, fs.ErrNotExist) { // as with older releases
 		return err
 	}
-	tag, err := t.pushProduct(paths)
+	tag, err := t.pushProduct(tree, paths)
 	if err != nil {
 		return err
 	}
@@ -92,16 +96,22 @@ func (t *tool) release(commit string) error {
 	return err
 }
 
-// pushProduct makes images of Berth's programs, by their paths, and pushes them. It returns their tag.
-func (t *tool) pushProduct(paths map[string]string) (string, error) {
+// pushProduct makes images of the tree's programs, by their paths, and pushes them. It returns their tag.
+func (t *tool) pushProduct(tree string, paths map[string]string) (string, error) {
 	images := map[string]v1.Image{}
 	for name, user := range programs {
-		var err error
-		var beside []string
-		if name == "berth-agent" && paths[guestProgram] != "" {
-			beside = []string{paths[guestProgram]}
+		// What kubectl exec calls in the shim's image; releases without the list have no such names.
+		names, err := os.ReadFile(filepath.Join(tree, "cmd", name, "names"))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
 		}
-		if images[name], err = build.Binary(paths[name], user, beside...); err != nil {
+		if images[name], err = build.Binary(paths[name], user, strings.Fields(string(names))...); err != nil {
+			return "", err
+		}
+	}
+	if guest := paths[guestProgram]; guest != "" {
+		var err error
+		if images[agent], err = build.With(images[agent], guest); err != nil {
 			return "", err
 		}
 	}
@@ -126,20 +136,19 @@ func (t *tool) failpoints() error {
 	if err != nil {
 		return err
 	}
-	for name, variable := range map[string]string{"berth-agent": "LAB_AGENT_FAILPOINTS", "berth-operator": "LAB_OPERATOR_FAILPOINTS"} {
+	guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
+	if err != nil {
+		return err
+	}
+	for name, variable := range map[string]string{agent: "LAB_AGENT_FAILPOINTS", "berth-operator": "LAB_OPERATOR_FAILPOINTS"} {
 		path, err := t.cache.Program(tree, "./cmd/"+name, build.FailpointsTag)
 		if err != nil {
 			return err
 		}
-		var beside []string
-		if name == "berth-agent" {
-			guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
-			if err != nil {
-				return err
-			}
-			beside = []string{guest}
+		img, err := build.Binary(path, programs[name])
+		if err == nil && name == agent {
+			img, err = build.With(img, guest)
 		}
-		img, err := build.Binary(path, programs[name], beside...)
 		if err != nil {
 			return err
 		}

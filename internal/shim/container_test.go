@@ -23,36 +23,45 @@ import (
 // waitTimeout bounds every wait; none of them should come near it.
 const waitTimeout = 20 * time.Second
 
+// programs is where build puts what it builds.
+var programs = sync.OnceValues(func() (string, error) { return os.MkdirTemp("", "berth-shim-") })
+
 // binary builds the shim as its image has it, once.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "berth-shim-")
+var binary = sync.OnceValues(func() (string, error) { return build("cmd/berth-shim") })
+
+func build(of string) (string, error) {
+	dir, err := programs()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "berth-shim")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/berth-dev/berth/cmd/berth-shim")
+	path := filepath.Join(dir, filepath.Base(of))
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path, "github.com/berth-dev/berth/"+of)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", errors.New(string(out))
 	}
 	return path, nil
-})
+}
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
+	if dir, err := programs(); err == nil {
+		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
 }
 
 // enter makes what kubelet's runtime makes: a read-only root with its own /proc,
-// a resolv.conf and a termination log, no privilege and no root.
+// a resolv.conf and a termination log, the pod's name and loopback, no privilege
+// and no root.
 const enter = `set -e
+hostname web
+ip link set lo up
 mount --bind "$1" "$1"
 mount -t proc proc "$1/proc"
 mount --bind "$1/dev/termination-log" "$1/dev/termination-log"
 mount -o remount,ro,bind "$1"
+[ ! -p "$1/dev/hold" ] || cat "$1/dev/hold"
 exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$1" /berth-shim`
 
 // container is a berth's, with the real shim in it as PID 1.
@@ -66,7 +75,7 @@ type container struct {
 
 // start starts a container. Without root's rights there is none, and the test
 // is skipped where tests may be.
-func start(t *testing.T, stdin, stdout *os.File) *container {
+func start(t *testing.T, stdin, stdout *os.File, options ...func(*container)) *container {
 	t.Helper()
 	if os.Getuid() != 0 {
 		env.Missing(t, "containers need root")
@@ -76,8 +85,13 @@ func start(t *testing.T, stdin, stdout *os.File) *container {
 		t.Fatal(err)
 	}
 	c := &container{t: t, root: t.TempDir(), ended: make(chan struct{})}
-	for _, dir := range []string{"proc", "dev", "etc"} {
+	for _, dir := range []string{"proc", "dev", "etc", "bin"} {
 		if err := os.Mkdir(filepath.Join(c.root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"guest", "sh"} {
+		if err := os.Symlink("/berth-shim", filepath.Join(c.root, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -86,11 +100,14 @@ func start(t *testing.T, stdin, stdout *os.File) *container {
 	if err := os.Link(shim, filepath.Join(c.root, "berth-shim")); err != nil {
 		t.Fatal(err)
 	}
+	for _, o := range options {
+		o(c)
+	}
 	c.cmd = exec.Command("sh", "-c", enter, "sh", c.root)
 	c.cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = stdin, stdout, stdout
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC, Unshareflags: unix.CLONE_NEWNS,
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWUTS, Unshareflags: unix.CLONE_NEWNS,
 		Setsid: true, Setctty: isTerminal(stdin), PidFD: &c.pidfd,
 	}
 	if err := c.cmd.Start(); err != nil {
@@ -180,14 +197,18 @@ func (c *container) started(timeout ...string) (output string, err error) {
 }
 
 // memory returns a line of the shim's /proc/PID/status, in KiB.
-func (c *container) memory(line string) int {
+func (c *container) memory(line string) int { return c.status(line, " kB") }
+
+// status returns a number in that file.
+func (c *container) status(line, unit string) int {
 	c.t.Helper()
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/status")
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(string(status), line+":")
-	rest, _, _ = strings.Cut(rest, " kB")
+	rest, _, _ = strings.Cut(rest, "\n")
+	rest = strings.TrimSuffix(rest, unit)
 	n, err := strconv.Atoi(strings.TrimSpace(rest))
 	if err != nil {
 		c.t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -11,13 +12,25 @@ import (
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/shim/console"
 	"github.com/berth-dev/berth/internal/shim/dhcp"
+	"github.com/berth-dev/berth/internal/shim/guest"
+	"github.com/berth-dev/berth/internal/shim/screen"
 )
 
 // flushTimeout bounds how long the end waits for somebody to read the console's rest.
 const flushTimeout = 2 * time.Second
 
+// noteInterval is the least time between two States for what the guest and its users cause: they choose how often that
+// is, and an agent takes only so many.
+const noteInterval = time.Second
+
+// memoryLimit is what the garbage collector keeps the shim's memory to, in bytes, program text apart. 32 commands whose
+// readers are stuck need 10 MiB.
+const memoryLimit = 11 << 20
+
 // deviceKinds are the kinds of devices that handOver takes.
-var deviceKinds = []shimproto.Kind{shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease}
+var deviceKinds = []shimproto.Kind{
+	shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
+}
 
 // Options are the container's parts that a test replaces.
 type Options struct {
@@ -31,11 +44,16 @@ type Options struct {
 // shim is what Run knows. Only Run's goroutine touches it.
 type shim struct {
 	Options
-	conn    *shimproto.Shim
-	console *console.Console
-	state   shimproto.State
-	phase   shimproto.Phase // empty before the guest has started
-	exit    *shimproto.Exit
+	conn     *shimproto.Shim
+	console  *console.Console
+	sessions *guest.Sessions
+	exitPort exitPort
+	ports    int           // that are open: the console, and the exit port
+	closed   chan struct{} // one has been closed
+	notes    chan struct{} // of size one: something is to be noted
+	state    shimproto.State
+	phase    shimproto.Phase // empty before the guest has started
+	exit     *shimproto.Exit
 }
 
 // received is one message with its descriptors.
@@ -47,6 +65,7 @@ type received struct {
 // Run stands for a guest until the agent says how it ended, and returns the
 // exit code for that. A SIGTERM is only reported: the agent ends the guest.
 func Run(o Options) (int, error) {
+	debug.SetMemoryLimit(memoryLimit)
 	// First of all, and before there is a socket: a PID 1 that nobody tells of a
 	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
 	// the kernel reaps children whose parent ignores it.
@@ -54,8 +73,15 @@ func Run(o Options) (int, error) {
 	signal.Notify(terminate, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
 
-	s := &shim{Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds}}
-	var err error
+	s := &shim{
+		Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds},
+		closed: make(chan struct{}), notes: make(chan struct{}, 1),
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return 1, fmt.Errorf("reading the host's name: %w", err)
+	}
+	s.sessions = guest.New(name, s.note, s.logf)
 	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
 		return 1, err
 	}
@@ -65,7 +91,8 @@ func Run(o Options) (int, error) {
 	if s.conn, err = shimproto.Listen(); err != nil {
 		return 1, err
 	}
-	messages, consoleClosed := make(chan received), make(chan struct{}, 1)
+	go s.sessions.Serve()
+	messages, notes, due := make(chan received), s.notes, time.NewTimer(0)
 	go s.conn.Receive(
 		func(m shimproto.Message, files []*os.File) { messages <- received{m, files} },
 		func(err error) { s.logf("ignored a message of the agent: %v", err) },
@@ -73,15 +100,25 @@ func Run(o Options) (int, error) {
 	for s.exit == nil {
 		select {
 		case m := <-messages:
-			s.receive(m, func() { consoleClosed <- struct{}{} })
-		case <-consoleClosed:
-			s.state.ConsoleClosed = true
+			s.receive(m)
+		case <-s.closed:
+			s.ports--
+			s.state.ConsoleClosed = s.ports == 0
+		case <-notes:
+			notes = nil // until it is due again
+			due.Reset(noteInterval)
+		case <-due.C:
+			notes = s.notes
+			continue
 		case <-terminate:
 			if s.state.TerminatingSinceNS != 0 {
 				continue
 			}
 			s.state.TerminatingSinceNS = bootTime()
 		}
+		facts := s.sessions.Facts()
+		s.state.GuestTools, s.state.Resets, s.state.NMIs = facts.Tools, facts.Resets, facts.NMIs
+		s.state.ExitText = s.exitPort.text()
 		s.conn.Publish(s.state)
 		if err := s.publishState(); err != nil {
 			s.logf("%v", err)
@@ -90,19 +127,29 @@ func Run(o Options) (int, error) {
 	return s.finish(), nil
 }
 
+// note has the next State say what is new, soon.
+func (s *shim) note() {
+	select {
+	case s.notes <- struct{}{}:
+	default:
+	}
+}
+
 // receive acts on one message. Whatever it is, State answers it.
-func (s *shim) receive(r received, consoleClosed func()) {
+func (s *shim) receive(r received) {
 	switch m := r.message.(type) {
 	case shimproto.HandOver:
-		s.handOver(m, r.files, consoleClosed)
+		s.handOver(m, r.files)
 	case shimproto.Running:
 		s.phase = m.Phase
+		s.sessions.Running(m.Phase == shimproto.PhasePaused)
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
 			s.state.RunningSinceNS = bootTime()
 		}
 	case shimproto.Acted:
 		s.state.ResetsDone = max(s.state.ResetsDone, min(m.Resets, s.state.Resets))
 		s.state.NMIsDone = max(s.state.NMIsDone, min(m.NMIs, s.state.NMIs))
+		s.sessions.Acted(s.state.ResetsDone, s.state.NMIsDone)
 	case shimproto.Exit:
 		s.exit = &m
 	case shimproto.Hello, shimproto.State: // one asks for no more than the answer, the other is never sent to us
@@ -113,7 +160,7 @@ func (s *shim) receive(r received, consoleClosed func()) {
 }
 
 // handOver takes over the guest's devices, and out of files what they need.
-func (s *shim) handOver(h shimproto.HandOver, files []*os.File, consoleClosed func()) {
+func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 	switch {
 	case s.state.InstanceID == h.InstanceID:
 		return // again, by an agent that could not know
@@ -131,17 +178,32 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File, consoleClosed fu
 	for _, d := range h.Devices {
 		switch d.Kind {
 		case shimproto.KindConsole:
-			s.console.Attach(files[d.FD], consoleClosed)
+			s.ports++
+			s.console.Attach(files[d.FD], s.portClosed)
 		case shimproto.KindDHCP:
 			go s.serveDHCP(dhcp.Datagrams(files[d.FD]), *d.Lease)
 		case shimproto.KindLease:
 			go s.serveDHCP(dhcp.Frames(files[d.FD], *d.Lease), *d.Lease)
+		case shimproto.KindGuest:
+			s.sessions.Attach(files[d.FD])
+		case shimproto.KindExit:
+			s.ports++
+			go s.followExit(files[d.FD])
+		case shimproto.KindDisplay:
+			go screen.Serve(files[d.FD], s.logf)
 		default:
 			s.logf("skipped device %s %s: this shim does not support the kind", d.Kind, d.Name)
 			continue
 		}
 		files[d.FD] = nil
 	}
+}
+
+func (s *shim) portClosed() { s.closed <- struct{}{} }
+
+func (s *shim) followExit(port *os.File) {
+	s.exitPort.follow(port, s.note)
+	s.portClosed()
 }
 
 // serveDHCP serves a lease. If it ends, the guest lives on with the lease that it has.
@@ -182,6 +244,7 @@ func (s *shim) finish() int {
 	if err != nil {
 		s.logf("writing the termination message %q: %v", message, err)
 	}
+	s.sessions.End("the guest has ended: " + message)
 	s.console.Flush(flushTimeout)
 	return s.exit.Code
 }

@@ -301,7 +301,9 @@ func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	want := []shimproto.Kind{shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease}
+	want := []shimproto.Kind{
+		shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
+	}
 	if s := a.await("a state", func(shimproto.State) bool { return true }); s.Minor != shimproto.Minor || !reflect.DeepEqual(s.Kinds, want) {
 		t.Errorf("the shim speaks minor version %d and takes %q; want %d, %q", s.Minor, s.Kinds, shimproto.Minor, want)
 	}

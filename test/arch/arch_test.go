@@ -38,6 +38,7 @@ type row struct {
 var rows = []row{
 	{"the nouns stand alone", "api/...", nil, join(clients, foreign, xml)},
 	{"the protocol is as small as the shim", "internal/berth/shimproto", nil, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the link of shim and guest program knows neither", "internal/berth/guestlink", nil, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io", "golang.org/x"})},
 	{"the handshake is thought", "internal/berth", thoughts, join(clients, foreign, xml)},
 	{"conditions are arithmetic", "internal/condition", nouns, join(clients, foreign, xml)},
 	{"a class of error needs a reason", "internal/fault", nouns, join(clients, foreign, xml)},
@@ -48,10 +49,10 @@ var rows = []row{
 	{"the operator touches no host", "controllers/...", join(thoughts, []string{"internal/kube"}), join(foreign, xml)},
 	{"a room of the agent knows no other", "internal/agent/*", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
-	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/shimproto", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"the operator's process is its loop", "cmd/berth-operator", join(thoughts, []string{"controllers/...", "internal/kube"}), join(foreign, xml)},
 	{"the agent's process is its loop", "cmd/berth-agent", join(thoughts, []string{"internal/agent/...", "internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
-	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
 	{"tests stand outside", "test/...", []string{"..."}, nil},
 }
 

@@ -193,3 +193,37 @@ func TestReleaseIsOfItsCommit(t *testing.T) {
 		t.Errorf("a commit that is missing is not told of: %v", err)
 	}
 }
+
+func TestAProgramIsFoundByItsOtherNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "berth-shim")
+	if err := os.WriteFile(path, []byte("program"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	img, err := Binary(path, "65532:65532", "ls", "tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := layers[0].Uncompressed()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for r := tar.NewReader(in); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, strings.TrimSuffix(h.Name+" "+h.Linkname, " "))
+	}
+	want := []string{"./berth-shim", "./bin/", "./bin/ls /berth-shim", "./bin/tar /berth-shim", "./sbin bin", "./usr/", "./usr/bin ../bin", "./usr/sbin ../bin"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}

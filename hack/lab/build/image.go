@@ -32,23 +32,44 @@ import (
 type File struct {
 	Path string // in the image
 	From string // on this machine
+	Link string // what it is a symbolic link to, if it is one
 	Mode int64
 	UID  int
 }
 
-// Binary makes an image of one static program, which it runs as user, with other files beside it. The layer is left
-// uncompressed: these images travel within one machine only.
-func Binary(path, user string, beside ...string) (v1.Image, error) {
+// searchPath is where programs of an image are looked for.
+const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// Binary makes an image of one static program, which it runs as user, and which it finds by other names, too. The layer
+// is left uncompressed: these images travel within one machine only.
+func Binary(path, user string, names ...string) (v1.Image, error) {
 	entry := "/" + filepath.Base(path)
-	files := []File{{Path: entry, From: path, Mode: 0o755}}
-	for _, other := range beside {
-		files = append(files, File{Path: "/" + filepath.Base(other), From: other, Mode: 0o755})
+	files, config := []File{{Path: entry, From: path, Mode: 0o755}}, v1.Config{Entrypoint: []string{entry}, User: user}
+	for _, name := range names {
+		files = append(files, File{Path: "/bin/" + name, Link: entry})
+	}
+	if len(names) > 0 {
+		files = append(files, File{Path: "/sbin", Link: "bin"}, File{Path: "/usr/bin", Link: "../bin"}, File{Path: "/usr/sbin", Link: "../bin"})
+		config.Env = []string{searchPath}
 	}
 	layer, err := layer(files, types.OCIUncompressedLayer)
 	if err != nil {
 		return nil, err
 	}
-	return image(layer, types.OCIUncompressedLayer, v1.Config{Entrypoint: []string{entry}, User: user})
+	return image(layer, types.OCIUncompressedLayer, config)
+}
+
+// With adds other programs to an image, beside the one that it runs.
+func With(img v1.Image, paths ...string) (v1.Image, error) {
+	var files []File
+	for _, path := range paths {
+		files = append(files, File{Path: "/" + filepath.Base(path), From: path, Mode: 0o755})
+	}
+	added, err := layer(files, types.OCIUncompressedLayer)
+	if err != nil {
+		return nil, err
+	}
+	return mutate.Append(img, mutate.Addendum{Layer: added, MediaType: types.OCIUncompressedLayer})
 }
 
 // Data makes an image that only carries files, in one compressed layer.
@@ -104,6 +125,12 @@ func writeTar(out io.Writer, files []File) error {
 			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "." + dir + "/", Mode: 0o555, Uid: f.UID, Gid: f.UID}); err != nil {
 				return err
 			}
+		}
+		if f.Link != "" {
+			if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: "." + f.Path, Linkname: f.Link, Mode: 0o777}); err != nil {
+				return err
+			}
+			continue
 		}
 		in, err := os.Open(f.From)
 		if err != nil {

@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// sendBuffer holds some 20 States while there is no agent: the next one takes maxBurst of them at once, and no more.
+const sendBuffer = 16 << 10
+
 // Shim is the shim's end of the socket pair.
 type Shim struct {
 	socket  *socket
@@ -30,6 +33,9 @@ func Listen() (*Shim, error) {
 		return nil, fmt.Errorf("placing the agent's end at %d: %w", AgentFD, err)
 	}
 	if err := unix.Close(ends[1]); err != nil {
+		return nil, fmt.Errorf("making the socket pair: %w", err)
+	}
+	if err := unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer); err != nil {
 		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	shim := &Shim{socket: s, pending: make(chan State, 1)}

@@ -136,7 +136,7 @@ func passed(rights []byte) ([]*os.File, error) {
 			continue // credentials, say
 		}
 		for _, fd := range fds {
-			if err := unix.SetNonblock(fd, true); err != nil {
+			if err := unix.SetNonblock(fd, true); err != nil && !errors.Is(err, unix.EBADF) { // O_PATH has no such flag
 				_ = unix.Close(fd)
 				continue
 			}

@@ -373,3 +373,64 @@ func TestAnAgentSpeaksAsItsShimDoes(t *testing.T) {
 		})
 	}
 }
+
+func TestADescriptorOfAPathArrives(t *testing.T) {
+	ends := pair(t)
+	a := take(t)
+	path := filepath.Join(t.TempDir(), "vnc.sock")
+	if err := unix.Mknod(path, unix.S_IFSOCK|0o600, 0); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	display := os.NewFile(uintptr(fd), "display")
+	defer display.Close()
+	if err := a.Send(t.Context(), Hello{}, display); err != nil {
+		t.Fatal(err)
+	}
+	s, err := newSocket(ends, "shim's end")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, files, err := s.receive(make([]byte, MaxMessage), make([]byte, unix.CmsgSpace(4*MaxDescriptors)))
+	if len(files) != 1 || err != nil {
+		t.Fatalf("%d descriptors came, %v", len(files), err)
+	}
+	defer closeAll(files)
+	var sent, got unix.Stat_t
+	if err := errors.Join(unix.Fstat(fd, &sent), unix.Fstat(int(files[0].Fd()), &got)); err != nil || sent.Ino != got.Ino {
+		t.Errorf("inode %d came, want %d: %v", got.Ino, sent.Ino, err)
+	}
+}
+
+// TestWhatWaitsForAnAgentIsNoFlood: an agent takes so many States at once, and no more.
+func TestWhatWaitsForAnAgentIsNoFlood(t *testing.T) {
+	t.Cleanup(func() { _ = unix.Close(AgentFD) })
+	shim, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var last uint64
+	for last = 1; last <= 1000; last++ {
+		shim.Publish(State{Minor: Minor, Kinds: []Kind{KindGuest}, Resets: last})
+	}
+	agent := take(t)
+	states, failed := make(chan State, 1000), make(chan error, 1)
+	go func() { failed <- agent.Receive(func(s State) { states <- s }) }()
+	late := time.After(10 * time.Second)
+	for count := 1; ; count++ {
+		select {
+		case s := <-states:
+			if s.Resets == last-1 {
+				t.Logf("%d of %d states had waited", count, last-1)
+				return
+			}
+		case err := <-failed:
+			t.Fatalf("after %d states: %v", count, err)
+		case <-late:
+			t.Fatal("the latest state did not come")
+		}
+	}
+}

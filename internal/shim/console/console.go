@@ -24,7 +24,7 @@ type Console struct {
 // terminal it becomes raw: what an attached user types reaches the guest as it
 // is, control characters too, and comes back only if the guest echoes it.
 func New(stdin, stdout *os.File) (*Console, error) {
-	if err := makeRaw(stdin); err != nil {
+	if _, err := MakeRaw(stdin); err != nil {
 		return nil, fmt.Errorf("making the terminal raw: %w", err)
 	}
 	return &Console{stdin: stdin, stdout: stdout}, nil

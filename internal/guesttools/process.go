@@ -1,0 +1,316 @@
+package guesttools
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/guestlink"
+)
+
+const (
+	hangUpGrace = 10 * time.Second // from SIGHUP to SIGKILL
+	lastWords   = time.Second      // for a terminal's, if another process holds it
+	outputSize  = guestlink.MaxFrame - 8
+)
+
+// process is a command of a stream: its handler.
+type process struct {
+	stream  *guestlink.Stream
+	command guestlink.Command
+	begun   chan struct{} // what it has is there, or never will be
+	ended   chan struct{} // its leader has, and is to be reaped
+
+	mu       sync.Mutex
+	size     guestlink.Size
+	terminal *os.File // its master
+	stdin    *os.File
+	outputs  [3]*os.File // by channel
+	pid      int         // 0: not started, or reaped
+	hungUp   bool
+}
+
+// accept starts a stream's command.
+func accept(s *guestlink.Stream, c guestlink.Command) guestlink.Handler {
+	p := &process{stream: s, command: c, size: c.Size, begun: make(chan struct{}), ended: make(chan struct{})}
+	go p.run()
+	return p
+}
+
+func (p *process) run() {
+	err := p.start()
+	close(p.begun)
+	if err != nil {
+		code := byte(notExecutable)
+		if r := (refusal{}); errors.As(err, &r) {
+			code = r.code
+		}
+		_ = p.stream.Write(guestlink.Stderr, []byte("berth: "+err.Error()+"\n"))
+		p.stream.Exit(code)
+		return
+	}
+	if p.command.Detached {
+		p.stream.Exit(0)
+	}
+	var outputs sync.WaitGroup
+	for channel, f := range p.outputs {
+		if f != nil {
+			outputs.Go(func() { p.copy(channel, f) })
+		}
+	}
+	for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	}
+	close(p.ended)
+	for _, f := range p.outputs { // a process that it left behind may hold them open
+		if f != nil {
+			_ = f.SetReadDeadline(time.Now().Add(p.patience()))
+		}
+	}
+	outputs.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, f := range append(p.outputs[:], p.stdin) {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	if p.hungUp {
+		return // and is reaped there
+	}
+	if code := p.reap(); !p.command.Detached {
+		p.stream.Exit(code)
+	}
+}
+
+func (p *process) patience() time.Duration {
+	if p.terminal != nil {
+		return lastWords
+	}
+	return 0
+}
+
+// start makes pipes or a terminal, and starts the command on them.
+func (p *process) start() error {
+	image, err := find(p.command)
+	if err != nil {
+		return err
+	}
+	var theirs []int
+	defer func() {
+		for _, fd := range theirs {
+			_ = unix.Close(fd)
+		}
+	}()
+	var stdio [3]int
+	switch {
+	case p.command.Detached:
+		null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return refuse(notExecutable, "opening /dev/null in the guest: %v", err)
+		}
+		theirs, stdio = append(theirs, null), [3]int{null, null, null}
+	case p.command.Terminal:
+		slave, err := p.openTerminal(image.user)
+		if err != nil {
+			return refuse(notExecutable, "making a terminal in the guest: %v; is /dev/pts mounted there?", err)
+		}
+		theirs, stdio = append(theirs, slave), [3]int{slave, slave, slave}
+	default:
+		for channel := range stdio {
+			var ends [2]int
+			if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+				return refuse(notExecutable, "making pipes in the guest: %v", err)
+			}
+			if channel == guestlink.Stdin {
+				stdio[channel], p.stdin = ends[0], pollable(ends[1])
+			} else {
+				stdio[channel], p.outputs[channel] = ends[1], pollable(ends[0])
+			}
+			theirs = append(theirs, stdio[channel])
+		}
+	}
+	pid, err := image.start(stdio, p.command.Terminal)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pid = pid
+	return err
+}
+
+func pollable(fd int) *os.File {
+	_ = unix.SetNonblock(fd, true) // of a pipe or a terminal, which can
+	return os.NewFile(uintptr(fd), "stdio")
+}
+
+func (p *process) openTerminal(u user) (slave int, err error) {
+	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.terminal = pollable(master)
+	p.stdin, p.outputs[guestlink.Stdout] = p.terminal, p.terminal
+	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
+		return -1, err
+	}
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return -1, errno
+	}
+	p.resize()
+	return int(peer), unix.Fchown(int(peer), int(u.uid), -1) // it may open its own terminal by name
+}
+
+// copy writes what a command writes to the stream.
+func (p *process) copy(channel int, f *os.File) {
+	buf := make([]byte, outputSize)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 && p.stream.Write(channel, buf[:n]) != nil {
+			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			p.copyRest(channel, f, buf)
+		}
+		if err != nil { // of a terminal EIO is the end
+			return
+		}
+	}
+}
+
+// copyRest writes what was there when the command ended: others may write for ever.
+func (p *process) copyRest(channel int, f *os.File, buf []byte) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		for err == nil && left > 0 {
+			var n int
+			if n, err = unix.Read(int(fd), buf[:min(left, len(buf))]); n <= 0 {
+				return
+			}
+			left -= n
+			err = p.stream.Write(channel, buf[:n])
+		}
+	})
+}
+
+// Take writes stdin.
+func (p *process) Take(_ int, b []byte) error {
+	<-p.begun
+	switch {
+	case p.stdin == nil:
+		return io.ErrClosedPipe
+	case b != nil:
+		_, err := p.stdin.Write(b)
+		return err
+	case p.terminal == nil:
+		return p.stdin.Close()
+	}
+	return nil
+}
+
+// Resize sets the size of the terminal, whose foreground processes hear of it.
+func (p *process) Resize(size guestlink.Size) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.size = size
+	p.resize()
+}
+
+func (p *process) resize() {
+	if p.terminal == nil || p.size == (guestlink.Size{}) {
+		return
+	}
+	if raw, err := p.terminal.SyscallConn(); err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: p.size.Rows, Col: p.size.Columns})
+		})
+	}
+}
+
+// Signal signals the process group.
+func (p *process) Signal(number int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.kill(syscall.Signal(number))
+}
+
+func (p *process) kill(sig syscall.Signal) {
+	if p.pid != 0 {
+		_ = unix.Kill(-p.pid, sig) // it may have ended
+	}
+}
+
+// Ended hangs the command up: nobody is at the other end any more.
+func (p *process) Ended(int, error) {
+	<-p.begun
+	p.mu.Lock()
+	if p.pid == 0 {
+		p.mu.Unlock()
+		return
+	}
+	p.hungUp = true // so it is reaped here: its number is nobody else's before
+	p.kill(unix.SIGHUP)
+	p.kill(unix.SIGCONT)
+	p.mu.Unlock()
+	if p.terminal != nil {
+		_ = p.terminal.Close()
+	}
+	grace := time.NewTimer(hangUpGrace)
+	defer grace.Stop()
+	select {
+	case <-p.ended:
+		if len(session(p.pid)) > 0 {
+			<-grace.C
+		}
+	case <-grace.C:
+	}
+	p.kill(unix.SIGKILL)
+	for _, pid := range session(p.pid) {
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+	<-p.ended
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.reap()
+}
+
+// reap lets go of the process's number, and returns its exit code.
+func (p *process) reap() byte {
+	var status syscall.WaitStatus
+	_, _ = syscall.Wait4(p.pid, &status, 0, nil) // it waits for nothing: the process has ended
+	p.pid = 0
+	if status.Signaled() {
+		return byte(128 + status.Signal()) //nolint:gosec // at most 64
+	}
+	return byte(status.ExitStatus()) //nolint:gosec // 0 to 255
+}
+
+// session lists the processes of a session that live, but for its leader if that has ended.
+func session(leader int) (pids []int) {
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // fails only for a bad pattern
+	for _, path := range stats {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+		if len(fields) > 3 && fields[0] != "Z" && fields[3] == strconv.Itoa(leader) {
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
+				pids = append(pids, pid)
+			}
+		}
+	}
+	return pids
+}

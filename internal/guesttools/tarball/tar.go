@@ -1,0 +1,233 @@
+package tarball
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// call is one call of tar.
+type call struct {
+	options  string // letters
+	dir      string
+	paths    []string
+	noModes  bool
+	noOwners bool
+	complain func(error)
+}
+
+// Run is tar with its arguments. It returns tar's exit code: 2 if anything went wrong, which stderr tells.
+func Run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+	c := call{dir: ".", noOwners: os.Geteuid() != 0, complain: func(err error) {
+		code = 2
+		fmt.Fprintf(stderr, "tar: %v\n", err)
+	}}
+	switch err := c.parse(args); {
+	case err != nil:
+		c.complain(fmt.Errorf("%w; this is Berth's own small tar, as the guest has none", err))
+	case strings.Contains(c.options, "c"):
+		c.create(stdout)
+	default:
+		c.extract(stdin)
+	}
+	return code
+}
+
+func (c *call) parse(args []string) error {
+	var archive string
+	values := map[rune]*string{'f': &archive, 'C': &c.dir}
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		letters, isOption := strings.CutPrefix(arg, "-")
+		switch {
+		case arg == "--no-same-permissions":
+			c.noModes = true
+		case arg == "--no-same-owner":
+			c.noOwners = true
+		case !isOption && c.options != "": // the first may lack its hyphen
+			c.paths = append(c.paths, arg)
+		default:
+			c.options += letters
+			for _, letter := range letters {
+				if value := values[letter]; value != nil {
+					*value = strings.Join(args[:min(1, len(args))], "")
+					args = args[min(1, len(args)):]
+				}
+			}
+		}
+	}
+	isCreate, isExtract := strings.Contains(c.options, "c"), strings.Contains(c.options, "x")
+	switch {
+	case strings.Trim(c.options, "cxfCmp") != "":
+		return fmt.Errorf("one of the options -%s is unknown", c.options)
+	case isCreate == isExtract || archive != "-" || c.dir == "" || isCreate == (len(c.paths) == 0):
+		return errors.New("say -cf - and what to archive, or -xf -")
+	}
+	return nil
+}
+
+func (c *call) create(stdout io.Writer) {
+	out := tar.NewWriter(stdout)
+	err := os.Chdir(c.dir)
+	for _, top := range c.paths {
+		if err == nil {
+			err = filepath.WalkDir(top, func(path string, _ fs.DirEntry, err error) error {
+				var header *tar.Header
+				if err == nil {
+					header, err = describe(path)
+				}
+				if err != nil { // of this one; the others go on
+					c.complain(fmt.Errorf("skipped %q: %w", path, err))
+					return nil
+				}
+				return add(out, header, path)
+			})
+		}
+	}
+	if err = errors.Join(err, out.Close()); err != nil {
+		c.complain(err)
+	}
+}
+
+// describe makes the header of what is at a path. Its name is relative, as tar's are.
+func describe(path string) (*tar.Header, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if t := info.Mode().Type(); t != 0 && t != fs.ModeDir && t != fs.ModeSymlink {
+		return nil, fmt.Errorf("it is no file, directory or link, but %v", info.Mode())
+	}
+	target, _ := os.Readlink(path) // of a link
+	header, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return nil, err
+	}
+	header.ModTime = header.ModTime.Truncate(time.Second) // it would be rounded
+	header.Name = strings.TrimLeft(path, "/")
+	for strings.HasPrefix(header.Name+"/", "../") {
+		header.Name = strings.TrimLeft(header.Name[len(".."):], "/")
+	}
+	if header.Name == "" {
+		header.Name = "."
+	}
+	if info.IsDir() {
+		header.Name += "/"
+	}
+	return header, nil
+}
+
+// add writes one member. A file that became longer is cut; a shorter one ends the archive, which says so.
+func add(out *tar.Writer, header *tar.Header, path string) error {
+	if header.Typeflag != tar.TypeReg {
+		return out.WriteHeader(header)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	if err := out.WriteHeader(header); err != nil {
+		return err
+	}
+	_, err = io.CopyN(out, file, header.Size)
+	if err != nil {
+		return fmt.Errorf("reading %q: %w", path, err)
+	}
+	return nil
+}
+
+// extract makes all beneath the destination: os.Root follows no link out of it.
+func (c *call) extract(stdin io.Reader) {
+	root, err := os.OpenRoot(c.dir)
+	if err != nil {
+		c.complain(err)
+		return
+	}
+	defer root.Close()
+	in := tar.NewReader(stdin)
+	var dirs []*tar.Header // what comes into them would change their times, and need their modes
+	for {
+		header, err := in.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			c.complain(fmt.Errorf("reading the archive: %w", err))
+			break
+		}
+		if err = c.member(root, header, in); err != nil {
+			c.complain(fmt.Errorf("skipped %q: %w", header.Name, err))
+		} else if header.Typeflag == tar.TypeDir {
+			dirs = append(dirs, header)
+		}
+	}
+	for _, dir := range slices.Backward(dirs) {
+		if err := c.finish(root, dir); err != nil {
+			c.complain(fmt.Errorf("directory %q: %w", dir.Name, err))
+		}
+	}
+	_, _ = io.Copy(io.Discard, stdin) // who writes is not to fail for what is behind the archive
+}
+
+// member makes what a header tells. What is there is removed first, and never written into: it may have other names.
+func (c *call) member(root *os.Root, header *tar.Header, content io.Reader) error {
+	target := header.Linkname
+	if slices.Contains(strings.Split(header.Name, "/"), "..") || header.Typeflag == tar.TypeLink && slices.Contains(strings.Split(target, "/"), "..") {
+		return errors.New("a name in it has a ..")
+	}
+	header.Name = path.Clean(strings.TrimLeft(header.Name, "/"))
+	if err := root.MkdirAll(path.Dir(header.Name), 0o755); err != nil {
+		return err
+	}
+	if header.Typeflag == tar.TypeDir {
+		return root.MkdirAll(header.Name, 0o755)
+	}
+	if !strings.ContainsRune("0\x0012", rune(header.Typeflag)) {
+		return fmt.Errorf("it is a device or the like, of type %q", header.Typeflag)
+	}
+	if target = path.Clean(strings.TrimLeft(target, "/")); header.Typeflag == tar.TypeLink && target == header.Name {
+		return nil
+	}
+	if err := root.Remove(header.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch header.Typeflag {
+	case tar.TypeSymlink:
+		return root.Symlink(header.Linkname, header.Name)
+	case tar.TypeLink:
+		return root.Link(target, header.Name)
+	}
+	file, err := root.OpenFile(header.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fs.FileMode(header.Mode)&0o777) //nolint:gosec // nine bits
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, content)
+	if err = errors.Join(err, file.Close()); err != nil {
+		return err
+	}
+	return c.finish(root, header)
+}
+
+// finish gives a file or a directory its owner, mode and times.
+func (c *call) finish(root *os.Root, header *tar.Header) (err error) {
+	if !c.noOwners {
+		err = root.Lchown(header.Name, header.Uid, header.Gid) // first: it takes setuid away
+	}
+	if err == nil && !c.noModes {
+		err = root.Chmod(header.Name, header.FileInfo().Mode()&^fs.ModeType)
+	}
+	if err == nil && !strings.Contains(c.options, "m") {
+		err = root.Chtimes(header.Name, time.Time{}, header.ModTime)
+	}
+	return err
+}

@@ -1,0 +1,132 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/shim/client"
+)
+
+const (
+	// requestTimeout is how long a client may take to send its request.
+	requestTimeout = 10 * time.Second
+
+	maxFiles = 3 // standard input, output and error
+)
+
+var errStranger = errors.New("it is a process of another container")
+
+// request lets a client send its request, if it is of this container, and returns that with the descriptors that came.
+//
+// A number of a process can be another's by the time that it is looked at, so what is held is the process's directory,
+// which is that of one process for ever: nothing was sent before it was opened, and whoever sent the request had the
+// number after that, and is there still.
+func request(conn *os.File) (r client.Request, command []byte, files []*os.File, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return r, nil, nil, err
+	}
+	var process int
+	var peer *unix.Ucred
+	var failure error
+	err = raw.Control(func(fd uintptr) { process, peer, failure = look(int(fd)) })
+	if err = errors.Join(err, failure); err != nil {
+		return r, nil, nil, err
+	}
+	defer unix.Close(process)
+	if _, err = conn.Write(client.Go()); err == nil {
+		err = conn.SetReadDeadline(time.Now().Add(requestTimeout))
+	}
+	if err != nil {
+		return r, nil, nil, err
+	}
+	packet, files, sender, err := receive(raw)
+	switch {
+	case err != nil:
+	case sender != peer.Pid || !isOurs(process):
+		err = errStranger
+	default:
+		if r, command, err = client.ParseRequest(packet); err == nil {
+			return r, command, files, conn.SetReadDeadline(time.Time{})
+		}
+	}
+	closeAll(files)
+	return r, nil, nil, err
+}
+
+// look returns the directory in /proc of the process that has connected, if that is of this container.
+func look(fd int) (process int, peer *unix.Ucred, err error) {
+	if peer, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil {
+		return 0, nil, err
+	}
+	if peer.Pid <= 0 { // of another PID namespace
+		return 0, nil, errStranger
+	}
+	process, err = unix.Open("/proc/"+strconv.Itoa(int(peer.Pid)), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	_, _, early := unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	if !isOurs(process) || !errors.Is(early, unix.EAGAIN) {
+		_ = unix.Close(process)
+		return 0, nil, errStranger
+	}
+	return process, peer, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+}
+
+// isOurs: the process has the shim's own mount namespace. One that has ended has none.
+func isOurs(process int) bool {
+	var own, its unix.Stat_t
+	return unix.Stat("/proc/self/ns/mnt", &own) == nil && unix.Fstatat(process, "ns/mnt", &its, 0) == nil &&
+		own.Dev == its.Dev && own.Ino == its.Ino
+}
+
+// receive reads a packet, its descriptors, and who sent it.
+func receive(raw syscall.RawConn) (packet []byte, files []*os.File, sender int32, err error) {
+	rights := make([]byte, unix.CmsgSpace(4*maxFiles)+unix.CmsgSpace(unix.SizeofUcred))
+	var used, flags int
+	var failure error
+	err = raw.Read(func(fd uintptr) bool {
+		size := 0 // so that who sends nothing costs nothing
+		if size, _, failure = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT); failure == nil {
+			packet = make([]byte, min(size, client.MaxRequest+1))
+			size, used, flags, _, failure = unix.Recvmsg(int(fd), packet, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+			packet = packet[:max(size, 0)]
+		}
+		return failure != unix.EAGAIN
+	})
+	if err = errors.Join(err, failure); err != nil {
+		return nil, nil, 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:used])
+	for _, m := range messages {
+		if fds, err := unix.ParseUnixRights(&m); err == nil {
+			for _, fd := range fds {
+				_ = unix.SetNonblock(fd, true) // what has no such flag fails when it is read or written
+				files = append(files, os.NewFile(uintptr(fd), "client's"))
+			}
+		} else if who, err := unix.ParseUnixCredentials(&m); err == nil {
+			sender = who.Pid
+		}
+	}
+	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) > maxFiles) {
+		err = fmt.Errorf("a request of more than %d bytes or %d descriptors", client.MaxRequest, maxFiles)
+	}
+	if err != nil {
+		closeAll(files)
+		return nil, nil, 0, err
+	}
+	return packet, files, sender, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}

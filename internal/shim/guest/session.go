@@ -1,0 +1,156 @@
+package guest
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/guestlink"
+	"github.com/berth-dev/berth/internal/shim/client"
+)
+
+// session is one client with its command.
+type session struct {
+	sessions *Sessions
+	conn     *os.File
+	request  client.Request
+	files    []*os.File // standard input, output, error
+	began    time.Time
+	active   atomic.Int64 // when something last moved, in nanoseconds
+	ended    chan struct{}
+	once     sync.Once
+
+	mu     sync.Mutex
+	stream *guestlink.Stream
+}
+
+func (n *session) touch() { n.active.Store(time.Now().UnixNano()) }
+
+func (n *session) isOver() bool {
+	select {
+	case <-n.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+// begin joins the client with its stream.
+func (n *session) begin(stream *guestlink.Stream) {
+	n.mu.Lock()
+	n.stream = stream
+	n.mu.Unlock()
+	if n.isOver() { // hung up while the stream was opened
+		stream.Reset()
+		return
+	}
+	if !n.request.Detached {
+		go n.copyInput(stream)
+	}
+	select {
+	case <-n.ended:
+	case <-stream.Heard():
+	case <-time.After(openTimeout):
+		refusal := n.sessions.noProgram()
+		n.end(refusal.code, refusal.message)
+	}
+}
+
+// copyInput copies standard input to the guest.
+func (n *session) copyInput(stream *guestlink.Stream) {
+	defer stream.CloseStdin()
+	raw, err := n.files[guestlink.Stdin].SyscallConn()
+	for err == nil {
+		var buf []byte
+		var count int
+		var failure error
+		err = raw.Read(func(fd uintptr) bool {
+			buf, _ = buffers.Get().([]byte)
+			if count, failure = unix.Read(int(fd), buf); !errors.Is(failure, unix.EAGAIN) {
+				return true
+			}
+			buffers.Put(buf) //nolint:staticcheck // a slice's header is small change
+			return false
+		})
+		if err != nil {
+			return
+		}
+		n.touch()
+		if err = failure; count > 0 {
+			err = stream.Write(guestlink.Stdin, buf[:count])
+		}
+		buffers.Put(buf) //nolint:staticcheck // likewise
+		if count <= 0 {
+			return
+		}
+	}
+}
+
+// buffers are for input: a client that types nothing holds none.
+var buffers = sync.Pool{New: func() any { return make([]byte, 16<<10) }}
+
+func (n *session) resize(size guestlink.Size) {
+	if stream := n.joined(); stream != nil {
+		n.touch()
+		stream.Resize(size)
+	}
+}
+
+// joined is the session's stream, or nil before it has one.
+func (n *session) joined() *guestlink.Stream {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.stream
+}
+
+// Take writes what the command has written. It blocks as long as the client's reader does.
+func (n *session) Take(channel int, b []byte) error {
+	n.touch()
+	_, err := n.files[channel].Write(b)
+	n.touch()
+	if stream := n.joined(); stream != nil && errors.Is(err, unix.EPIPE) {
+		stream.Signal(byte(unix.SIGPIPE)) // as the kernel would
+	}
+	return err
+}
+
+// Resize and Signal are the guest's side's alone.
+func (*session) Resize(guestlink.Size) {}
+
+// Signal is the guest's side's alone.
+func (*session) Signal(int) {}
+
+// Ended is the end of the stream.
+func (n *session) Ended(code int, err error) {
+	switch {
+	case err == nil:
+		n.end(code, "")
+	case errors.Is(err, guestlink.ErrClosed): // by QEMU, which has ended; why, the agent is to tell
+		time.AfterFunc(endTimeout, func() { n.end(client.CodeLost, "the guest has ended") })
+	case errors.Is(err, guestlink.ErrRestarted):
+		n.end(client.CodeLost, "the guest rebooted, or its guest program was started again")
+	case errors.Is(err, guestlink.ErrBroken):
+		n.end(client.CodeLost, "the guest broke the protocol")
+	default:
+		n.end(client.CodeLost, "the guest program hung the command up")
+	}
+}
+
+// end hangs the command up, if it has not ended, and tells the client the exit code. The client's descriptors are closed
+// by then: the runtime waits for that, too.
+func (n *session) end(code int, message string) {
+	n.once.Do(func() {
+		close(n.ended)
+		if stream := n.joined(); stream != nil {
+			stream.Reset()
+		}
+		closeAll(n.files)
+		n.sessions.leave(n)
+		_ = n.conn.SetDeadline(time.Now().Add(endTimeout)) // the client hangs up as soon as it has read this
+		_, _ = n.conn.Write(client.Answer(code, message))
+	})
+}

@@ -1,0 +1,69 @@
+package socket
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	backlog       = 64
+	retryInterval = 10 * time.Second
+)
+
+// Serve listens on the address and calls handle with each connection, which is non-blocking and handle's to close. While
+// something else has the address, or the machine lacks memory, it says so once and goes on trying. It never returns.
+func Serve(address unix.Sockaddr, handle func(*os.File), logf func(string, ...any)) {
+	said := ""
+	for ; ; time.Sleep(retryInterval) {
+		err := serve(address, handle)
+		if err.Error() != said {
+			said = err.Error()
+			logf("%v; trying again each %v", err, retryInterval)
+		}
+	}
+}
+
+func serve(address unix.Sockaddr, handle func(*os.File)) error {
+	family, kind, name := unix.AF_UNIX, unix.SOCK_SEQPACKET, "an abstract socket"
+	switch a := address.(type) {
+	case *unix.SockaddrUnix:
+		name = a.Name
+	case *unix.SockaddrInet4:
+		family, kind, name = unix.AF_INET, unix.SOCK_STREAM, fmt.Sprintf("port %d", a.Port)
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("listening on %s: %w", name, err)
+	}
+	file := os.NewFile(uintptr(fd), name)
+	defer file.Close()
+	// Connections of the container's run before linger on the port.
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, address), unix.Listen(fd, backlog))
+	if errors.Is(err, unix.EADDRINUSE) {
+		return fmt.Errorf("listening on %s: another process of this pod does", name)
+	}
+	var raw syscall.RawConn
+	if err == nil {
+		raw, err = file.SyscallConn()
+	}
+	for err == nil {
+		var conn int
+		var failure error
+		err = raw.Read(func(fd uintptr) bool {
+			conn, _, failure = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return !errors.Is(failure, unix.EAGAIN)
+		})
+		switch {
+		case err == nil && failure == nil:
+			handle(os.NewFile(uintptr(conn), "connection"))
+		case failure != unix.EINTR && failure != unix.ECONNABORTED:
+			err = errors.Join(err, failure)
+		}
+	}
+	return fmt.Errorf("listening on %s: %w", name, err)
+}
