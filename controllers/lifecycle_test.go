@@ -87,6 +87,38 @@ func TestOperator(t *testing.T) {
 			t.Errorf("it asked for %d berths, want one for each of 4 starts", berths)
 		}
 	})
+	t.Run("may be killed after every write of what becomes of a finished guest", func(t *testing.T) {
+		o := startOperator(t, config, "one")
+		o.setKillOnWrite(true)
+		w := scenario{env.NewWorld(t, c)}
+		finishes := map[string]any{"restartPolicy": "Never", "ttlSecondsAfterFinished": 31536000}
+		w.apply(finishes)
+		first := w.runs()
+		w.Kubelet(web, corev1.PodSucceeded, false)
+		w.until("a guest that succeeded", func(vm *v1alpha1.VirtualMachine) bool {
+			return vm.Status.Phase == v1alpha1.PhaseSucceeded && vm.Status.Ended != nil && vm.Status.Ended.Time != nil
+		})
+		if err := c.Delete(t.Context(), w.Pod(web)); err != nil {
+			t.Fatal(err)
+		}
+		w.KubeletEnds(first)
+		status := guest(false, v1alpha1.ReasonPoweredOff)
+		status.ReleasedBerth = first.UID
+		w.Agent(web, status)
+		w.until("a guest that succeeded, without a pod", func(vm *v1alpha1.VirtualMachine) bool {
+			return w.Pod(web) == nil && vm.Status.Berth == nil && vm.Status.Phase == v1alpha1.PhaseSucceeded
+		})
+		finishes["ttlSecondsAfterFinished"] = 0
+		w.apply(finishes)
+		w.until("its deletion", func(vm *v1alpha1.VirtualMachine) bool { return vm.DeletionTimestamp != nil })
+		status.Conditions, status.Disks = []metav1.Condition{env.Condition(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonDisksRemoved)}, nil
+		w.Agent(web, status)
+		env.Eventually(t, "the VirtualMachine's going", func() bool { return w.VM(web) == nil })
+		o.setKillOnWrite(false)
+		if berths := o.berths(); berths != 1 {
+			t.Errorf("it asked for %d berths, want one", berths)
+		}
+	})
 	t.Run("creates one berth though it learns late that it exists", func(t *testing.T) {
 		o := startOperator(t, config, "one")
 		o.setDelayPods(true)

@@ -91,6 +91,11 @@ const (
 	ReasonShimOutdated           Reason = "ShimOutdated"           // the shim cannot do what the guest needs
 )
 
+// Reasons of Events alone.
+const (
+	ReasonTTLExpired Reason = "TTLExpired" // the VM of a finished guest was deleted
+)
+
 // Reasons of a VirtualMachineHost's conditions.
 const (
 	ReasonHostReady      Reason = "HostReady"      // guests can start on this host

@@ -45,7 +45,7 @@ func (r Reason) IsUsers() bool { return reasons[r].event == user }
 // When says in sentences when the reason is given.
 func (r Reason) When() string { return reasons[r].when }
 
-// Next says in sentences what to do then, "" where nothing is to be done.
+// Next says in sentences what to do then, "" where all is as it should be.
 func (r Reason) Next() string { return reasons[r].next }
 
 type reasonInfo struct {
@@ -63,7 +63,7 @@ func in(places ...string) []string { return places }
 var reasons = map[Reason]reasonInfo{
 	ReasonScheduled:              {in(ConditionScheduled), "", "The berth has a node.", ""},
 	ReasonNotWanted:              {in(ConditionScheduled), "", "The spec asks for no guest, so there is no berth.", "Set state to Running to start it."},
-	ReasonPending:                {in(ConditionScheduled, ConditionReady), "", "The berth has not been scheduled, or the agent of its node has not reported yet.", ""},
+	ReasonPending:                {in(ConditionScheduled, ConditionReady), "", "The berth has not been scheduled, or the agent of its node has not reported yet.", "Wait. If it stays, ask `kubectl describe pod` about the berth, which has the VM's name, and `kubectl get vmhost` about its node."},
 	ReasonUnschedulable:          {in(ConditionScheduled), warning, "No node takes the berth; the message is the scheduler's.", "Lower the request, or change the nodes or what the spec asks of them."},
 	ReasonNoHost:                 {in(ConditionScheduled), warning, "No node of the cluster is a usable KVM host.", "Look at `kubectl get vmhost`, and correct what it says."},
 	ReasonBerthRefused:           {in(ConditionScheduled), warning, "The API server refused the berth: quota, admission or Pod Security.", "Read in the message which rule it was, and change the spec or the rule."},
@@ -71,7 +71,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonNodeLost:               {in(ConditionScheduled), warning, "The berth's node does not answer; the guest may still run.", "Bring the node back. If it is surely off, delete its Node object or taint it node.kubernetes.io/out-of-service."},
 	ReasonBerthVanished:          {in(ConditionScheduled), warning, "Somebody removed the berth and its finalizer before its guest was proven gone.", "Wait for the agent of its node, which will report. If the node is gone, do as for NodeLost."},
 	ReasonDisksReady:             {in(ConditionDisksReady), "", "Every disk exists on the node.", ""},
-	ReasonPullingImage:           {in(ConditionDisksReady), normal, "An image is being pulled to the node, or waits for its turn; the message shows progress.", ""},
+	ReasonPullingImage:           {in(ConditionDisksReady), normal, "An image is being pulled to the node, or waits for its turn; the message shows progress.", "Wait. If the progress in the message stands still, check the registry and the node's way to it."},
 	ReasonImageInvalid:           {in(ConditionDisksReady), user, "The image reference cannot be read.", "Write it as registry/repository:tag or registry/repository@sha256:…."},
 	ReasonImageNotFound:          {in(ConditionDisksReady), user, "The registry has no such image, or none for the node's architecture.", "Correct the reference, or push the image."},
 	ReasonImageUnauthorized:      {in(ConditionDisksReady), user, "The registry refused the credentials, or wants some.", "Correct imagePullSecrets and the Secrets that it names."},
@@ -87,15 +87,15 @@ var reasons = map[Reason]reasonInfo{
 	ReasonStoreFailed:            {in(ConditionDisksReady, ConditionRunning, InHost), warning, "The node's disk fails, or is not the one that the node's store was on; what waits for it is tried again.", "Read the node's kernel log, and repair or replace the disk; or mount the store's file system."},
 	ReasonSecretMissing:          {in(ConditionDisksReady), user, "A Secret that the VM names, or a key in it, does not exist.", "Create it."},
 	ReasonSeedTooLarge:           {in(ConditionDisksReady), user, "The cloud-init data is larger than a seed can be.", "Shorten it."},
-	ReasonDisksRemoved:           {in(ConditionDisksReady), "", "The VM is being deleted, and its node-local disks are gone.", ""},
-	ReasonStarting:               {in(ConditionRunning, InHost), "", "The guest is being prepared.", ""},
+	ReasonDisksRemoved:           {in(ConditionDisksReady), "", "The VM is being deleted, and its node-local disks are gone.", "Wait: the VM goes once its berth has gone."},
+	ReasonStarting:               {in(ConditionRunning, InHost), "", "The guest is being prepared.", "Wait. If it stays, look at DisksReady, and at the Events of the VM with `kubectl describe vm`."},
 	ReasonStarted:                {in(ConditionRunning), normal, "The guest's vCPUs run.", ""},
 	ReasonGuestResetLoop:         {in(ConditionRunning), warning, "The guest's vCPUs run, but it has reset five times within 10 minutes; it counts as running again once it has not for 10 minutes. Firmware that finds nothing to boot resets the guest, too.", "Read the guest's console with `kubectl logs`: does it find its disk, and has its kernel enough memory?"},
 	ReasonPaused:                 {in(ConditionRunning), "", "The guest is paused, as the spec asks.", "Set state to Running to resume it."},
-	ReasonStopping:               {in(ConditionReady), "", "The guest was asked to power off; it is ended when its grace period is over.", ""},
-	ReasonNotRunning:             {in(ConditionRunning), "", "There is no guest.", ""},
-	ReasonPoweredOff:             {in(ConditionRunning, InLastExit), normal, "The guest powered itself off.", ""},
-	ReasonShutDown:               {in(ConditionRunning, InLastExit), normal, "The guest powered off when it was asked to.", ""},
+	ReasonStopping:               {in(ConditionReady), "", "The guest was asked to power off; it is ended when its grace period is over.", "Wait. `kubectl logs` shows what the guest does; terminationGracePeriodSeconds says how long it may take."},
+	ReasonNotRunning:             {in(ConditionRunning), "", "There is no guest.", "Look at Scheduled and DisksReady for what it waits for; if state is Stopped, set it to Running."},
+	ReasonPoweredOff:             {in(ConditionRunning, InLastExit), normal, "The guest powered itself off.", "Nothing, if it has done its work. If lastExit has another exit code than 0, read its console with `kubectl logs`; change restartedAt to run it once more."},
+	ReasonShutDown:               {in(ConditionRunning, InLastExit), normal, "The guest powered off when it was asked to.", "Nothing, if it was meant to stop. Else look at who stopped it, with `kubectl describe pod` and the Events of its node."},
 	ReasonGuestPanicked:          {in(ConditionRunning, InLastExit), warning, "The guest's kernel reported a panic.", "Read the guest's console with `kubectl logs --previous`."},
 	ReasonOOMKilled:              {in(ConditionRunning, InLastExit), warning, "QEMU exceeded the berth's memory limit and was killed.", "Raise memory.size."},
 	ReasonQEMUFailed:             {in(ConditionRunning, InLastExit), warning, "QEMU ended by itself or by a signal.", "Read the end of QEMU's log in the message, and all of it in /var/log/libvirt/qemu on the node."},
@@ -112,7 +112,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonKVMUnavailable:         {in(ConditionRunning, InHost), warning, "/dev/kvm cannot be used.", "Enable virtualisation in the firmware, load kvm_intel or kvm_amd, or set acceleration to Emulation."},
 	ReasonStateDirInaccessible:   {in(InHost), warning, "QEMU's own user cannot reach its domain's directory.", "Let others pass through /var/lib/libvirt/qemu (`chmod o+x`)."},
 	ReasonBerthMutated:           {in(ConditionScheduled, ConditionRunning), warning, "The berth is not as Berth made it: admission or somebody changed it, or another runtime runs it.", "Exempt pods with the label vm.berth.dev/name from that webhook or policy."},
-	ReasonBerthOutdated:          {in(ConditionRunning), "", "The spec changed since the berth was made; it is replaced before the guest starts again.", ""},
+	ReasonBerthOutdated:          {in(ConditionRunning), "", "The spec changed since the berth was made; it is replaced before the guest starts again.", "Wait for the new berth."},
 	ReasonHardwareUnknown:        {in(ConditionRunning), warning, "The VM was first started with a machine type or a layout of devices that its node does not know, or its record there cannot be read.", "Upgrade QEMU or Berth on that node, or restore the record, as the message says."},
 	ReasonPlacementFailed:        {in(ConditionRunning), warning, "QEMU could not be moved into the berth's cgroup; it is tried again.", "Read the message and the agent's log if this lasts."},
 	ReasonNetworkFailed:          {in(ConditionRunning), warning, "The guest's tap could not be connected to the berth's network; it is tried again.", "Read the message and the agent's log if this lasts."},
@@ -129,6 +129,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonUpToDate:               {in(ConditionUpToDate), "", "The guest was started from the spec as it is.", ""},
 	ReasonChangesPending:         {in(ConditionUpToDate), "", "The spec changed; pendingChanges take effect at the next restart.", "Change restartedAt to restart the guest now."},
 	ReasonShimOutdated:           {in(ConditionRunning, ConditionUpToDate), "", "The guest needs what its berth's shim, which is older than the node's agent, does not take; it runs without, or with what an older agent gave it. When it starts again, the operator replaces the berth.", "Change restartedAt to restart the guest in a new berth, with a new shim."},
+	ReasonTTLExpired:             {in(), normal, "The guest has ended for good, as long ago as ttlSecondsAfterFinished says, and its VM was deleted, with its disks.", ""},
 	ReasonHostReady:              {in(InHost), "", "Guests can start on this host.", ""},
 	ReasonLibvirtTooOld:          {in(InHost), warning, "libvirt or QEMU is missing, or older than Berth needs.", "Install or upgrade it."},
 	ReasonKernelTooOld:           {in(InHost), warning, "The kernel is older than 5.6.", "Upgrade it."},

@@ -66,7 +66,15 @@ func TestSchema(t *testing.T) {
 			{"labels of ours", ok + "berth: {labels: {vm.berth.dev/name: x}}", "another prefix"},
 			{"guest tools that nobody makes", ok + "guestTools: Always", "supported values"},
 			{"a display of another kind", ok + "display: {type: QXL}", "supported values"},
-			{"an exec probe", ok + "readinessProbe: {exec: {command: [\"true\"]}}", "use httpGet"},
+			{"an exec probe without a command", ok + "readinessProbe: {exec: {}}", "exec.command is empty"},
+			{"one with an empty command", ok + "livenessProbe: {exec: {command: []}}", "exec.command is empty"},
+			{"one of 257 words", ok + "startupProbe: {exec: {command: [" + strings.Repeat("a, ", 256) + "a]}}", "at most 256 items"},
+			{"one that is a byte too long", ok + "startupProbe: {exec: {command: [" + strings.Repeat("ä", 16348) + ", abc]}}", "longer than 32700 bytes"},
+			{"a time to live with the default restart policy", ok + "ttlSecondsAfterFinished: 60", "a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never"},
+			{"a time to live with Always", ok + "restartPolicy: Always\nttlSecondsAfterFinished: 0", "a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never"},
+			{"a negative time to live", ok + "restartPolicy: Never\nttlSecondsAfterFinished: -1", "greater than or equal to 0"},
+			{"a time to live of more than a year", ok + "restartPolicy: Never\nttlSecondsAfterFinished: 31536001", "less than or equal to 31536000"},
+			{"one of no whole seconds", ok + "restartPolicy: Never\nttlSecondsAfterFinished: 1m", "integer"},
 			{"a probe of a named port", ok + "livenessProbe: {tcpSocket: {port: http}}", "must be a number"},
 			{"a paused guest that must answer", ok + "state: Paused\nlivenessProbe: {tcpSocket: {port: 80}}", "remove the probe"},
 			{"a pull secret twice", ok + "imagePullSecrets: [{name: a}, {name: a}]", "Duplicate"},
@@ -116,6 +124,19 @@ func TestSchema(t *testing.T) {
 			spec := "memory: {size: 1Gi}\ndisks: [{name: root, image: \"" + image + "\"}]\nkernel: {image: \"" + image + "\"}"
 			if err := c.Create(t.Context(), object(t, "vm", spec), client.DryRunAll); err != nil {
 				t.Errorf("%s: %v", image, err)
+			}
+		}
+	})
+
+	t.Run("accepts the longest probe and the longest and shortest time to live", func(t *testing.T) {
+		for _, spec := range []string{
+			"readinessProbe: {exec: {command: [" + strings.Repeat("ä", 16348) + ", ab]}}\nlivenessProbe: {exec: {command: [\"true\"]}}",
+			"startupProbe: {exec: {command: [" + strings.Repeat("a, ", 255) + "a]}}",
+			"restartPolicy: Never\nttlSecondsAfterFinished: 31536000",
+			"restartPolicy: OnFailure\nttlSecondsAfterFinished: 0",
+		} {
+			if err := c.Create(t.Context(), object(t, "vm", ok+spec), client.DryRunAll); err != nil {
+				t.Errorf("%.80s: %v", spec, err)
 			}
 		}
 	})

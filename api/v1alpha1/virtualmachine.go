@@ -76,14 +76,15 @@ const (
 // +kubebuilder:validation:XValidation:rule="has(self.kernel) || has(self.disks) && size(self.disks) > 0",message="the guest has nothing to boot from: give disks or kernel"
 // +kubebuilder:validation:XValidation:rule="!(self.state == 'Paused' && has(self.livenessProbe))",message="a paused guest cannot answer its livenessProbe and would be restarted: remove the probe, or use state Stopped"
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, e.name == d.name))",message="disks need different names"
+// +kubebuilder:validation:XValidation:rule="!(self.restartPolicy == 'Always' && has(self.ttlSecondsAfterFinished))",message="a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never",fieldPath=".ttlSecondsAfterFinished"
 type VirtualMachineSpec struct {
 	// state is what the guest should be doing: Running, Stopped (no guest, no berth, node-local disks kept) or
 	// Paused (vCPUs halted, memory kept).
 	// +optional
 	// +kubebuilder:default=Running
 	State State `json:"state,omitempty"`
-	// restartPolicy is what follows when the guest stops by itself, as a pod's: Always, OnFailure (it panicked or
-	// QEMU failed) or Never. kubelet restarts it in place, with a growing delay.
+	// restartPolicy is what follows when the guest stops by itself, as a pod's: Always, OnFailure (its exit code is not
+	// 0: it gave another, it panicked or QEMU failed) or Never. kubelet restarts it in place, with a growing delay.
 	// +optional
 	// +kubebuilder:default=Always
 	RestartPolicy RestartPolicy `json:"restartPolicy,omitempty"`
@@ -91,6 +92,13 @@ type VirtualMachineSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	RestartedAt string `json:"restartedAt,omitempty"`
+	// ttlSecondsAfterFinished is how long the VirtualMachine is kept after its guest has ended for good (see
+	// status.ended), in seconds. Then it is deleted, with its disks; 0 does so at once. By default it is kept. Only with
+	// restartPolicy OnFailure or Never.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=31536000
+	TTLSecondsAfterFinished *int32 `json:"ttlSecondsAfterFinished,omitempty"`
 	// terminationGracePeriodSeconds is how long the guest may take to power off before it is ended, in seconds.
 	// +optional
 	// +kubebuilder:default=60
@@ -391,11 +399,12 @@ type BerthTemplate struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// Probe is a pod's probe that the guest answers.
+// Probe is a pod's probe that the guest answers. Its exec.command has at most 256 words, which hack/generate adds.
 //
 // +kubebuilder:validation:XValidation:rule="!(has(self.httpGet) && has(self.httpGet.host))",message="httpGet.host leads away from the guest: leave it out, and give a name that the guest's server wants as the header Host in httpGet.httpHeaders"
 // +kubebuilder:validation:XValidation:rule="!(has(self.tcpSocket) && has(self.tcpSocket.host))",message="tcpSocket.host leads away from the guest: leave it out"
-// +kubebuilder:validation:XValidation:rule="!has(self.exec)",message="exec probes do not reach into a guest: use httpGet, tcpSocket or grpc"
+// +kubebuilder:validation:XValidation:rule="!has(self.exec) || has(self.exec.command) && size(self.exec.command) > 0",message="exec.command is empty: give the command that is run in the guest, and its arguments"
+// +kubebuilder:validation:XValidation:rule="!has(self.exec) || !has(self.exec.command) || self.exec.command.map(w, size(bytes(w)) + 1).sum() <= 32700",message="exec.command is longer than 32700 bytes, each word with one that ends it: put it into a script in the guest"
 // +kubebuilder:validation:XValidation:rule="!has(self.httpGet) || type(self.httpGet.port) == int",message="httpGet.port must be a number: a guest has no named ports"
 // +kubebuilder:validation:XValidation:rule="!has(self.tcpSocket) || type(self.tcpSocket.port) == int",message="tcpSocket.port must be a number: a guest has no named ports"
 type Probe struct {

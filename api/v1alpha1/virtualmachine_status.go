@@ -246,6 +246,9 @@ type Ended struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	RestartedAt string `json:"restartedAt,omitempty"`
+	// time is when the operator saw it. ttlSecondsAfterFinished counts from then.
+	// +optional
+	Time *metav1.Time `json:"time,omitempty"`
 }
 
 // LastExit is how a guest ended.
@@ -253,7 +256,8 @@ type LastExit struct {
 	// reason is why, in one word.
 	// +required
 	Reason Reason `json:"reason"`
-	// exitCode is the berth's exit code: after a power-off what the guest last wrote to its port dev.berth.exit.0, or 0; 134 after a panic, 137 after a kill, 1 after a failure of QEMU.
+	// exitCode is the berth's exit code: after a power-off 0, or what the guest wrote to its port dev.berth.exit.0; 134 after
+	// a panic, 137 after a kill, 1 after a failure of QEMU.
 	// +required
 	ExitCode int32 `json:"exitCode"`
 	// time is when the agent saw it.

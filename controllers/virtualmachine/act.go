@@ -48,6 +48,8 @@ func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 		return r.createBerth(ctx, seen.vm, a.node)
 	case deleteBerth:
 		return r.deleteBerth(ctx, a)
+	case deleteFinished:
+		return r.deleteFinished(ctx, seen.vm)
 	}
 	return fmt.Errorf("unknown action %T", a)
 }
@@ -99,6 +101,25 @@ func (r *Reconciler) deleteBerth(ctx context.Context, a deleteBerth) error {
 		return fmt.Errorf("deleting berth %s: %w", a.pod.Name, err)
 	}
 	ctrl.LoggerFrom(ctx).Info("Deleted berth", "berth", a.pod.Name, "uid", a.pod.UID, "node", a.pod.Spec.NodeName)
+	return nil
+}
+
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=delete
+
+// deleteFinished deletes exactly the VirtualMachine that was seen: one that was changed since, to run its guest once more for
+// example, is looked at again.
+func (r *Reconciler) deleteFinished(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
+	err := r.Client.Delete(ctx, vm, client.Preconditions{UID: &vm.UID, ResourceVersion: &vm.ResourceVersion})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("deleting the VirtualMachine of a guest that has ended: %w", err)
+	}
+	ttl := *vm.Spec.TTLSecondsAfterFinished
+	ctrl.LoggerFrom(ctx).Info("Deleted VirtualMachine of a finished guest", "vm", vm.Name, "uid", vm.UID, "ttlSecondsAfterFinished", ttl)
+	r.Events.Eventf(vm, nil, corev1.EventTypeNormal, string(v1alpha1.ReasonTTLExpired), "Delete",
+		"the guest has ended for good (%s), and ttlSecondsAfterFinished is %d: the VirtualMachine is deleted, with its disks", vm.Status.Ended.Reason, ttl)
 	return nil
 }
 

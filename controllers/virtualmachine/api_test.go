@@ -652,6 +652,62 @@ func TestAgainstAPIServer(t *testing.T) {
 		})
 	}
 
+	for name, tt := range map[string]struct {
+		after func(*harness, *corev1.Pod)
+		kept  bool
+	}{
+		"is deleted": {func(*harness, *corev1.Pod) {}, false},
+		"is deleted by another operator": {func(s *harness, _ *corev1.Pod) {
+			former := s.Reconciler
+			s.Reconciler = &Reconciler{
+				Client: former.Client, Live: former.Live, Events: former.Events, Options: former.Options, Now: former.Now,
+				Status: &kube.StatusWriter{Client: former.Client, Manager: kube.OperatorManager},
+			}
+		}, false},
+		"is deleted when its pod was collected": {func(s *harness, pod *corev1.Pod) {
+			s.must("deleting pod", s.World.Delete(t.Context(), s.Pod("web")))
+			s.KubeletEnds(pod)
+			s.settle()
+			if s.Pod("web") != nil {
+				t.Error("its pod is left, or came again")
+			}
+		}, false},
+		"is kept when it is to run once more": {func(s *harness, _ *corev1.Pod) { s.patch(`{"spec":{"restartedAt":"once more"}}`) }, true},
+		"is kept when it is to run once more, as the cache does not know yet": {func(s *harness, _ *corev1.Pod) {
+			before := s.VM("web")
+			s.patch(`{"spec":{"restartedAt":"once more"}}`)
+			s.reads = func(o client.Object) error {
+				if vm, is := o.(*v1alpha1.VirtualMachine); is {
+					before.DeepCopyInto(vm)
+				}
+				return nil
+			}
+		}, true},
+		"is kept when it has no time to live any more": {func(s *harness, _ *corev1.Pod) { s.patch(`{"spec":{"ttlSecondsAfterFinished":null}}`) }, true},
+	} {
+		t.Run("a VirtualMachine with a time to live "+name, func(t *testing.T) {
+			s := start(t)
+			s.make(never, ttl(60))
+			pod := s.runs("n1")
+			s.Kubelet("web", corev1.PodSucceeded, false)
+			s.Agent("web", v1alpha1.VirtualMachineStatus{ReleasedBerth: pod.UID, Conditions: []metav1.Condition{env.Condition(v1alpha1.ConditionRunning, false, v1alpha1.ReasonPoweredOff)}})
+			if wake := s.settle().RequeueAfter; wake <= 0 || wake > time.Minute {
+				t.Errorf("it is looked at again after %s, want within its minute", wake)
+			}
+			s.eventReasons()
+			end := s.VM("web").Status.Ended
+			tt.after(s, pod)
+			s.Reconciler.Now = func() time.Time { return end.Time.Add(time.Minute) }
+			s.settle()
+			if deleted := s.VM("web").DeletionTimestamp != nil; deleted == tt.kept {
+				t.Errorf("it is deleted: %t; its end was %+v", deleted, end)
+			}
+			if told := slices.Contains(s.eventReasons(), string(v1alpha1.ReasonTTLExpired)); told == tt.kept {
+				t.Errorf("an Event tells of it: %t", told)
+			}
+		})
+	}
+
 	t.Run("kept disks bring the next berth back to their node", func(t *testing.T) {
 		s := start(t)
 		s.make()

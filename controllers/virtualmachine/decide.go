@@ -5,12 +5,12 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/kube"
 )
 
 // action is one change to the API.
@@ -32,6 +32,8 @@ type (
 	}
 	// removeBerthFinalizer lets a pod go whose guest is gone.
 	removeBerthFinalizer struct{ pod *corev1.Pod }
+	// deleteFinished deletes the VirtualMachine of a guest that has ended for good, as long ago as its spec says.
+	deleteFinished struct{}
 )
 
 func (addFinalizer) isAction()         {}
@@ -39,6 +41,7 @@ func (removeFinalizer) isAction()      {}
 func (createBerth) isAction()          {}
 func (deleteBerth) isAction()          {}
 func (removeBerthFinalizer) isAction() {}
+func (deleteFinished) isAction()       {}
 
 // decide is the whole policy. Restarts in place are kubelet's. The scheduler and the image's check need not wait for the
 // finalizer: agents do, since the status names no berth before it is there (accepted).
@@ -46,6 +49,9 @@ func decide(seen snapshot) []action {
 	actions := append(decideBerth(seen), decideSurplus(seen)...)
 	if seen.lacksFinalizer() {
 		actions = append(actions, addFinalizer{})
+	}
+	if left, counts := seen.timeToLive(); counts && left <= 0 {
+		actions = append(actions, deleteFinished{})
 	}
 	return actions
 }
@@ -57,7 +63,7 @@ func decideBerth(seen snapshot) []action {
 		return nil
 	case seen.berth == nil:
 		return decideWithoutBerth(seen)
-	case terminating(seen.berth) && !equality.Semantic.DeepEqual(seen.ended(), seen.vm.Status.Ended):
+	case terminating(seen.berth) && !seen.endIsTold():
 		return nil // the status tells first how the guest ended: then the pod is no more needed for that
 	case terminating(seen.berth):
 		return seen.finish(placedBerth{seen.berth, seen.node, seen.host})
@@ -82,8 +88,8 @@ func decideSurplus(seen snapshot) (actions []action) {
 
 func decideWithoutBerth(seen snapshot) []action {
 	switch {
-	case seen.wantsGuest() && seen.ended() != nil:
-		return nil
+	case seen.wantsGuest() && (seen.ended() != nil || seen.vm.Status.Ended != nil):
+		return nil // the status tells first that the end of the guest before counts no more, so it is never taken for the next one's
 	case seen.wantsGuest() && (!seen.previousReleased() || len(seen.surplus) > 0):
 		return nil // a second guest must not start, so the agents of their nodes report first
 	case seen.wantsGuest():
@@ -138,11 +144,14 @@ func (s *snapshot) grace() int64 {
 }
 
 // wake is after how long to reconcile again though nothing changes; 0 is never.
-func (s *snapshot) wake() time.Duration {
+func (s *snapshot) wake() (wait time.Duration) {
 	if s.berth != nil && s.mutation != "" && !terminating(s.berth) {
-		return max(s.berth.CreationTimestamp.Add(mutatedRetry).Sub(s.now), time.Second)
+		wait = max(s.berth.CreationTimestamp.Add(mutatedRetry).Sub(s.now), time.Second)
 	}
-	return 0
+	if left, counts := s.timeToLive(); counts {
+		wait = kube.MinWait(wait, max(left, time.Second))
+	}
+	return wait
 }
 
 // pinnedNode is the node that has the guest's kept disks, "" if there are none.

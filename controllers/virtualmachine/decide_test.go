@@ -74,6 +74,18 @@ func ended(phase v1alpha1.Phase) func(*v1alpha1.VirtualMachine) {
 	}
 }
 
+// endedAt is as the operator writes it of a guest that powered itself off.
+func endedAt(at time.Time) func(*v1alpha1.VirtualMachine) {
+	return func(vm *v1alpha1.VirtualMachine) {
+		ended(v1alpha1.PhaseSucceeded)(vm)
+		vm.Status.Ended.Time = new(metav1.NewTime(at))
+	}
+}
+
+func ttl(seconds int32) func(*v1alpha1.VirtualMachine) {
+	return func(vm *v1alpha1.VirtualMachine) { vm.Spec.TTLSecondsAfterFinished = &seconds }
+}
+
 // endedAs is what the shim said of the guest's end. It was before the deletionTimestamp, which the API server moves when
 // kubelet takes its last step.
 func endedAs(reason v1alpha1.Reason) func(*corev1.Pod) {
@@ -91,6 +103,10 @@ func withoutNode(pod *corev1.Pod)      { pod.Spec.NodeName = "" }
 func withoutFinalizer(pod *corev1.Pod) { pod.Finalizers = nil }
 func failed(pod *corev1.Pod)           { pod.Status.Phase = corev1.PodFailed }
 func succeeded(pod *corev1.Pod)        { pod.Status.Phase = corev1.PodSucceeded }
+
+func isEvicted(pod *corev1.Pod) {
+	pod.Status.Conditions = append(pod.Status.Conditions, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue})
+}
 
 func node(changes ...func(*corev1.Node)) *corev1.Node {
 	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
@@ -174,8 +190,28 @@ func TestDecide(t *testing.T) {
 		{"a guest that has ended for good is not run again when its pod is gone", snapshot{vm: vm(never, released, ended(v1alpha1.PhaseSucceeded)), node: node()}, nil},
 		{"nor when its node is", snapshot{vm: vm(never, ended(v1alpha1.PhaseFailed))}, nil},
 		{"nor under OnFailure if it succeeded", snapshot{vm: vm(onFailure, released, ended(v1alpha1.PhaseSucceeded)), node: node()}, nil},
-		{"but once restartedAt changes", snapshot{vm: vm(never, released, restarted, ended(v1alpha1.PhaseSucceeded)), node: node()}, []action{createBerth{}}},
-		{"or restartPolicy", snapshot{vm: vm(released, ended(v1alpha1.PhaseSucceeded)), node: node()}, []action{createBerth{}}},
+		{"nor when that and its berth are taken away, once the status tells", snapshot{vm: vm(never, ended(v1alpha1.PhaseSucceeded)), berth: pod(ends, succeeded, endedAs(v1alpha1.ReasonPoweredOff))}, letGo},
+		{"nor when Kubernetes collects its pod, which has no more to say", snapshot{vm: vm(never, released, ended(v1alpha1.PhaseSucceeded)), berth: pod(ends, succeeded), node: node()}, letGo},
+		{"nor when its pod is evicted after its end", snapshot{vm: vm(onFailure, released, ended(v1alpha1.PhaseSucceeded)), berth: pod(ends, succeeded, isEvicted), node: node()}, letGo},
+		{"when it is to run once more, the status forgets the end first", snapshot{vm: vm(never, released, restarted, ended(v1alpha1.PhaseSucceeded)), node: node()}, nil},
+		{"also by restartPolicy", snapshot{vm: vm(released, ended(v1alpha1.PhaseSucceeded)), node: node()}, nil},
+		{"then it runs", snapshot{vm: vm(never, released, restarted), node: node()}, []action{createBerth{}}},
+		{"a guest that gave another code than 0 fails under Never, and its pod is kept until the status tells", snapshot{vm: vm(never, released, idle), berth: pod(ends, failed, endedAs(v1alpha1.ReasonPoweredOff)), node: node()}, nil},
+		{"under OnFailure it comes back when its pod is deleted", snapshot{vm: vm(onFailure, released, idle), berth: pod(ends, failed, endedAs(v1alpha1.ReasonPoweredOff)), node: node()}, letGo},
+		{"a finished VirtualMachine is kept by default", snapshot{vm: vm(never, released, endedAt(now)), node: node(), now: now.Add(10000 * time.Hour)}, nil},
+		{"one with a time to live is kept for it", snapshot{vm: vm(never, released, ttl(60), endedAt(now)), node: node(), now: now.Add(59 * time.Second)}, nil},
+		{"and no longer", snapshot{vm: vm(never, released, ttl(60), endedAt(now)), node: node(), now: now.Add(time.Minute)}, []action{deleteFinished{}}},
+		{"whatever is left of its pod", snapshot{vm: vm(never, idle, ttl(60), endedAt(now)), berth: pod(succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node(), now: now.Add(time.Minute)}, []action{deleteFinished{}}},
+		{"and of its node", snapshot{vm: vm(never, idle, ttl(60), endedAt(now)), now: now.Add(time.Minute)}, []action{deleteFinished{}}},
+		{"under OnFailure, too", snapshot{vm: vm(onFailure, released, ttl(0), endedAt(now)), node: node(), now: now}, []action{deleteFinished{}}},
+		{"not before the status tells of its end", snapshot{vm: vm(never, idle, ttl(0)), berth: pod(succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node(), now: now.Add(time.Minute)}, nil},
+		{"nor if that has no time yet, as it was written by an older operator", snapshot{vm: vm(never, released, ttl(0), ended(v1alpha1.PhaseSucceeded)), node: node(), now: now.Add(time.Minute)}, nil},
+		{"a restart in between cancels it", snapshot{vm: vm(never, released, ttl(60), endedAt(now), restarted), node: node(), now: now.Add(time.Hour)}, nil},
+		{"also in the berth that is there", snapshot{vm: vm(never, idle, ttl(60), endedAt(now), restarted), berth: pod(succeeded), node: node(), now: now.Add(time.Hour)}, end},
+		{"so does a policy that wants it back", snapshot{vm: vm(released, ttl(60), endedAt(now)), node: node(), now: now.Add(time.Hour)}, nil},
+		{"and one that was stopped is kept", snapshot{vm: vm(never, released, ttl(60), endedAt(now), stopped), node: node(), now: now.Add(time.Hour)}, nil},
+		{"one that runs again is kept, whatever the status tells of the end before", snapshot{vm: vm(never, says(v1alpha1.ConditionRunning, true, v1alpha1.ReasonStarted), ttl(0), endedAt(now)), berth: pod(), node: node(), now: now.Add(time.Hour)}, nil},
+		{"one that is being deleted is not deleted again", snapshot{vm: vm(never, deleted, ttl(0), endedAt(now)), node: node(), now: now.Add(time.Hour)}, nil},
 		{"its pod is kept until the status tells of it", snapshot{vm: vm(never, released, idle), berth: pod(ends, succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node()}, nil},
 		{"and goes then", snapshot{vm: vm(never, released, idle, ended(v1alpha1.PhaseSucceeded)), berth: pod(ends, succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node()}, letGo},
 		{"one that powers off because its pod is deleted comes back under OnFailure", snapshot{vm: vm(onFailure, released, idle), berth: pod(ends, succeeded, endedAs(v1alpha1.ReasonShutDown)), node: node()}, letGo},
@@ -216,6 +252,45 @@ func TestDecide(t *testing.T) {
 			same := cmp.Comparer(func(a, b *corev1.Pod) bool { return a.UID == b.UID })
 			if diff := cmp.Diff(tt.want, got, cmp.AllowUnexported(createBerth{}, deleteBerth{}, removeBerthFinalizer{}), same); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestTimeToLive: when to look again, and from when the time counts.
+func TestTimeToLive(t *testing.T) {
+	later := now.Add(20*time.Second + time.Millisecond)
+	unstamped := ended(v1alpha1.PhaseSucceeded)
+	anotherRun := func(vm *v1alpha1.VirtualMachine) { vm.Status.Ended.RestartedAt = "before" }
+	for _, tt := range []struct {
+		name  string
+		seen  snapshot
+		wake  time.Duration
+		since time.Time // status.ended.time, as it is to be written; zero: there is no end
+	}{
+		{"no time to live", snapshot{vm: vm(never, released, endedAt(now)), node: node(), now: later}, 0, now},
+		{"what is left of it", snapshot{vm: vm(never, released, ttl(60), endedAt(now)), node: node(), now: later}, 40*time.Second - time.Millisecond, now},
+		{"the longest", snapshot{vm: vm(never, released, ttl(31536000), endedAt(now)), node: node(), now: now}, 365 * 24 * time.Hour, now},
+		{"nothing is left, and the deletion may have failed", snapshot{vm: vm(never, released, ttl(0), endedAt(now)), node: node(), now: later}, time.Second, now},
+		{"the end is new", snapshot{vm: vm(never, ttl(60)), berth: pod(succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node(), now: later}, 0, later.Truncate(time.Second)},
+		{"the end was told by an older operator", snapshot{vm: vm(never, released, ttl(60), unstamped), node: node(), now: later}, 0, later.Truncate(time.Second)},
+		{"it was told already, while the berth was there", snapshot{vm: vm(never, ttl(60), endedAt(now)), berth: pod(succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node(), now: later}, 40*time.Second - time.Millisecond, now},
+		{"what was told is of another run", snapshot{vm: vm(never, ttl(60), endedAt(now), anotherRun), berth: pod(succeeded, endedAs(v1alpha1.ReasonPoweredOff)), node: node(), now: later}, 0, later.Truncate(time.Second)},
+		{"it runs", snapshot{vm: vm(never, ttl(60)), berth: pod(), node: node(), now: later}, 0, time.Time{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.seen.berth != nil {
+				tt.seen.berth.Annotations = map[string]string{berth.AnnotationRestartedAt: ""}
+			}
+			if wake := tt.seen.wake(); wake != tt.wake {
+				t.Errorf("it is looked at again after %s, want %s", wake, tt.wake)
+			}
+			var since time.Time
+			if e := statusOf(tt.seen, nil).Ended; e != nil {
+				since = e.Time.Time
+			}
+			if !since.Equal(tt.since) {
+				t.Errorf("the end is of %s, want %s", since, tt.since)
 			}
 		})
 	}

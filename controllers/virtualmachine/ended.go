@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,7 +21,7 @@ func (s *snapshot) ended() *v1alpha1.Ended {
 	case !s.wantsGuest():
 		return nil
 	case holds && (s.berth == nil || terminating(s.berth) && completed(s.berth)):
-		return had
+		return s.end(had.Phase, had.Reason)
 	case s.berth != nil:
 		return s.endOfBerth()
 	case had == nil && !s.previousReleased() && s.leaves(v1alpha1.PhaseFailed) && s.saidToRun(): // its pod was removed by force
@@ -49,8 +50,37 @@ func (s *snapshot) endOfBerth() *v1alpha1.Ended {
 	}
 }
 
+// end is seen now, or was when the status first told of it: by the operator's own clock, which also says when the time that
+// the VirtualMachine is kept is over.
 func (s *snapshot) end(phase v1alpha1.Phase, reason v1alpha1.Reason) *v1alpha1.Ended {
-	return &v1alpha1.Ended{Phase: phase, Reason: reason, RestartedAt: s.vm.Spec.RestartedAt}
+	e := &v1alpha1.Ended{Phase: phase, Reason: reason, RestartedAt: s.vm.Spec.RestartedAt, Time: s.seenNow()}
+	if had := s.vm.Status.Ended; had != nil && had.RestartedAt == e.RestartedAt && had.Time != nil {
+		e.Time = had.Time
+	}
+	return e
+}
+
+// seenNow is the time of the snapshot, as a status keeps it.
+func (s *snapshot) seenNow() *metav1.Time { return new(metav1.NewTime(s.now).Rfc3339Copy()) }
+
+// timeToLive is for how long the VirtualMachine is kept after its guest has ended for good, as its status tells; counts is
+// false if that is for ever, or if there is no such end.
+func (s *snapshot) timeToLive() (left time.Duration, counts bool) {
+	if s.vm == nil || s.vm.Spec.TTLSecondsAfterFinished == nil || s.vm.Status.Ended == nil || s.vm.Status.Ended.Time == nil || !s.endIsTold() {
+		return 0, false
+	}
+	ttl := time.Duration(*s.vm.Spec.TTLSecondsAfterFinished) * time.Second
+	return s.vm.Status.Ended.Time.Add(ttl).Sub(s.now), true
+}
+
+// endIsTold: the status tells how the guest ended for good, or that it did not. Not every CRD that may be there has a place for
+// the time.
+func (s *snapshot) endIsTold() bool {
+	is, told := s.ended(), s.vm.Status.Ended
+	if is == nil || told == nil {
+		return is == told
+	}
+	return is.Phase == told.Phase && is.Reason == told.Reason && is.RestartedAt == told.RestartedAt
 }
 
 // leaves: the restartPolicy leaves a guest that ended so as it is.

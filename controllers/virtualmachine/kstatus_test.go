@@ -81,6 +81,8 @@ func TestKstatus(t *testing.T) {
 		"panicked again and again":      {snapshot{vm: vm(panicked), berth: pod(backsOff), node: node()}, 0, "BackOff InProgress"},
 		"ended, and its pod is gone":    {snapshot{vm: vm(never, released, poweredOff, ended(v1alpha1.PhaseSucceeded)), node: node()}, 0, "Succeeded Current"},
 		"failed, and its pod is gone":   {snapshot{vm: vm(never, released, panicked, ended(v1alpha1.PhaseFailed)), node: node()}, 0, "Failed Failed"},
+		"ended, and its time runs":      {snapshot{vm: vm(never, released, poweredOff, ttl(60), endedAt(now)), node: node(), now: now}, 0, "Succeeded Current"},
+		"ended, and its time is over":   {snapshot{vm: vm(never, released, poweredOff, ttl(0), endedAt(now), deleted), node: node(), now: now}, 0, "Stopping Terminating"},
 		"deleted":                       {snapshot{vm: vm(deleted, runs), berth: pod(ends), node: node()}, 0, "Stopping Terminating"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -266,7 +266,7 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 	case ended != nil && ended.Phase == v1alpha1.PhaseSucceeded:
 		return nil
 	case ended != nil && seen.berth == nil && seen.previousReleased():
-		no(ended.Reason, "")
+		no(ended.Reason, endMessage(ended, seen.vm.Status.LastExit))
 	case unreported && scheduled.Status != metav1.ConditionTrue:
 		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
 	case seen.notStarted != "" && !terminating(seen.berth):
@@ -291,6 +291,18 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
 	}
 	return &c
+}
+
+// endMessage says more of how a guest ended than its reason, "" for no more: the agent's word, if it is of the same end.
+func endMessage(ended *v1alpha1.Ended, last *v1alpha1.LastExit) string {
+	switch {
+	case last == nil || last.Reason != ended.Reason:
+		return ""
+	case last.Message == "" && last.ExitCode != 0:
+		return fmt.Sprintf("%s Its exit code is %d.", ended.Reason.When(), last.ExitCode)
+	default:
+		return last.Message
+	}
 }
 
 func podReady(pod *corev1.Pod) bool {

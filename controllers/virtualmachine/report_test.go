@@ -34,20 +34,23 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 		seen snapshot
 		is   string
 	}{
-		"no guest is wanted":             {snapshot{vm: vm(stopped)}, ""},
-		"there is no berth yet":          {snapshot{vm: vm()}, "False Unschedulable no memory"},
-		"the berth has no node":          {snapshot{vm: vm(neverScheduled), berth: pod(withoutNode)}, "False Unschedulable no memory"},
-		"its agent has not spoken":       {snapshot{vm: vm(), berth: pod()}, "False Pending " + v1alpha1.ReasonPending.When()},
-		"its container is created":       {snapshot{vm: vm(), berth: pod(waiting("ContainerCreating"))}, "False Pending " + v1alpha1.ReasonPending.When()},
-		"its shim cannot be pulled":      {snapshot{vm: vm(), berth: pod(), notStarted: "ErrImagePull: words"}, "False BerthNotStarted kubelet does not run the berth's container: ErrImagePull: words"},
-		"nor later":                      {snapshot{vm: vm(starts), berth: pod(), notStarted: "ImagePullBackOff: words"}, "False BerthNotStarted kubelet does not run the berth's container: ImagePullBackOff: words"},
-		"it starts":                      {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
-		"its image is pulled":            {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
-		"its image cannot be had":        {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable " + registry.When()},
-		"it runs, and a disk is to come": {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready " + v1alpha1.ReasonReady.When()},
-		"its probes fail":                {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod()}, "False ProbesFailing the guest runs, but its probes do not pass yet"},
-		"it resets again and again":      {snapshot{vm: vm(says(running, true, v1alpha1.ReasonGuestResetLoop)), berth: pod(passing)}, "False GuestResetLoop " + v1alpha1.ReasonGuestResetLoop.When()},
-		"it is stopped":                  {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping " + v1alpha1.ReasonStopping.When()},
+		"no guest is wanted":                     {snapshot{vm: vm(stopped)}, ""},
+		"there is no berth yet":                  {snapshot{vm: vm()}, "False Unschedulable no memory"},
+		"the berth has no node":                  {snapshot{vm: vm(neverScheduled), berth: pod(withoutNode)}, "False Unschedulable no memory"},
+		"its agent has not spoken":               {snapshot{vm: vm(), berth: pod()}, "False Pending " + v1alpha1.ReasonPending.When()},
+		"its container is created":               {snapshot{vm: vm(), berth: pod(waiting("ContainerCreating"))}, "False Pending " + v1alpha1.ReasonPending.When()},
+		"its shim cannot be pulled":              {snapshot{vm: vm(), berth: pod(), notStarted: "ErrImagePull: words"}, "False BerthNotStarted kubelet does not run the berth's container: ErrImagePull: words"},
+		"nor later":                              {snapshot{vm: vm(starts), berth: pod(), notStarted: "ImagePullBackOff: words"}, "False BerthNotStarted kubelet does not run the berth's container: ImagePullBackOff: words"},
+		"it starts":                              {snapshot{vm: vm(starts, says(disks, true, v1alpha1.ReasonDisksReady)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
+		"its image is pulled":                    {snapshot{vm: vm(starts, says(disks, false, v1alpha1.ReasonPullingImage)), berth: pod()}, "False Starting " + v1alpha1.ReasonStarting.When()},
+		"its image cannot be had":                {snapshot{vm: vm(starts, says(disks, false, registry)), berth: pod()}, "False RegistryUnreachable " + registry.When()},
+		"it runs, and a disk is to come":         {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted), says(disks, false, registry)), berth: pod(passing)}, "True Ready " + v1alpha1.ReasonReady.When()},
+		"its probes fail":                        {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod()}, "False ProbesFailing the guest runs, but its probes do not pass yet"},
+		"it resets again and again":              {snapshot{vm: vm(says(running, true, v1alpha1.ReasonGuestResetLoop)), berth: pod(passing)}, "False GuestResetLoop " + v1alpha1.ReasonGuestResetLoop.When()},
+		"it ended for good, and its pod is gone": {snapshot{vm: vm(never, released, ended(v1alpha1.PhaseFailed), exited(v1alpha1.ReasonPoweredOff, 3, ""))}, "False PoweredOff " + v1alpha1.ReasonPoweredOff.When() + " Its exit code is 3."},
+		"so it did, in its agent's words":        {snapshot{vm: vm(never, released, ended(v1alpha1.PhaseFailed), exited(v1alpha1.ReasonPoweredOff, 3, "words"))}, "False PoweredOff words"},
+		"so it did, and no agent saw it":         {snapshot{vm: vm(never, released, ended(v1alpha1.PhaseFailed), exited(v1alpha1.ReasonGuestPanicked, 134, "words"))}, "False PoweredOff " + v1alpha1.ReasonPoweredOff.When()},
+		"it is stopped":                          {snapshot{vm: vm(says(running, true, v1alpha1.ReasonStarted)), berth: pod(passing, ends)}, "False Stopping " + v1alpha1.ReasonStopping.When()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			tc.seen.node = node()
@@ -63,6 +66,12 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+func exited(reason v1alpha1.Reason, code int32, message string) func(*v1alpha1.VirtualMachine) {
+	return func(vm *v1alpha1.VirtualMachine) {
+		vm.Status.LastExit = &v1alpha1.LastExit{Reason: reason, ExitCode: code, Message: message}
 	}
 }
 

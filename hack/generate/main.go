@@ -139,10 +139,23 @@ func trimmed(path string) ([]byte, error) {
 				own := field["description"]
 				dropDescriptions(field)
 				field["description"] = own
+				boundCommand(field)
 			}
 		}
 	}
 	return yaml.Marshal(crd)
+}
+
+// boundCommand bounds the command of a probe, as its rules in CEL need it: the API server refuses one over what has no bound.
+func boundCommand(field map[string]any) {
+	properties, _ := field["properties"].(map[string]any)
+	exec, ok := properties["exec"].(map[string]any)
+	if !ok {
+		return
+	}
+	command := exec["properties"].(map[string]any)["command"].(map[string]any)
+	command["maxItems"] = 256
+	command["items"].(map[string]any)["maxLength"] = 32700
 }
 
 func dropDescriptions(node any) {

@@ -135,8 +135,8 @@ func podSpec(in Input) corev1.PodSpec {
 			Resources:       resources(vm, o),
 			VolumeMounts:    mounts,
 			StartupProbe:    startupProbe(vm),
-			ReadinessProbe:  userProbe(vm.Spec.ReadinessProbe),
-			LivenessProbe:   userProbe(vm.Spec.LivenessProbe),
+			ReadinessProbe:  userProbe(vm.Spec.ReadinessProbe, readiness),
+			LivenessProbe:   userProbe(vm.Spec.LivenessProbe, liveness),
 			SecurityContext: &corev1.SecurityContext{
 				AllowPrivilegeEscalation: &no,
 				ReadOnlyRootFilesystem:   &yes,
@@ -167,6 +167,13 @@ func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []cor
 	return volumes, mounts
 }
 
+// The kinds of probes, as the shim is told them.
+const (
+	readiness = "--readiness"
+	liveness  = "--liveness"
+	startup   = "--startup"
+)
+
 // startupProbe holds the user's other probes back until the guest runs, however
 // long its images take: kubelet never gives up on it. Giving up on a user's own
 // startup probe is the agent's part, counted from when the guest runs. It is nil
@@ -175,7 +182,7 @@ func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
 	var probe *corev1.Probe
 	switch {
 	case vm.Spec.StartupProbe != nil:
-		probe = vm.Spec.StartupProbe.Probe.DeepCopy()
+		probe = userProbe(vm.Spec.StartupProbe, startup)
 	case vm.Spec.ReadinessProbe != nil || vm.Spec.LivenessProbe != nil:
 		probe = &corev1.Probe{
 			ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started", "25s"}}},
@@ -189,11 +196,17 @@ func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
 	return probe
 }
 
-func userProbe(p *v1alpha1.Probe) *corev1.Probe {
+// userProbe is the probe as kubelet carries it out. A command is run in the guest, by the shim: what it answers while no guest
+// program does depends on the kind of the probe.
+func userProbe(p *v1alpha1.Probe, kind string) *corev1.Probe {
 	if p == nil {
 		return nil
 	}
-	return p.Probe.DeepCopy()
+	probe := p.Probe.DeepCopy()
+	if probe.Exec != nil {
+		probe.Exec.Command = append([]string{"/berth-shim", "probe", kind, "--"}, probe.Exec.Command...)
+	}
+	return probe
 }
 
 // tolerations of a guest with disks on its node let its berth wait for that

@@ -123,6 +123,24 @@ func TestProbes(t *testing.T) {
 	if c.ReadinessProbe.FailureThreshold != 4 || c.LivenessProbe.FailureThreshold != 4 {
 		t.Error("readiness and liveness are not the user's own")
 	}
+	command := []string{"/bin/sh", "-c", "test -e /ready -- \"$0\"", "--"}
+	pod, err = PodFor(Input{VM: vm(func(s *v1alpha1.VirtualMachineSpec) {
+		probe := v1alpha1.Probe{Probe: corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: command}}, TimeoutSeconds: 7, FailureThreshold: 4}}
+		s.ReadinessProbe, s.LivenessProbe, s.StartupProbe = &probe, &probe, &probe
+	}), Options: options})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = pod.Spec.Containers[0]
+	for kind, probe := range map[string]*corev1.Probe{"--readiness": c.ReadinessProbe, "--liveness": c.LivenessProbe, "--startup": c.StartupProbe} {
+		want := append([]string{"/berth-shim", "probe", kind, "--"}, command...)
+		if diff := cmp.Diff(want, probe.Exec.Command); diff != "" || probe.TimeoutSeconds != 7 {
+			t.Errorf("a command is not run in the guest, or has another timeout, %d s: -want +got:\n%s", probe.TimeoutSeconds, diff)
+		}
+	}
+	if c.StartupProbe.FailureThreshold != math.MaxInt32 || c.ReadinessProbe.FailureThreshold != 4 {
+		t.Errorf("kubelet may give up on the startup probe, or the readiness is not the user's: %+v, %+v", c.StartupProbe, c.ReadinessProbe)
+	}
 	for name, probe := range map[string]func(*v1alpha1.VirtualMachineSpec){
 		"readiness": func(s *v1alpha1.VirtualMachineSpec) { s.ReadinessProbe = &v1alpha1.Probe{} },
 		"liveness":  func(s *v1alpha1.VirtualMachineSpec) { s.LivenessProbe = &v1alpha1.Probe{} },

@@ -116,7 +116,7 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 	fields := func(s *v1alpha1.VirtualMachineSpec) (map[string]json.RawMessage, error) {
 		s = s.DeepCopy()
 		v1alpha1.Default(s)
-		s.State, s.RestartedAt = "", ""
+		clearUnrecorded(s)
 		raw, err := json.Marshal(s)
 		if err != nil {
 			return nil, fmt.Errorf("encoding spec: %w", err)
@@ -152,6 +152,11 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 	return changes, nil
 }
 
+// clearUnrecorded takes out of a spec what acts at once and has no place in a record.
+func clearUnrecorded(s *v1alpha1.VirtualMachineSpec) {
+	s.State, s.RestartedAt, s.TTLSecondsAfterFinished = "", "", nil
+}
+
 // actsAtOnce is a field of records whose change is never pending.
 const actsAtOnce = "terminationGracePeriodSeconds"
 
@@ -179,7 +184,7 @@ func shown(value string) string {
 func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
 	s := spec.DeepCopy()
 	v1alpha1.Default(s)
-	s.State, s.RestartedAt = "", "" // they act at once
+	clearUnrecorded(s)
 	HashTexts(s)
 	raw, err := json.Marshal(s)
 	if err != nil {

@@ -80,6 +80,13 @@ func TestChanges(t *testing.T) {
 		{"guest tools, offered or not said", none, func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsOffered }, nil},
 		{"the state acts at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.State = v1alpha1.StatePaused }, nil},
 		{"so does a restart", none, func(s *v1alpha1.VirtualMachineSpec) { s.RestartedAt = "now" }, nil},
+		{"and a time to live", none, func(s *v1alpha1.VirtualMachineSpec) { s.TTLSecondsAfterFinished = new(int32(5)) }, nil},
+		{
+			"a probe's command", none, func(s *v1alpha1.VirtualMachineSpec) {
+				s.LivenessProbe = &v1alpha1.Probe{Probe: corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"true"}}}}}
+			},
+			[]change{leaf("livenessProbe.exec.command[0]", "", "true", anew)},
+		},
 		{"the same quantity, written otherwise", none, func(s *v1alpha1.VirtualMachineSpec) { s.Memory.Size = resource.MustParse("1024Mi") }, nil},
 		{"a default, written or not", none, func(s *v1alpha1.VirtualMachineSpec) { s.CPU, s.RestartPolicy, s.Networks = v1alpha1.CPU{}, "", nil }, nil},
 		{
@@ -159,6 +166,7 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 		{"one of a version that came later", edit(func(r, s map[string]any) { r["recordVersion"], r["spec"] = 2, "elsewhere" }), spec, nil},
 		{"hashes, the same spec", hashes("record-v0-full.json"), spec, nil},
 		{"hashes, a small spec", hashes("record-v0-plain.json"), vm().Spec, nil},
+		{"hashes, a time to live", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.TTLSecondsAfterFinished = new(int32(5)) }).Spec, nil},
 		{"hashes, a changed field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.CPU.Cores = 2 }).Spec, []change{{Path: "cpu", Effect: v1alpha1.EffectNewBerth}}},
 		{
 			"hashes, an added field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.SchedulerName = "mine" }).Spec,

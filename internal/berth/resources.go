@@ -18,15 +18,23 @@ const (
 
 // Cost of a guest beyond its memory, in bytes; measured, docs/resources.md has the figures.
 const (
-	shimMemory    = 16 * mebi
-	qemuMemory    = 96 * mebi
-	memoryPerVCPU = 8 * mebi
-	memoryPerDisk = 8 * mebi
+	shimMemory     = 16 * mebi // with all its sessions stuck, and their windows full
+	execMemory     = (maxCommands + maxProbes) * mebi
+	qemuMemory     = 96 * mebi
+	memoryPerVCPU  = 8 * mebi
+	memoryPerDisk  = 8 * mebi
 	// displayMemory is the card's 16 MiB, what VNC compares it with, and 4 MiB for what is on its way to each of 8 viewers.
 	displayMemory  = 64 * mebi
 	pageTableShare = 256 // one byte of page tables and device state for so many of the guest's
 	// EmulationCache is QEMU's cache of translated code on hosts that emulate.
 	EmulationCache = 128 * mebi
+)
+
+// Each command that runs in the guest has a client of it in the berth's container, of at most 1 MiB of its own: so many by
+// pods/exec, and so many of kubelet's probes. internal/shim/guest takes no more.
+const (
+	maxCommands = 32
+	maxProbes   = 4
 )
 
 // VCPUs is the number of the guest's virtual processors.
@@ -38,7 +46,7 @@ func VCPUs(vm *v1alpha1.VirtualMachine) int32 {
 // Memory is what a berth requests and is limited to, in bytes: the guest's memory and what QEMU and the shim need.
 func Memory(vm *v1alpha1.VirtualMachine, emulation bool) int64 {
 	guest := vm.Spec.Memory.Size.Value()
-	total := guest + shimMemory + qemuMemory + int64(VCPUs(vm))*memoryPerVCPU +
+	total := guest + shimMemory + execMemory + qemuMemory + int64(VCPUs(vm))*memoryPerVCPU +
 		int64(len(vm.Spec.Disks))*memoryPerDisk + guest/pageTableShare
 	if vm.Spec.Display != nil {
 		total += displayMemory

@@ -74,7 +74,7 @@ func roles(t *testing.T, c client.Client) {
 	allowed := map[string]string{ // account group resource namespace → verbs; all others are refused
 		"berth-operator  nodes ":                                      "get list watch patch",
 		"berth-operator  pods " + anywhere:                            "get list watch create patch delete",
-		"berth-operator berth.dev " + vms + " " + anywhere:            "get list watch patch",
+		"berth-operator berth.dev " + vms + " " + anywhere:            "get list watch patch delete",
 		"berth-operator berth.dev " + vms + "/status " + anywhere:     "patch",
 		"berth-operator berth.dev " + vms + "/finalizers " + anywhere: "update",
 		"berth-operator berth.dev " + hosts + " ":                     "get list watch delete",

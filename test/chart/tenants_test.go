@@ -1,16 +1,22 @@
 package chart
 
 import (
+	"net/http"
+	"slices"
+	"strings"
 	"testing"
 
+	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/test/env"
 )
 
@@ -74,6 +80,7 @@ func tenants(t *testing.T, config *rest.Config, c client.Client) {
 	if data := seen.Spec.CloudInit.UserData; *data != userData {
 		t.Errorf("a viewer reads the user data %q", *data)
 	}
+	reaches(t, config, c, home, elsewhere, &seen)
 	for name, tt := range map[string]struct {
 		does    func() error
 		allowed bool
@@ -99,6 +106,68 @@ func tenants(t *testing.T, config *rest.Config, c client.Client) {
 			}
 		})
 	}
+}
+
+// reaches: who gets into a guest is whom the cluster's own roles let into its berth. It is asked as kubectl auth can-i asks,
+// and then tried on a berth without a node, of which all that is allowed ends in another answer than Forbidden.
+func reaches(t *testing.T, config *rest.Config, c client.Client, home, elsewhere *env.World, vm *v1alpha1.VirtualMachine) {
+	pod, err := berth.PodFor(berth.Input{VM: vm, Options: berth.Options{ShimImage: "shim", CPURequest: resource.MustParse("100m")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	const all, reader = "editor owner", "viewer editor owner"
+	for _, way := range []struct{ verb, resource, does, query, users string }{
+		{"get", "pods/log", "reads the console", "", reader},
+		{"create", "pods/attach", "types into the console", "?stdin=true&stdout=true&tty=true", all},
+		{"create", "pods/exec", "runs a command in the guest, as its root", "?command=id&stdout=true", all},
+		{"create", "pods/portforward", "sees the screen, and reaches the guest's ports", "?ports=5900", all},
+	} {
+		_, sub, _ := strings.Cut(way.resource, "/")
+		for _, user := range []string{"viewer", "editor", "owner", "stranger"} {
+			for _, w := range []*env.World{home, elsewhere} {
+				want := w == home && slices.Contains(strings.Fields(way.users), user)
+				review := &authorizationv1.SubjectAccessReview{Spec: authorizationv1.SubjectAccessReviewSpec{
+					User: user, Groups: []string{"system:authenticated"},
+					ResourceAttributes: &authorizationv1.ResourceAttributes{Verb: way.verb, Resource: "pods", Subresource: sub, Namespace: w.Namespace, Name: "web"},
+				}}
+				if err := c.Create(t.Context(), review); err != nil {
+					t.Fatal(err)
+				}
+				if review.Status.Allowed != want {
+					t.Errorf("%s %s in %s (%s %s): %t, want %t", user, way.does, w.Namespace, way.verb, way.resource, review.Status.Allowed, want)
+				}
+				method := map[string]string{"get": http.MethodGet, "create": http.MethodPost}[way.verb]
+				if status := calls(t, config, user, method, "/api/v1/namespaces/"+w.Namespace+"/pods/web/"+sub+way.query); (status != http.StatusForbidden) != want {
+					t.Errorf("%s %s in %s: the API server answers %d, allowed should be %t", user, way.does, w.Namespace, status, want)
+				}
+			}
+		}
+	}
+}
+
+// calls is the status that the API server answers to a request of a user.
+func calls(t *testing.T, config *rest.Config, user, method, path string) int {
+	t.Helper()
+	config = rest.CopyConfig(config)
+	config.Impersonate = rest.ImpersonationConfig{UserName: user, Groups: []string{"system:authenticated"}}
+	https, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer https.CloseIdleConnections()
+	request, err := http.NewRequestWithContext(t.Context(), method, config.Host+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := https.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	return response.StatusCode
 }
 
 // partsOf are the roles that make up one of the cluster's own.

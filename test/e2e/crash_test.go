@@ -132,6 +132,10 @@ func TestOperatorCrashes(t *testing.T) {
 			{"removeBerthFinalizer", func() { l.patch("tiny", `{"state":"Stopped"}`) }, phase(v1alpha1.PhaseStopped)},
 			{"createBerth", func() { l.patch("tiny", `{"state":"Running"}`) }, isReady},
 			{"removeFinalizer", func() { l.kubectl("", "delete", "vm", "tiny", "--wait=false") }, isGone[v1alpha1.VirtualMachine]},
+			{"deleteFinished", func() {
+				l.apply(once("0") + "  ttlSecondsAfterFinished: 0\n")
+				uid = string(l.vm("tiny", "to have ended", func(vm *v1alpha1.VirtualMachine) bool { return vm != nil && vm.Status.Ended != nil }).UID)
+			}, isGone[v1alpha1.VirtualMachine]},
 		} {
 			t.Logf("crash at %s of %s", point, action.name)
 			v.during(point, action.name, action.asks)

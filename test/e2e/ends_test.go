@@ -23,6 +23,7 @@ type end struct {
 
 var (
 	powersOff = end{"poweroff", says("poweroff"), v1alpha1.ReasonPoweredOff, 0}
+	exits     = end{"exit 3", says("exit 3"), v1alpha1.ReasonPoweredOff, 3}
 	panics    = end{"panic", says("panic"), v1alpha1.ReasonGuestPanicked, 134}
 	isKilled  = end{"kill", killQEMU, v1alpha1.ReasonQEMUFailed, 1}
 )
@@ -34,7 +35,7 @@ type ending struct {
 }
 
 func endings() (all []ending) {
-	for _, e := range []end{powersOff, panics, isKilled} {
+	for _, e := range []end{powersOff, exits, panics, isKilled} {
 		for _, p := range []v1alpha1.RestartPolicy{v1alpha1.RestartAlways, v1alpha1.RestartOnFailure, v1alpha1.RestartNever} {
 			all = append(all, ending{e, p})
 		}

@@ -47,6 +47,7 @@ func makeTiny(dir, kernel string, files map[string][]byte) error {
 		{"etc", "", 0o755},
 		{"etc/udhcpc", in("udhcpc"), 0o755},
 		{"etc/console", in("console"), 0o755},
+		{"etc/end", in("end"), 0o755},
 		{"etc/acpi", "", 0o755},
 		{"etc/acpi/PWRF", "", 0o755},
 		{"etc/acpi/PWRF/00000080", in("power"), 0o755},
