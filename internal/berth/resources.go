@@ -18,11 +18,11 @@ const (
 
 // Cost of a guest beyond its memory, in bytes; measured, docs/resources.md has the figures.
 const (
-	shimMemory     = 16 * mebi // with all its sessions stuck, and their windows full
-	execMemory     = (maxCommands + maxProbes) * mebi
-	qemuMemory     = 96 * mebi
-	memoryPerVCPU  = 8 * mebi
-	memoryPerDisk  = 8 * mebi
+	shimMemory    = 16 * mebi // with all its sessions stuck, and their windows full
+	execMemory    = (maxCommands + maxProbes) * mebi
+	qemuMemory    = 96 * mebi
+	memoryPerVCPU = 8 * mebi
+	memoryPerDisk = 8 * mebi
 	// displayMemory is the card's 16 MiB, what VNC compares it with, and 4 MiB for what is on its way to each of 8 viewers.
 	displayMemory  = 64 * mebi
 	pageTableShare = 256 // one byte of page tables and device state for so many of the guest's
