@@ -22,7 +22,10 @@ var programs = map[string]string{
 }
 
 // guestProgram is beside the agent in its image: guests get it.
-const guestProgram = "berth-guest"
+const (
+	agent        = "berth-agent"
+	guestProgram = "berth-guest"
+)
 
 const (
 	release         = "berth"
@@ -102,11 +105,13 @@ func (t *tool) pushProduct(tree string, paths map[string]string) (string, error)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
 		}
-		var beside []string
-		if name == "berth-agent" && paths[guestProgram] != "" {
-			beside = []string{paths[guestProgram]}
+		if images[name], err = build.Binary(paths[name], user, strings.Fields(string(names))...); err != nil {
+			return "", err
 		}
-		if images[name], err = build.Binary(paths[name], user, beside, strings.Fields(string(names))); err != nil {
+	}
+	if guest := paths[guestProgram]; guest != "" {
+		var err error
+		if images[agent], err = build.With(images[agent], guest); err != nil {
 			return "", err
 		}
 	}
@@ -131,20 +136,19 @@ func (t *tool) failpoints() error {
 	if err != nil {
 		return err
 	}
-	for name, variable := range map[string]string{"berth-agent": "LAB_AGENT_FAILPOINTS", "berth-operator": "LAB_OPERATOR_FAILPOINTS"} {
+	guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
+	if err != nil {
+		return err
+	}
+	for name, variable := range map[string]string{agent: "LAB_AGENT_FAILPOINTS", "berth-operator": "LAB_OPERATOR_FAILPOINTS"} {
 		path, err := t.cache.Program(tree, "./cmd/"+name, build.FailpointsTag)
 		if err != nil {
 			return err
 		}
-		var beside []string
-		if name == "berth-agent" {
-			guest, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
-			if err != nil {
-				return err
-			}
-			beside = []string{guest}
+		img, err := build.Binary(path, programs[name])
+		if err == nil && name == agent {
+			img, err = build.With(img, guest)
 		}
-		img, err := build.Binary(path, programs[name], beside, nil)
 		if err != nil {
 			return err
 		}
@@ -192,7 +196,7 @@ func (t *tool) pushTools() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	img, err := build.Binary(path, "65532:65532", nil, nil)
+	img, err := build.Binary(path, "65532:65532")
 	if err != nil {
 		return "", err
 	}

@@ -199,7 +199,7 @@ func TestAProgramIsFoundByItsOtherNames(t *testing.T) {
 	if err := os.WriteFile(path, []byte("program"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	img, err := Binary(path, "65532:65532", nil, []string{"ls", "tar"})
+	img, err := Binary(path, "65532:65532", "ls", "tar")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,14 +40,11 @@ type File struct {
 // searchPath is where programs of an image are looked for.
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// Binary makes an image of one static program, which it runs as user, with other files beside it. By its names in /bin the
-// program is found, too. The layer is left uncompressed: these images travel within one machine only.
-func Binary(path, user string, beside, names []string) (v1.Image, error) {
+// Binary makes an image of one static program, which it runs as user, and which it finds by other names, too. The layer
+// is left uncompressed: these images travel within one machine only.
+func Binary(path, user string, names ...string) (v1.Image, error) {
 	entry := "/" + filepath.Base(path)
 	files, config := []File{{Path: entry, From: path, Mode: 0o755}}, v1.Config{Entrypoint: []string{entry}, User: user}
-	for _, other := range beside {
-		files = append(files, File{Path: "/" + filepath.Base(other), From: other, Mode: 0o755})
-	}
 	for _, name := range names {
 		files = append(files, File{Path: "/bin/" + name, Link: entry})
 	}
@@ -60,6 +57,19 @@ func Binary(path, user string, beside, names []string) (v1.Image, error) {
 		return nil, err
 	}
 	return image(layer, types.OCIUncompressedLayer, config)
+}
+
+// With adds other programs to an image, beside the one that it runs.
+func With(img v1.Image, paths ...string) (v1.Image, error) {
+	var files []File
+	for _, path := range paths {
+		files = append(files, File{Path: "/" + filepath.Base(path), From: path, Mode: 0o755})
+	}
+	added, err := layer(files, types.OCIUncompressedLayer)
+	if err != nil {
+		return nil, err
+	}
+	return mutate.Append(img, mutate.Addendum{Layer: added, MediaType: types.OCIUncompressedLayer})
 }
 
 // Data makes an image that only carries files, in one compressed layer.

@@ -227,7 +227,7 @@ func answers(url string) error {
 func (l Lab) pushBinaries(paths map[string]string) error {
 	return l.Step("push images of the cluster", func() error {
 		for reference, path := range paths {
-			img, err := build.Binary(path, "65532:65532", nil, nil)
+			img, err := build.Binary(path, "65532:65532")
 			if err != nil {
 				return err
 			}
