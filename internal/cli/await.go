@@ -7,82 +7,76 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/term"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-
-	"golang.org/x/term"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 // progress tells on a terminal what a command waits for, once it has waited for a second, in one line that goes again.
 type progress struct {
-	out   io.Writer // nil where there is no terminal
-	due   <-chan time.Time
+	out   io.Writer
+	since time.Time
 	text  string
-	shown bool
 }
 
 func (s *session) progress() *progress {
-	p := &progress{due: time.After(time.Second)}
-	if f, is := s.ErrOut.(*os.File); is && term.IsTerminal(int(f.Fd())) {
+	p := &progress{out: io.Discard, since: time.Now()}
+	if f, is := s.ErrOut.(*os.File); is && isTerminal(f) {
 		p.out = f
 	}
 	return p
 }
 
-// say sets what is waited for, and shows it if its time has come.
+func isTerminal(stream any) bool {
+	f, is := stream.(*os.File)
+	return is && term.IsTerminal(int(f.Fd()))
+}
+
 func (p *progress) say(text string) {
-	p.text = text
-	select {
-	case <-p.due:
-		p.shown = true
-	default:
-	}
-	if p.shown && p.out != nil {
-		text := []rune(clean(p.text))
-		fmt.Fprintf(p.out, "\r\x1b[K%s", string(text[:min(len(text), 120)]))
+	if p.text = text; time.Since(p.since) >= time.Second {
+		line := []rune(clean(text))
+		fmt.Fprintf(p.out, "\r\x1b[K%s", string(line[:min(len(line), 120)]))
 	}
 }
 
-// end takes the line away.
 func (p *progress) end() {
-	if p.shown && p.out != nil {
+	if time.Since(p.since) >= time.Second {
 		fmt.Fprint(p.out, "\r\x1b[K")
 	}
 }
 
-// await watches one object until done says so, and hands over each of its versions: first the present one; nil once it is
-// gone. It is done as well when ctx is.
-func (s *session) await(ctx context.Context, object client.Object, list client.ObjectList, uid types.UID, done func(client.Object) (string, bool, error)) error {
+// awaitVM shows done each version of a VirtualMachine until it is content: first the present one, nil once it is gone, which
+// ends it.
+func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, done func(*v1alpha1.VirtualMachine) (bool, error)) error {
 	p := s.progress()
 	defer p.end()
-	key := client.ObjectKeyFromObject(object)
-	see := func(object client.Object) (bool, error) {
-		text, is, err := done(object)
-		p.say(text)
-		return is || object == nil, err
+	see := func(now *v1alpha1.VirtualMachine) (bool, error) {
+		is, err := done(now)
+		if now != nil {
+			p.say("waiting for " + now.Name + ": " + situation(now))
+		}
+		return is || now == nil, err
 	}
 	for {
-		seen := object.DeepCopyObject().(client.Object)
-		err := s.api.Get(ctx, key, seen)
-		if apierrors.IsNotFound(err) || err == nil && uid != "" && seen.GetUID() != uid {
-			_, err := see(nil)
+		now := &v1alpha1.VirtualMachine{}
+		err := s.api.Get(ctx, client.ObjectKeyFromObject(vm), now)
+		if apierrors.IsNotFound(err) || err == nil && now.UID != vm.UID {
+			_, err = see(nil)
 			return err
 		}
 		if err != nil {
 			return err
 		}
-		if is, err := see(seen); is || err != nil {
+		if is, err := see(now); is || err != nil {
 			return err
 		}
-		w, err := s.api.Watch(ctx, list, &client.ListOptions{Namespace: key.Namespace, Raw: &metav1.ListOptions{
-			FieldSelector: "metadata.name=" + key.Name, ResourceVersion: seen.GetResourceVersion(),
+		w, err := s.api.Watch(ctx, &v1alpha1.VirtualMachineList{}, &client.ListOptions{Namespace: vm.Namespace, Raw: &metav1.ListOptions{
+			FieldSelector: "metadata.name=" + vm.Name, ResourceVersion: now.ResourceVersion,
 		}})
 		if err != nil {
 			return err
@@ -95,50 +89,34 @@ func (s *session) await(ctx context.Context, object client.Object, list client.O
 	}
 }
 
-// follow shows what a watch tells until see has seen enough, or the watch ends.
-func (p *progress) follow(ctx context.Context, w watch.Interface, see func(client.Object) (bool, error)) (bool, error) {
+// follow shows what a watch tells until see has seen enough, or the API server ends the watch, as it does now and then.
+func (p *progress) follow(ctx context.Context, w watch.Interface, see func(*v1alpha1.VirtualMachine) (bool, error)) (bool, error) {
 	for {
 		select {
 		case <-ctx.Done():
 			return true, ctx.Err()
-		case <-p.due:
-			p.shown = true
+		case <-time.After(time.Second):
 			p.say(p.text)
 		case event, isOpen := <-w.ResultChan():
-			object, isObject := event.Object.(client.Object)
-			switch {
-			case !isOpen || event.Type == watch.Error:
-				return false, nil // the API server ends watches now and then
-			case event.Type == watch.Deleted:
-				return see(nil)
-			case isObject && event.Type != watch.Bookmark:
-				if is, err := see(object); is || err != nil {
-					return is, err
-				}
+			vm, isVM := event.Object.(*v1alpha1.VirtualMachine)
+			if !isOpen || event.Type == watch.Error {
+				return false, nil
+			} else if event.Type == watch.Deleted {
+				vm = nil
+			}
+			if is, err := see(vm); isVM && (is || err != nil) {
+				return is, err
 			}
 		}
 	}
 }
 
-// awaitVM is await for a VirtualMachine.
-func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, done func(*v1alpha1.VirtualMachine) (bool, error)) error {
-	return s.await(ctx, vm, &v1alpha1.VirtualMachineList{}, vm.UID, func(object client.Object) (string, bool, error) {
-		seen, _ := object.(*v1alpha1.VirtualMachine) // nil once it is gone
-		is, err := done(seen)
-		return "waiting for " + vm.Name + ": " + situation(seen), is, err
-	})
-}
-
 // situation is one line on how a VirtualMachine is.
 func situation(vm *v1alpha1.VirtualMachine) string {
-	if vm == nil {
-		return "gone"
-	}
-	text := string(vm.Status.Phase)
 	if c := meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Status != metav1.ConditionTrue {
-		text += ": " + c.Reason + ": " + c.Message
+		return fmt.Sprintf("%s: %s: %s", vm.Status.Phase, c.Reason, c.Message)
 	}
-	return text
+	return string(vm.Status.Phase)
 }
 
 // runs tells whether the guest of the spec as it is runs, as far as the agent has reported.
@@ -146,5 +124,3 @@ func runs(vm *v1alpha1.VirtualMachine) bool {
 	c := meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionRunning)
 	return c != nil && c.Status == metav1.ConditionTrue && vm.Status.ObservedGeneration >= vm.Generation && c.ObservedGeneration >= vm.Generation
 }
-
-var _ runtime.Object = &v1alpha1.VirtualMachine{}

@@ -275,7 +275,6 @@ func testNames(c *cluster) {
 	if out := c.prints("__complete attach web-1 we"); strings.Contains(out, "web-2") {
 		c.Errorf("attach takes one name and completes two:\n%s", out)
 	}
-	c.prints("__complete ps -n n-na", "(?m)^n-names$")
 }
 
 func testPS(c *cluster) {
@@ -461,8 +460,7 @@ func testRun(c *cluster) {
 
 // testRunToTheEnd follows guests that end in each way. Logs need a kubelet: the journeys in the lab have them.
 func testRunToTheEnd(c *cluster) {
-	s := &session{}
-	c.prints("ps")
+	s := &session{api: c.WithWatch, namespace: c.ns}
 	for name, t := range map[string]struct {
 		status func(*v1alpha1.VirtualMachineStatus)
 		want   string
@@ -484,7 +482,6 @@ func testRunToTheEnd(c *cluster) {
 	} {
 		vm := c.vm(name, func(vm *v1alpha1.VirtualMachine) { vm.Spec.RestartPolicy = v1alpha1.RestartNever })
 		c.create(vm)
-		s.api, s.namespace = c.WithWatch, c.ns
 		got := make(chan error, 1)
 		go func() { got <- s.end(c.Context(), vm) }()
 		before := vm.DeepCopy()
@@ -614,9 +611,9 @@ func testDoctor(c *cluster) {
 		c.Errorf("doctor ends with %d: %s", code, errOut)
 	}
 	for _, want := range []string{
-		"ok     CRD virtualmachines.berth.dev", "WRONG  there is no operator: install Berth's chart", "WRONG  there are no agents: install Berth's chart",
+		"ok     CustomResourceDefinition virtualmachines.berth.dev", "WRONG  there is no berth-operator: install Berth's chart", "WRONG  there is no berth-agent: install Berth's chart",
 		"WRONG  host n-doctor is not Ready: KVMUnavailable: no /dev/kvm Enable virtualisation", "WRONG  host n-doctor: PodPidsLimit: set podPidsLimit",
-		"WRONG  the policy berth-berths is not bound", "ok     namespace n-doctor, Pod Security of the cluster's default", "WRONG  quota small: 1 of 1 pods are used",
+		"WRONG  ValidatingAdmissionPolicyBinding berth-berths is missing", `ok     namespace n-doctor: its Pod Security level "" lets`, "WRONG  quota small: 1 of 1 pods are used",
 		"WRONG  virtualmachine.berth.dev/web: ImageNotFound: kubectl vm why web",
 	} {
 		if !strings.Contains(out, want) {
@@ -625,7 +622,7 @@ func testDoctor(c *cluster) {
 	}
 	// Who may look at nothing is told so, and nothing is called wrong for that.
 	out, _, code = c.run("doctor", "--as", "nobody")
-	if code != 0 || !strings.Contains(out, "you may not see CRDs: an administrator can") || strings.Contains(out, "WRONG") {
+	if code != 0 || !strings.Contains(out, ": an administrator can") || strings.Contains(out, "WRONG") {
 		c.Errorf("for nobody doctor ends with %d:\n%s", code, out)
 	}
 }
@@ -639,7 +636,7 @@ func testStats(c *cluster) {
 		Status: corev1.PodStatus{Phase: corev1.PodRunning},
 	})
 	out, errOut, code := c.run("stats")
-	if code != 0 || !strings.Contains(errOut, "no metrics API, so usage is not known: install metrics-server") || !regexp.MustCompile(`web +- +100m +- +128Mi`).MatchString(out) {
+	if code != 0 || !strings.Contains(errOut, "Usage is not known: this cluster has no metrics API (install metrics-server)") || !regexp.MustCompile(`web +- +100m +- +128Mi`).MatchString(out) {
 		c.Errorf("stats ends with %d: %s\n%s", code, errOut, out)
 	}
 }
@@ -660,7 +657,7 @@ func testVerbsWithoutAGuest(c *cluster) {
 	}
 	c.fails(1, "cp a b", "one of SOURCE and DESTINATION is NAME:PATH")
 	c.fails(1, "cp x:a y:b", "one of SOURCE and DESTINATION is NAME:PATH")
-	c.fails(125, "exec -d -i off -- true", "a detached command has no terminal")
+	c.fails(125, "exec -d -i off -- true", "none of the others can be")
 }
 
 func testNoScreen(c *cluster) {

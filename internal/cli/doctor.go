@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,111 +25,90 @@ var (
 	bindingKind    = schema.GroupVersionKind{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "ValidatingAdmissionPolicyBinding"}
 )
 
-// policies are the chart's, each with what is open without it.
-var policies = map[string]string{
-	"berth-agent-guests":    "an agent could write the status of another node's guests",
-	"berth-agent-host":      "an agent could write for another node",
-	"berth-agent-events":    "an agent could write any Event",
-	"berth-berths":          "tenants could change the pods of guests",
-	"berth-disks":           "changes of kept disks are not refused",
-	"berth-disks-finalizer": "disks of deleted VirtualMachines could stay behind",
+// installed is what the chart makes.
+var installed = map[schema.GroupVersionKind][]string{
+	crdKind:     {"virtualmachines.berth.dev", "virtualmachinehosts.berth.dev"},
+	bindingKind: {"berth-agent-guests", "berth-agent-host", "berth-agent-events", "berth-berths", "berth-disks", "berth-disks-finalizer"},
 }
 
-// patient is a doctor's list of what was looked at.
+// patient is what a doctor has found.
 type patient struct {
 	*session
 	isIll bool
 }
 
 func (s *session) doctor() *cobra.Command {
-	return &cobra.Command{
-		Use:               "doctor",
-		Short:             "Check Berth in this cluster and namespace; the exit code is 1 if anything is wrong",
-		Args:              cobra.NoArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := s.connect(); err != nil {
+	return s.verb("doctor", "Check Berth in this cluster and namespace; the exit code is 1 if anything is wrong", cobra.NoArgs, -1, func(ctx context.Context, _ []string) error {
+		p := &patient{session: s}
+		for _, check := range []func(context.Context) error{p.installed, p.workloads, p.hosts, p.quota, p.guests} {
+			if err := check(ctx); apierrors.IsForbidden(err) {
+				fmt.Fprintf(s.Out, "?      %s: an administrator can\n", clean(err.Error()))
+			} else if err != nil {
 				return err
 			}
-			p := &patient{session: s}
-			for _, check := range []func(context.Context) error{p.crds, p.operator, p.agents, p.hosts, p.policies, p.space, p.guests} {
-				if err := check(cmd.Context()); err != nil {
-					return err
-				}
-			}
-			if p.isIll {
-				return exitCode(1)
-			}
-			return nil
-		},
-	}
+		}
+		if p.isIll {
+			return exitCode(1)
+		}
+		return nil
+	})
 }
 
 func (p *patient) ok(format string, args ...any) {
 	fmt.Fprintln(p.Out, "ok     "+clean(fmt.Sprintf(format, args...)))
 }
 
-func (p *patient) wrong(what, todo string) {
+func (p *patient) wrong(format string, args ...any) {
 	p.isIll = true
-	fmt.Fprintln(p.Out, "WRONG  "+clean(what)+": "+clean(todo))
+	fmt.Fprintln(p.Out, "WRONG  "+clean(fmt.Sprintf(format, args...)))
 }
 
-// unseen takes an error away that only says that this user may not look, and notes it.
-func (p *patient) unseen(what string, err error) error {
-	if apierrors.IsForbidden(err) {
-		fmt.Fprintf(p.Out, "?      you may not see %s: an administrator can\n", what)
-		return nil
-	}
-	return err
-}
-
-func (p *patient) find(ctx context.Context, kind schema.GroupVersionKind, options ...client.ListOption) ([]unstructured.Unstructured, error) {
+// find lists objects whose types we do not have.
+func (s *session) find(ctx context.Context, kind schema.GroupVersionKind, options ...client.ListOption) ([]unstructured.Unstructured, error) {
 	list := &unstructured.UnstructuredList{}
-	kind.Kind += "List"
-	list.SetGroupVersionKind(kind)
-	err := p.api.List(ctx, list, options...)
-	return list.Items, err
+	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
+	return list.Items, s.api.List(ctx, list, options...)
 }
 
-func (p *patient) crds(ctx context.Context) error {
-	for _, name := range []string{"virtualmachines.berth.dev", "virtualmachinehosts.berth.dev"} {
-		crd := &unstructured.Unstructured{}
-		crd.SetGroupVersionKind(crdKind)
-		err := p.api.Get(ctx, client.ObjectKey{Name: name}, crd)
-		switch {
-		case apierrors.IsNotFound(err):
-			p.wrong("CRD "+name+" is missing", "install Berth's chart")
-		case err != nil:
-			return p.unseen("CRDs", err)
-		default:
-			versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
-			if !slices.ContainsFunc(versions, func(v any) bool {
-				version, _ := v.(map[string]any)
-				return version["name"] == v1alpha1.GroupVersion.Version && version["served"] == true
-			}) {
-				p.wrong("CRD "+name+" does not serve "+v1alpha1.GroupVersion.Version, "install the chart of this kubectl-vm's version, or the kubectl-vm of the chart's")
-				continue
+// installed looks for what the chart makes.
+func (p *patient) installed(ctx context.Context) error {
+	for kind, names := range installed {
+		for _, name := range names {
+			object := &unstructured.Unstructured{}
+			object.SetGroupVersionKind(kind)
+			if err := p.api.Get(ctx, client.ObjectKey{Name: name}, object); apierrors.IsNotFound(err) {
+				p.wrong("%s %s is missing: install Berth's chart", kind.Kind, name)
+			} else if err != nil {
+				return err
+			} else {
+				p.ok("%s %s", kind.Kind, name)
 			}
-			p.ok("CRD %s", name)
 		}
 	}
 	return nil
 }
 
-func (p *patient) operator(ctx context.Context) error {
-	found, err := p.find(ctx, deploymentKind, client.MatchingLabels{"app.kubernetes.io/name": "berth-operator"})
-	if err != nil {
-		return p.unseen("Deployments of all namespaces", err)
-	}
-	if len(found) == 0 {
-		p.wrong("there is no operator", "install Berth's chart")
-	}
-	for _, d := range found {
-		if ready, _, _ := unstructured.NestedInt64(d.Object, "status", "readyReplicas"); ready == 0 {
-			p.wrong("the operator is not ready", fmt.Sprintf("kubectl -n %s describe pods -l app.kubernetes.io/name=berth-operator", d.GetNamespace()))
-			continue
+func (p *patient) workloads(ctx context.Context) error {
+	for name, kind := range map[string]schema.GroupVersionKind{"berth-operator": deploymentKind, "berth-agent": daemonSetKind} {
+		found, err := p.find(ctx, kind, client.MatchingLabels{"app.kubernetes.io/name": name})
+		if err != nil {
+			return err
 		}
-		p.ok("operator %s", versionOf(&d))
+		if len(found) == 0 {
+			p.wrong("there is no %s: install Berth's chart", name)
+		}
+		for _, w := range found {
+			number := func(fields ...string) int64 { n, _, _ := unstructured.NestedInt64(w.Object, fields...); return n }
+			wanted, ready := number("spec", "replicas")+number("status", "desiredNumberScheduled"), number("status", "readyReplicas")+number("status", "numberReady")
+			switch {
+			case kind == daemonSetKind && wanted == 0:
+				p.wrong("no node is to have an agent: change agent.nodeSelector or agent.tolerations in the chart's values")
+			case ready < wanted:
+				p.wrong("%d of %d pods of %s are not ready: kubectl -n %s describe pods -l app.kubernetes.io/name=%s", wanted-ready, wanted, name, w.GetNamespace(), name)
+			default:
+				p.ok("%s %s: %d", name, versionOf(&w), ready)
+			}
+		}
 	}
 	return nil
 }
@@ -140,142 +118,75 @@ func versionOf(workload *unstructured.Unstructured) string {
 	containers, _, _ := unstructured.NestedSlice(workload.Object, "spec", "template", "spec", "containers")
 	for _, c := range containers {
 		container, _ := c.(map[string]any)
-		image, _ := container["image"].(string)
-		name, _, _ := strings.Cut(image, "@")
-		return name[strings.LastIndex(name, ":")+1:]
+		image, _, _ := strings.Cut(fmt.Sprint(container["image"]), "@")
+		return image[strings.LastIndex(image, ":")+1:]
 	}
 	return ""
 }
 
-func (p *patient) agents(ctx context.Context) error {
-	found, err := p.find(ctx, daemonSetKind, client.MatchingLabels{"app.kubernetes.io/name": "berth-agent"})
-	if err != nil {
-		return p.unseen("DaemonSets of all namespaces", err)
-	}
-	if len(found) == 0 {
-		p.wrong("there are no agents", "install Berth's chart")
-	}
-	for _, d := range found {
-		wanted, _, _ := unstructured.NestedInt64(d.Object, "status", "desiredNumberScheduled")
-		ready, _, _ := unstructured.NestedInt64(d.Object, "status", "numberReady")
-		switch {
-		case wanted == 0:
-			p.wrong("no node is to have an agent", "change agent.nodeSelector or agent.tolerations in the chart's values")
-		case ready < wanted:
-			p.wrong(fmt.Sprintf("%d of %d agents are not ready", wanted-ready, wanted), fmt.Sprintf("kubectl -n %s get pods -o wide -l app.kubernetes.io/name=berth-agent", d.GetNamespace()))
-		default:
-			p.ok("agents %s on %d nodes", versionOf(&d), wanted)
-		}
-	}
-	return nil
-}
-
 func (p *patient) hosts(ctx context.Context) error {
 	hosts := &v1alpha1.VirtualMachineHostList{}
-	if err := p.api.List(ctx, hosts); err != nil {
-		return p.unseen("VirtualMachineHosts", err)
+	if err := p.api.List(ctx, hosts); meta.IsNoMatchError(err) {
+		return nil // guests says so
+	} else if err != nil {
+		return err
 	}
 	if len(hosts.Items) == 0 {
-		p.wrong("no node has reported as a KVM host", "look at the agents' logs")
+		p.wrong("no node has reported as a KVM host: look at the agents' logs")
 	}
-	versions := map[string]bool{}
 	for _, h := range hosts.Items {
-		versions[h.Status.AgentVersion] = true
-		problems := len(h.Status.Problems)
 		for _, problem := range h.Status.Problems {
-			p.wrong("host "+h.Name+": "+problem.Name, problem.Message)
+			p.wrong("host %s: %s: %s", h.Name, problem.Name, problem.Message)
 		}
-		if c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionHostReady); c == nil || c.Status != metav1.ConditionTrue {
-			if c == nil {
-				c = &metav1.Condition{Reason: "no condition Ready", Message: "its agent has not reported"}
-			}
-			p.wrong("host "+h.Name+" is not Ready: "+c.Reason, strings.TrimSpace(c.Message+" "+v1alpha1.Reason(c.Reason).Next()))
-			problems++
+		if h.Status.AgentVersion != hosts.Items[0].Status.AgentVersion {
+			p.wrong("host %s: its agent is of version %s, that of %s %s: wait for the rollout", h.Name, h.Status.AgentVersion, hosts.Items[0].Name, hosts.Items[0].Status.AgentVersion)
 		}
-		if problems == 0 {
+		if c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionHostReady); c == nil {
+			p.wrong("host %s is not Ready: its agent has not reported", h.Name)
+		} else if c.Status != metav1.ConditionTrue {
+			p.wrong("host %s is not Ready: %s: %s %s", h.Name, c.Reason, c.Message, v1alpha1.Reason(c.Reason).Next())
+		} else if len(h.Status.Problems) == 0 {
 			p.ok("host %s: %s, libvirt %s, QEMU %s", h.Name, h.Status.Acceleration, h.Status.LibvirtVersion, h.Status.QEMUVersion)
 		}
 	}
-	if len(versions) > 1 {
-		p.wrong("agents are of different versions", "wait for the rollout: kubectl rollout status ds -l app.kubernetes.io/name=berth-agent -A")
-	}
 	return nil
 }
 
-func (p *patient) policies(ctx context.Context) error {
-	found, err := p.find(ctx, bindingKind)
-	if err != nil {
-		return p.unseen("ValidatingAdmissionPolicyBindings", err)
-	}
-	missing := false
-	for name, open := range policies {
-		if !slices.ContainsFunc(found, func(b unstructured.Unstructured) bool { return b.GetName() == name }) {
-			missing = true
-			p.wrong("the policy "+name+" is not bound, so "+open, "install Berth's chart again")
-		}
-	}
-	if !missing {
-		p.ok("%d admission policies", len(policies))
-	}
-	return nil
-}
-
-// space looks at the namespace: berths meet every Pod Security level, so what is left to be in the way is quota.
-func (p *patient) space(ctx context.Context) error {
+// quota looks at the namespace: guests' pods meet every level of Pod Security, so what is left to be in the way is quota.
+func (p *patient) quota(ctx context.Context) error {
 	namespace := &corev1.Namespace{}
 	if err := p.api.Get(ctx, client.ObjectKey{Name: p.namespace}, namespace); apierrors.IsNotFound(err) {
-		p.wrong("namespace "+p.namespace+" is missing", "create it, or name another by -n")
+		p.wrong("namespace %s is missing: create it, or name another by -n", p.namespace)
 		return nil
-	} else if err = p.unseen("the namespace "+p.namespace, err); err != nil {
+	} else if err != nil {
 		return err
 	}
-	level := namespace.Labels["pod-security.kubernetes.io/enforce"]
-	if level == "" {
-		level = "of the cluster's default"
-	}
-	p.ok("namespace %s, Pod Security %s: guests' pods meet restricted", p.namespace, level)
+	p.ok("namespace %s: its Pod Security level %q lets guests' pods in", p.namespace, namespace.Labels["pod-security.kubernetes.io/enforce"])
 	quotas := &corev1.ResourceQuotaList{}
-	if err := p.api.List(ctx, quotas, client.InNamespace(p.namespace)); err != nil {
-		return p.unseen("ResourceQuotas", err)
-	}
+	err := p.api.List(ctx, quotas, client.InNamespace(p.namespace))
 	for _, q := range quotas.Items {
-		full := false
 		for name, hard := range q.Status.Hard {
 			if used := q.Status.Used[name]; used.Cmp(hard) >= 0 {
-				full = true
-				p.wrong(fmt.Sprintf("quota %s: %s of %s %s are used", q.Name, used.String(), hard.String(), name), "no guest more starts here before it is raised, or something else goes")
+				p.wrong("quota %s: %s of %s %s are used: no guest more starts here before it is raised, or something else goes", q.Name, used.String(), hard.String(), name)
 			}
 		}
-		if !full {
-			p.ok("quota %s has room", q.Name)
-		}
 	}
-	return nil
+	return err
 }
 
 // guests looks for those that wait for somebody.
 func (p *patient) guests(ctx context.Context) error {
 	list, err := p.list(ctx, false, "")
-	if err != nil {
-		if explained(err) != err {
-			return nil // said above
-		}
-		return p.unseen("VirtualMachines", err)
-	}
-	waiting := 0
-	for i := range list.Items {
-		vm := &list.Items[i]
-		for _, kind := range []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning} {
-			c := meta.FindStatusCondition(vm.Status.Conditions, kind)
-			if c != nil && c.Status != metav1.ConditionTrue && v1alpha1.Reason(c.Reason).IsWarning() && vm.Status.Ended == nil {
-				waiting++
-				p.wrong(fmt.Sprintf("%s/%s: %s", resourceName, vm.Name, c.Reason), "kubectl vm why "+vm.Name)
-				break
+	for _, vm := range list.Items {
+		for _, c := range vm.Status.Conditions {
+			if reason := v1alpha1.Reason(c.Reason); c.Status != metav1.ConditionTrue && reason.StandsIn(c.Type) && reason.IsWarning() && vm.Status.Ended == nil {
+				p.wrong("%[1]s/%[2]s: %[3]s: kubectl vm why %[2]s", resourceName, vm.Name, c.Reason)
 			}
 		}
 	}
-	if waiting == 0 {
-		p.ok("%d VirtualMachines in %s, none in need of anybody", len(list.Items), p.namespace)
+	if explained(err) != err {
+		p.wrong("this cluster does not serve %s: install the chart of this kubectl-vm's version", v1alpha1.GroupVersion)
+		return nil
 	}
-	return nil
+	return err
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -20,9 +21,9 @@ func logOf(output string) string {
 
 func TestAJoinedConsoleIsShownOnceAndWhole(t *testing.T) {
 	line := rapid.StringMatching(`[ab]{0,3}(\x1b\[0m)?[ -~]{0,40}`)
-	type step struct{ Printed, Live, Logged, Slept int }
+	type step struct{ Printed, Live, Slept int }
 	steps := rapid.SliceOfN(rapid.Custom(func(r *rapid.T) step {
-		return step{rapid.IntRange(0, 200).Draw(r, "printed"), rapid.IntRange(0, 200).Draw(r, "live"), rapid.IntRange(0, 200).Draw(r, "logged"), rapid.IntRange(0, 3).Draw(r, "slept")}
+		return step{rapid.IntRange(0, 200).Draw(r, "printed"), rapid.IntRange(0, 200).Draw(r, "live"), rapid.IntRange(0, 3).Draw(r, "slept")}
 	}), 0, 20)
 	rapid.Check(t, func(r *rapid.T) {
 		var output string
@@ -38,13 +39,21 @@ func TestAJoinedConsoleIsShownOnceAndWhole(t *testing.T) {
 		}
 		var shown bytes.Buffer
 		var failure error
-		plan := steps.Draw(r, "steps")
+		plan, late := steps.Draw(r, "steps"), rapid.IntRange(0, 3).Draw(r, "readings that fail")
 		synctest.Test(t, func(*testing.T) { // nothing is drawn in it: rapid and its bubble do not mix
-			printed, live, logged := attached, attached, 0
+			printed, live := attached, attached
 			if rest := strings.IndexByte(output[attached:], '\n'); rest >= 0 {
 				printed += rest + 1 // one that stops within a line would lose the line's beginning: no log has it yet
 			}
-			j := newJoiner(&shown, func() ([]byte, error) { return []byte(logOf(output[:printed])), nil })
+			j := &joiner{out: &shown, whole: func(context.Context) ([]byte, error) {
+				if late--; late >= 0 {
+					return nil, errors.New("not yet")
+				}
+				return []byte(logOf(output[:printed])), nil
+			}}
+			ctx, stop := context.WithCancel(context.Background())
+			joined := make(chan error, 1)
+			go func() { joined <- j.join(ctx) }()
 			deliver := func(s step) {
 				printed = min(printed+s.Printed, len(output))
 				to := min(live+s.Live, printed)
@@ -55,19 +64,20 @@ func TestAJoinedConsoleIsShownOnceAndWhole(t *testing.T) {
 					failure = err
 				}
 				live = to
-				log := logOf(output[:printed])
-				to = min(logged+s.Logged, len(log))
-				if err := j.logged([]byte(log[logged:to])); err != nil {
-					failure = err
-				}
-				logged = to
-				time.Sleep(time.Duration(s.Slept) * stillness / 2)
+				time.Sleep(time.Duration(s.Slept) * 100 * time.Millisecond)
 			}
 			for _, s := range plan {
 				deliver(s)
 			}
-			deliver(step{len(output), len(output), len(output), 1})
-			time.Sleep(2 * patience * stillness) // of the bubble's clock
+			deliver(step{len(output), len(output), 1})
+			time.Sleep(10 * time.Second) // of the bubble's clock
+			stop()
+			if err := <-joined; err != nil {
+				failure = err
+			}
+			if !j.joined { // an attachment that had nothing
+				_, failure = j.try(context.Background())
+			}
 		})
 		got := shown.String()
 		if cut := strings.LastIndexByte(output, '\n') + 1; attached > cut { // of a line without an end, no log has the beginning
@@ -75,41 +85,6 @@ func TestAJoinedConsoleIsShownOnceAndWhole(t *testing.T) {
 		}
 		if failure != nil || got != output {
 			r.Fatalf("attached at %d, %v:\n got %q\nwant %q", attached, failure, got, output)
-		}
-	})
-}
-
-func TestAConsoleThatSaysNothingMoreIsItsLog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var shown bytes.Buffer
-		j := newJoiner(&shown, func() ([]byte, error) { return nil, errors.New("not asked for") })
-		if err := j.logged([]byte("one\ntwo\n")); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(2 * patience * stillness)
-		if shown.String() != "one\r\ntwo\r\n" || j.isJoined() {
-			t.Errorf("shown %q, joined: %v", shown.String(), j.isJoined())
-		}
-	})
-}
-
-// A console of a kernel that has printed much already is joined without waiting for it to be still.
-func TestAConsoleThatIsNeverStillIsJoined(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var output, shown bytes.Buffer
-		for i := range 100 {
-			output.WriteString(strings.Repeat("x", i) + "\r\n")
-		}
-		j := newJoiner(&shown, func() ([]byte, error) { return nil, errors.New("not asked for") })
-		at := 500
-		if err := j.logged([]byte(logOf(output.String()[:4000]))); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := j.Write(output.Bytes()[at:]); err != nil {
-			t.Fatal(err)
-		}
-		if !j.isJoined() || shown.String() != output.String() {
-			t.Errorf("joined: %v, shown:\n%s", j.isJoined(), shown.String())
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/klog/v2"
@@ -43,28 +44,24 @@ type fatal struct {
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams) (code int) {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	log.SetLogger(klog.NewKlogr()) // controller-runtime's, else it complains on the terminal
 	cmdutil.BehaviorOnFatal(func(message string, code int) { panic(fatal{message, code}) })
 	isOwn := false
 	defer func() {
-		end, is := recover().(fatal)
-		if !is {
-			return
-		}
-		if end.message != "" {
-			fmt.Fprintln(streams.ErrOut, strings.TrimSuffix(end.message, "\n"))
-		}
-		if code = end.code; isOwn {
-			code = exitOwn
+		if end, is := recover().(fatal); is {
+			if code = end.code; isOwn {
+				code = exitOwn
+			}
+			if end.message != "" {
+				fmt.Fprintln(streams.ErrOut, strings.TrimSuffix(end.message, "\n"))
+			}
 		}
 	}()
-	log.SetLogger(klog.NewKlogr()) // controller-runtime's, else it complains on the terminal
 	root := New(streams)
 	root.SetArgs(args)
 	verb, err := root.ExecuteContextC(ctx)
 	var silent exitCode
 	switch {
-	case err == nil:
-		return 0
 	case errors.As(err, &silent):
 		return int(silent)
 	case errors.Is(err, context.Canceled):
@@ -78,10 +75,9 @@ func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams
 // explained puts into words what the API server says of a kind that it does not know.
 func explained(err error) error {
 	var status apierrors.APIStatus
-	if errors.As(err, &status) && apierrors.IsNotFound(err) {
-		if details := status.Status().Details; details == nil || details.Name == "" {
-			return errors.New("this cluster has no VirtualMachines: install Berth's chart in it, or choose another by --context")
-		}
+	isUnknown := errors.As(err, &status) && apierrors.IsNotFound(err) && (status.Status().Details == nil || status.Status().Details.Name == "")
+	if isUnknown || meta.IsNoMatchError(err) {
+		return errors.New("this cluster has no VirtualMachines: install Berth's chart in it, or choose another by --context")
 	}
 	return err
 }
@@ -89,8 +85,7 @@ func explained(err error) error {
 // New makes the command and all its verbs.
 func New(streams genericiooptions.IOStreams) *cobra.Command {
 	root := &cobra.Command{
-		Use:           "kubectl-vm",
-		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl vm"},
+		Use: "kubectl-vm", Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl vm"},
 		Short:         "Docker's verbs for KVM guests on Kubernetes",
 		Long:          "Docker's verbs for KVM guests on Kubernetes.\n\nNAME is a VirtualMachine's, or the beginning of one that fits no other.",
 		SilenceErrors: true, SilenceUsage: true,
@@ -104,27 +99,17 @@ func New(streams genericiooptions.IOStreams) *cobra.Command {
 	versioned.AddFlags(root.PersistentFlags())
 	verbosity := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(verbosity)
-	for _, name := range []string{"v", "vmodule"} {
-		root.PersistentFlags().AddGoFlag(verbosity.Lookup(name))
-	}
+	root.PersistentFlags().AddGoFlag(verbosity.Lookup("v"))
+	root.PersistentFlags().AddGoFlag(verbosity.Lookup("vmodule"))
 	s := &session{IOStreams: streams, factory: cmdutil.NewFactory(versioned)}
 	groups := templates.CommandGroups{
-		{Message: "Run and look:", Commands: []*cobra.Command{
-			s.run(), s.ps(), s.inspect(), s.why(), s.wait(), s.events(),
-		}},
-		{Message: "State:", Commands: []*cobra.Command{
-			s.start(), s.stop(), s.restart(), s.pause(), s.unpause(), s.kill(), s.reset(), s.nmi(), s.rm(),
-		}},
-		{Message: "Into the guest:", Commands: []*cobra.Command{
-			s.logs(), s.attach(), s.exec(), s.cp(), s.ssh(), s.portForward(), s.top(), s.vnc(), s.screenshot(),
-		}},
-		{Message: "Cluster:", Commands: []*cobra.Command{
-			s.stats(), s.images(), s.system(), s.doctor(), s.version(),
-		}},
+		{Message: "Run and look:", Commands: []*cobra.Command{s.run(), s.ps(), s.inspect(), s.why(), s.wait(), s.events()}},
+		{Message: "State:", Commands: append(s.changes(), s.reset(), s.nmi(), s.rm())},
+		{Message: "Into the guest:", Commands: []*cobra.Command{s.logs(), s.attach(), s.exec(), s.cp(), s.ssh(), s.portForward(), s.top(), s.vnc(), s.screenshot()}},
+		{Message: "Cluster:", Commands: []*cobra.Command{s.stats(), s.images(), s.system(), s.doctor(), s.version()}},
 	}
 	groups.Add(root)
 	templates.ActsAsRootCommand(root, []string{"options"}, groups...)
 	root.AddCommand(options.NewCmdOptions(streams.Out))
-	cobra.CheckErr(root.RegisterFlagCompletionFunc("namespace", s.completeNamespace))
 	return root
 }

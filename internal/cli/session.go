@@ -10,12 +10,11 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,105 +29,119 @@ const resourceName = "virtualmachine.berth.dev"
 // session is one run of the program: its terminal, its cluster and its namespace.
 type session struct {
 	genericiooptions.IOStreams
-	factory   cmdutil.Factory
-	scheme    *runtime.Scheme
-	api       client.WithWatch // after connect
+	factory cmdutil.Factory
+	// after connect:
+	api       client.WithWatch
+	config    *rest.Config // kubectl's, for streams
+	clients   *kubernetes.Clientset
 	namespace string
 }
 
-// connect makes the client. It asks the API server nothing: the few kinds are known.
-func (s *session) connect() error {
-	if s.api != nil {
-		return nil
-	}
-	config, err := s.factory.ToRESTConfig()
-	if err != nil {
+// connect makes the clients.
+func (s *session) connect() (err error) {
+	if s.config, err = s.factory.ToRESTConfig(); err != nil {
 		return err
 	}
 	if s.namespace, _, err = s.factory.ToRawKubeConfigLoader().Namespace(); err != nil {
 		return err
 	}
-	config = rest.CopyConfig(config)
-	config.QPS, config.Burst = 50, 300 // several names at once
-	s.scheme = kube.Scheme()
-	mapper := meta.NewDefaultRESTMapper(nil)
-	for kind, scope := range map[schema.GroupVersionKind]meta.RESTScope{
-		v1alpha1.GroupVersion.WithKind("VirtualMachine"):                                                 meta.RESTScopeNamespace,
-		v1alpha1.GroupVersion.WithKind("VirtualMachineHost"):                                             meta.RESTScopeRoot,
-		corev1.SchemeGroupVersion.WithKind("Pod"):                                                        meta.RESTScopeNamespace,
-		corev1.SchemeGroupVersion.WithKind("Service"):                                                    meta.RESTScopeNamespace,
-		corev1.SchemeGroupVersion.WithKind("Event"):                                                      meta.RESTScopeNamespace,
-		corev1.SchemeGroupVersion.WithKind("ResourceQuota"):                                              meta.RESTScopeNamespace,
-		corev1.SchemeGroupVersion.WithKind("Namespace"):                                                  meta.RESTScopeRoot,
-		corev1.SchemeGroupVersion.WithKind("Node"):                                                       meta.RESTScopeRoot,
-		{Group: "apps", Version: "v1", Kind: "Deployment"}:                                               meta.RESTScopeNamespace,
-		{Group: "apps", Version: "v1", Kind: "DaemonSet"}:                                                meta.RESTScopeNamespace,
-		{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}:                 meta.RESTScopeRoot,
-		{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "ValidatingAdmissionPolicyBinding"}: meta.RESTScopeRoot,
-		{Group: "metrics.k8s.io", Version: "v1beta1", Kind: "PodMetrics"}:                                meta.RESTScopeNamespace,
-	} {
-		mapper.Add(kind, scope)
+	if s.clients, err = s.factory.KubernetesClientSet(); err != nil {
+		return err
 	}
-	s.api, err = client.NewWithWatch(config, client.Options{Scheme: s.scheme, Mapper: mapper})
+	mapper, err := s.factory.ToRESTMapper() // from kubectl's cache
+	if err != nil {
+		return err
+	}
+	config := rest.CopyConfig(s.config)
+	config.QPS, config.Burst = 50, 300 // several names at once
+	s.api, err = client.NewWithWatch(config, client.Options{Scheme: kube.Scheme(), Mapper: mapper})
 	return err
 }
 
-// vm finds a VirtualMachine by its name, also as TYPE/NAME, or by the beginning of one that fits no other.
-func (s *session) vm(ctx context.Context, name string) (*v1alpha1.VirtualMachine, error) {
-	if err := s.connect(); err != nil {
-		return nil, err
+// verb makes a command that takes so many names of VirtualMachines to complete: 0 is any number, -1 none.
+func (s *session) verb(use, short string, args cobra.PositionalArgs, names int, run func(ctx context.Context, args []string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: args, ValidArgsFunction: s.complete(names), RunE: func(cmd *cobra.Command, args []string) error {
+		if err := s.connect(); err != nil {
+			return err
+		}
+		return run(cmd.Context(), args)
+	}}
+}
+
+// guestVerb makes a verb about the guest of a VirtualMachine that the first argument names; rest are the others.
+func (s *session) guestVerb(use, short string, args cobra.PositionalArgs, run func(ctx context.Context, vm *v1alpha1.VirtualMachine, pod *corev1.Pod, rest []string) error) *cobra.Command {
+	return s.verb(use, short, args, 1, func(ctx context.Context, args []string) error {
+		vm, pod, err := s.berth(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		return run(ctx, vm, pod, args[1:])
+	})
+}
+
+func (s *session) complete(most int) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
+		if most < 0 || most > 0 && len(args) >= most || s.connect() != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		names, err := s.names(cmd.Context(), begun)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
 	}
-	kind, name, isTyped := strings.Cut(name, "/")
+}
+
+// vm finds a VirtualMachine by its name, also as TYPE/NAME, or by the beginning of one that fits no other.
+func (s *session) vm(ctx context.Context, word string) (*v1alpha1.VirtualMachine, error) {
+	kind, name, isTyped := strings.Cut(word, "/")
 	if !isTyped {
-		kind, name = "vm", kind
+		kind, name = "vm", word
 	}
 	if !slices.Contains([]string{"vm", "bvm", "virtualmachine", "virtualmachines", resourceName, "virtualmachines.berth.dev"}, kind) || name == "" {
-		return nil, fmt.Errorf("%s/%s is no VirtualMachine's name: write NAME or vm/NAME", kind, name)
+		return nil, fmt.Errorf("%s is no VirtualMachine's name: write NAME or vm/NAME", word)
 	}
 	vm := &v1alpha1.VirtualMachine{}
 	err := s.api.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, vm)
 	if !apierrors.IsNotFound(err) || explained(err) != err {
 		return vm, err
 	}
-	names, listErr := s.names(ctx, name)
-	switch {
-	case listErr != nil:
-		return nil, errors.Join(err, listErr)
+	switch names, err := s.names(ctx, name); {
+	case err != nil:
+		return nil, err
 	case len(names) == 0:
 		return nil, fmt.Errorf("%s/%s is not in namespace %s: kubectl vm ps -a lists what is, -n names another", resourceName, name, s.namespace)
 	case len(names) > 1:
 		return nil, fmt.Errorf("%s is the beginning of %s: write more of it", name, strings.Join(names, ", "))
+	default:
+		return vm, s.api.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: names[0]}, vm)
 	}
-	return vm, s.api.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: names[0]}, vm)
 }
 
 // vms finds several, and no one twice.
 func (s *session) vms(ctx context.Context, names []string) (found []*v1alpha1.VirtualMachine, err error) {
-	var failures []error
 	for _, name := range names {
-		vm, err := s.vm(ctx, name)
-		if err != nil {
-			failures = append(failures, err)
+		vm, failure := s.vm(ctx, name)
+		if failure != nil {
+			err = errors.Join(err, failure)
 		} else if !slices.ContainsFunc(found, func(f *v1alpha1.VirtualMachine) bool { return f.UID == vm.UID }) {
 			found = append(found, vm)
 		}
 	}
-	return found, errors.Join(failures...)
+	return found, err
 }
 
 // names are those of the namespace's VirtualMachines that begin so.
 func (s *session) names(ctx context.Context, prefix string) (names []string, err error) {
 	list := &metav1.PartialObjectMetadataList{}
 	list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachineList"))
-	if err := s.api.List(ctx, list, client.InNamespace(s.namespace)); err != nil {
-		return nil, err
-	}
+	err = s.api.List(ctx, list, client.InNamespace(s.namespace))
 	for _, vm := range list.Items {
 		if strings.HasPrefix(vm.Name, prefix) {
 			names = append(names, vm.Name)
 		}
 	}
-	return names, nil
+	return names, err
 }
 
 // pod is a VirtualMachine's berth, nil if it has none.
@@ -152,44 +165,13 @@ func (s *session) berth(ctx context.Context, name string) (*v1alpha1.VirtualMach
 	}
 	pod, err := s.pod(ctx, vm)
 	switch {
-	case err != nil:
-		return nil, nil, err
-	case pod != nil:
-		return vm, pod, nil
+	case err != nil || pod != nil:
+		return vm, pod, err
 	case vm.Spec.State == v1alpha1.StateStopped || vm.Status.Ended != nil:
-		return nil, nil, fmt.Errorf("%s/%s has no guest: kubectl vm start %s", resourceName, vm.Name, vm.Name)
+		return nil, nil, fmt.Errorf("%[1]s/%[2]s has no guest: kubectl vm start %[2]s", resourceName, vm.Name)
 	default:
-		return nil, nil, fmt.Errorf("%s/%s has no guest yet: kubectl vm why %s", resourceName, vm.Name, vm.Name)
+		return nil, nil, fmt.Errorf("%[1]s/%[2]s has no guest yet: kubectl vm why %[2]s", resourceName, vm.Name)
 	}
-}
-
-// complete offers the names of VirtualMachines, of which a command line takes at most so many; 0 is any number.
-func (s *session) complete(most int) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-		if most > 0 && len(args) >= most || s.connect() != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		names, err := s.names(cmd.Context(), begun)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
-	}
-}
-
-func (s *session) completeNamespace(cmd *cobra.Command, _ []string, begun string) ([]string, cobra.ShellCompDirective) {
-	list := &metav1.PartialObjectMetadataList{}
-	list.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("NamespaceList"))
-	if s.connect() != nil || s.api.List(cmd.Context(), list) != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	var names []string
-	for _, n := range list.Items {
-		if strings.HasPrefix(n.Name, begun) {
-			names = append(names, n.Name)
-		}
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // printFlags are kubectl's -o for objects of ours.

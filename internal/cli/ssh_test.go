@@ -14,19 +14,3 @@ func TestHostKeysOfAGuestAreItsTypesAndKeysAlone(t *testing.T) {
 		t.Error(diff)
 	}
 }
-
-func TestWordsForSSH(t *testing.T) {
-	for _, c := range []struct{ args, options, words []string }{
-		{nil, nil, nil},
-		{[]string{"uptime", "-p"}, []string{}, []string{"uptime", "-p"}},
-		{[]string{"-L", "8080:localhost:80", "-N"}, []string{"-L", "8080:localhost:80", "-N"}, nil},
-		{[]string{"-vo", "A=b", "ls"}, []string{"-vo", "A=b"}, []string{"ls"}},
-		{[]string{"-oA=b", "ls"}, []string{"-oA=b"}, []string{"ls"}},
-		{[]string{"-4", "--", "-x"}, []string{"-4"}, []string{"-x"}},
-	} {
-		options, words := sshArgs(c.args)
-		if !cmp.Equal(options, c.options) || !cmp.Equal(words, c.words) {
-			t.Errorf("sshArgs(%q) = %q, %q, want %q, %q", c.args, options, words, c.options, c.words)
-		}
-	}
-}

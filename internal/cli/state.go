@@ -16,209 +16,169 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// change is one verb that changes a VirtualMachine's spec and waits until its guest follows.
+// change is a verb that changes a VirtualMachine's spec and waits until its guest follows.
 type change struct {
 	verb, done, short string
-	// edit changes the spec; an error says why it cannot.
-	edit func(*v1alpha1.VirtualMachine) error
-	// after is done once the spec is changed.
-	after func(context.Context, *v1alpha1.VirtualMachine) error
-	// reached tells whether now is what was asked for of then.
-	reached func(then, now *v1alpha1.VirtualMachine) bool
+	state             v1alpha1.State // that it sets
+	edit              func(*v1alpha1.VirtualMachine) error
+	grace             int64 // in seconds, with which it deletes the pod; -1 leaves that to the operator
+	reached           func(then, now *v1alpha1.VirtualMachine) bool
 }
 
-func (s *session) start() *cobra.Command {
-	return s.changeCommand(&change{
-		verb: "start", done: "started", short: "Start guests: state Running; one that has ended for good is run once more",
-		edit: func(vm *v1alpha1.VirtualMachine) error {
-			if vm.Spec.State == v1alpha1.StateRunning && vm.Status.Ended != nil {
-				vm.Spec.RestartedAt = now()
-			}
-			vm.Spec.State = v1alpha1.StateRunning
-			return nil
-		},
-		reached: func(_, now *v1alpha1.VirtualMachine) bool { return runs(now) },
-	})
-}
-
-func (s *session) stop() *cobra.Command {
-	var grace int64
-	c := &change{
-		verb: "stop", done: "stopped", short: "Stop guests: state Stopped; each is asked to power off, and ended after its grace period",
-		edit:    func(vm *v1alpha1.VirtualMachine) error { vm.Spec.State = v1alpha1.StateStopped; return nil },
-		after:   func(ctx context.Context, vm *v1alpha1.VirtualMachine) error { return s.deletePod(ctx, vm, grace) },
-		reached: func(_, now *v1alpha1.VirtualMachine) bool { return stopped(now) },
+func (s *session) changes() (all []*cobra.Command) {
+	again := func(_, now *v1alpha1.VirtualMachine) bool { return runs(now) }
+	gone := func(_, now *v1alpha1.VirtualMachine) bool {
+		return now.Status.ObservedGeneration >= now.Generation && now.Status.Berth == nil
 	}
-	cmd := s.changeCommand(c)
-	cmd.Flags().Int64VarP(&grace, "time", "t", -1, "Seconds until the guest is ended, in place of its terminationGracePeriodSeconds")
-	return cmd
-}
-
-func (s *session) kill() *cobra.Command {
-	return s.changeCommand(&change{
-		verb: "kill", done: "killed", short: "End guests at once: state Stopped, and the pod deleted with a grace of a second",
-		edit:    func(vm *v1alpha1.VirtualMachine) error { vm.Spec.State = v1alpha1.StateStopped; return nil },
-		after:   func(ctx context.Context, vm *v1alpha1.VirtualMachine) error { return s.deletePod(ctx, vm, 1) },
-		reached: func(_, now *v1alpha1.VirtualMachine) bool { return stopped(now) },
-	})
-}
-
-func (s *session) restart() *cobra.Command {
-	return s.changeCommand(&change{
-		verb: "restart", done: "restarted", short: "Restart guests, each gracefully and in a new pod: restartedAt",
-		edit: func(vm *v1alpha1.VirtualMachine) error {
-			vm.Spec.State, vm.Spec.RestartedAt = v1alpha1.StateRunning, now()
-			return nil
-		},
-		reached: func(then, now *v1alpha1.VirtualMachine) bool {
-			return runs(now) && now.Status.Berth != nil && (then.Status.Berth == nil || then.Status.Berth.PodUID != now.Status.Berth.PodUID)
-		},
-	})
-}
-
-func (s *session) pause() *cobra.Command {
-	return s.changeCommand(&change{
-		verb: "pause", done: "paused", short: "Halt guests, their memory kept: state Paused",
-		edit: func(vm *v1alpha1.VirtualMachine) error {
-			if vm.Spec.State == v1alpha1.StateStopped {
-				return fmt.Errorf("%s/%s is stopped: kubectl vm start %s", resourceName, vm.Name, vm.Name)
+	stop := &change{"stop", "stopped", "Stop guests: state Stopped; each is asked to power off, and ended after its grace period", v1alpha1.StateStopped, nil, -1, gone}
+	for _, c := range []*change{
+		{"start", "started", "Start guests: state Running; one that has ended for good is run once more", v1alpha1.StateRunning, func(vm *v1alpha1.VirtualMachine) error {
+			if vm.Status.Ended != nil {
+				vm.Spec.RestartedAt = time.Now().UTC().Format(time.RFC3339Nano)
 			}
-			vm.Spec.State = v1alpha1.StatePaused
 			return nil
-		},
-		reached: func(_, now *v1alpha1.VirtualMachine) bool {
+		}, -1, again},
+		stop,
+		{"restart", "restarted", "Restart guests, each gracefully and in a new pod: restartedAt", v1alpha1.StateRunning, func(vm *v1alpha1.VirtualMachine) error {
+			vm.Spec.RestartedAt = time.Now().UTC().Format(time.RFC3339Nano)
+			return nil
+		}, -1, func(then, now *v1alpha1.VirtualMachine) bool {
+			return runs(now) && now.Status.Berth != nil && (then.Status.Berth == nil || then.Status.Berth.PodUID != now.Status.Berth.PodUID)
+		}},
+		{"pause", "paused", "Halt guests, their memory kept: state Paused", v1alpha1.StatePaused, func(vm *v1alpha1.VirtualMachine) error {
+			if vm.Spec.State == v1alpha1.StateStopped {
+				return fmt.Errorf("%[1]s/%[2]s is stopped: kubectl vm start %[2]s", resourceName, vm.Name)
+			}
+			return nil
+		}, -1, func(_, now *v1alpha1.VirtualMachine) bool {
 			c := meta.FindStatusCondition(now.Status.Conditions, v1alpha1.ConditionRunning)
 			return c != nil && c.Reason == string(v1alpha1.ReasonPaused)
-		},
-	})
-}
-
-func (s *session) unpause() *cobra.Command {
-	return s.changeCommand(&change{
-		verb: "unpause", done: "unpaused", short: "Let halted guests go on: state Running",
-		edit: func(vm *v1alpha1.VirtualMachine) error {
+		}},
+		{"unpause", "unpaused", "Let halted guests go on: state Running", v1alpha1.StateRunning, func(vm *v1alpha1.VirtualMachine) error {
 			if vm.Spec.State != v1alpha1.StatePaused {
 				return fmt.Errorf("%s/%s is not paused: its state is %s", resourceName, vm.Name, vm.Spec.State)
 			}
-			vm.Spec.State = v1alpha1.StateRunning
 			return nil
-		},
-		reached: func(_, now *v1alpha1.VirtualMachine) bool { return runs(now) },
-	})
-}
-
-// now is a restartedAt that no earlier one of the same second equals.
-func now() string { return time.Now().UTC().Format(time.RFC3339Nano) }
-
-// stopped: its last berth is gone.
-func stopped(vm *v1alpha1.VirtualMachine) bool {
-	return vm.Status.ObservedGeneration >= vm.Generation && vm.Status.Berth == nil
-}
-
-func (s *session) changeCommand(c *change) *cobra.Command {
-	var waits waitFlags
-	flags := printFlags(c.done)
-	cmd := &cobra.Command{
-		Use:               c.verb + " NAME… [--wait=false] [--timeout DURATION]",
-		Short:             c.short,
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: s.complete(0),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			vms, err := s.vms(cmd.Context(), args)
-			failures := []error{err}
-			then := map[*v1alpha1.VirtualMachine]*v1alpha1.VirtualMachine{}
-			for _, vm := range vms {
-				before := vm.DeepCopy()
-				if err := s.change(cmd.Context(), vm, c); err != nil {
-					failures = append(failures, err)
-					continue
-				}
-				then[vm] = before
-			}
-			for _, vm := range vms { // all are on their way by now
-				before, isChanged := then[vm]
-				if !isChanged {
-					continue
-				}
-				err := waits.await(cmd.Context(), s, vm, c.done, func(now *v1alpha1.VirtualMachine) bool { return c.reached(before, now) })
-				if err != nil {
-					failures = append(failures, err)
-					continue
-				}
-				failures = append(failures, s.print(flags, vm))
-			}
-			return errors.Join(failures...)
-		},
+		}, -1, again},
+		{"kill", "killed", "End guests at once: state Stopped, and the pod deleted with a grace of a second", v1alpha1.StateStopped, nil, 1, gone},
+	} {
+		cmd := s.eachVM(c.verb, c.short, c.done, func(ctx context.Context, vm *v1alpha1.VirtualMachine) error { return s.change(ctx, vm, c) }, c.reached)
+		if c == stop {
+			cmd.Flags().Int64VarP(&c.grace, "time", "t", -1, "Seconds until the guest is ended, in place of its terminationGracePeriodSeconds")
+		}
+		all = append(all, cmd)
 	}
-	waits.add(cmd)
-	flags.AddFlags(cmd)
+	return all
+}
+
+func (s *session) rm() *cobra.Command {
+	var force bool
+	cmd := s.eachVM("rm", "Delete VirtualMachines and their disks; with -f also those whose guest runs, which is killed", "deleted", func(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
+		if !force && present(vm) {
+			return fmt.Errorf("%s/%s has a guest: stop it first, or kill and delete it by rm -f", resourceName, vm.Name)
+		}
+		return s.remove(ctx, vm, force)
+	}, nil)
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "Kill the guest")
 	return cmd
 }
 
-// change patches the spec, if there is anything to change in it.
-func (s *session) change(ctx context.Context, vm *v1alpha1.VirtualMachine, c *change) error {
-	before := vm.DeepCopy()
-	if err := c.edit(vm); err != nil {
+// remove deletes just this VirtualMachine, and its pod at once if asked to. That it is gone already is no error.
+func (s *session) remove(ctx context.Context, vm *v1alpha1.VirtualMachine, kill bool) error {
+	err := client.IgnoreNotFound(s.api.Delete(ctx, vm, client.Preconditions{UID: &vm.UID}))
+	if err != nil || !kill {
 		return err
 	}
-	if err := s.api.Patch(ctx, vm, client.MergeFrom(before)); err != nil {
-		return err
-	}
-	if c.after == nil {
-		return nil
-	}
-	return c.after(ctx, vm)
+	return s.deletePod(ctx, vm, 1)
 }
 
-// deletePod ends a guest in so many seconds; -1 leaves it to the operator. Whoever gives the shorter grace wins.
+// change patches the spec.
+func (s *session) change(ctx context.Context, vm *v1alpha1.VirtualMachine, c *change) error {
+	before := vm.DeepCopy()
+	if c.edit != nil {
+		if err := c.edit(vm); err != nil {
+			return err
+		}
+	}
+	vm.Spec.State = c.state
+	if err := s.api.Patch(ctx, vm, client.MergeFrom(before)); err != nil || c.grace < 0 {
+		return err
+	}
+	return s.deletePod(ctx, vm, c.grace)
+}
+
+// deletePod ends a guest in so many seconds. Whoever gives the shorter grace wins.
 func (s *session) deletePod(ctx context.Context, vm *v1alpha1.VirtualMachine, grace int64) error {
-	if grace < 0 || vm.Status.Berth == nil {
+	if vm.Status.Berth == nil {
 		return nil
 	}
-	uid := vm.Status.Berth.PodUID
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: vm.Namespace, Name: vm.Status.Berth.PodName}}
-	err := s.api.Delete(ctx, pod, client.GracePeriodSeconds(max(grace, 1)), client.Preconditions{UID: &uid})
+	err := s.api.Delete(ctx, pod, client.GracePeriodSeconds(max(grace, 1)), client.Preconditions{UID: &vm.Status.Berth.PodUID})
 	if apierrors.IsConflict(err) { // another pod by now
 		return nil
 	}
 	return client.IgnoreNotFound(err)
 }
 
-// waitFlags are --wait and --timeout.
-type waitFlags struct {
-	wait    bool
-	timeout time.Duration
-}
-
-func (w *waitFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&w.wait, "wait", true, "Wait until it is so")
-	cmd.Flags().DurationVar(&w.timeout, "timeout", 0, "Wait for so long at most; 0 is for ever")
-}
-
-// await waits until a VirtualMachine, which becomes what it is then, has reached what done means.
-func (w *waitFlags) await(ctx context.Context, s *session, vm *v1alpha1.VirtualMachine, done string, reached func(*v1alpha1.VirtualMachine) bool) error {
-	if !w.wait {
-		return nil
-	}
-	if w.timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, w.timeout)
-		defer cancel()
-	}
-	err := s.awaitVM(ctx, vm, func(seen *v1alpha1.VirtualMachine) (bool, error) {
-		if seen == nil {
-			return false, fmt.Errorf("%s/%s was deleted before it was %s", resourceName, vm.Name, done)
+// eachVM makes a verb that does something to each VirtualMachine, and waits until all have reached what it means; without
+// reached, until they are gone.
+func (s *session) eachVM(verb, short, done string, do func(context.Context, *v1alpha1.VirtualMachine) error, reached func(then, now *v1alpha1.VirtualMachine) bool) *cobra.Command {
+	var wait bool
+	var timeout time.Duration
+	flags := printFlags(done)
+	cmd := s.verb(verb+" NAME… [--wait=false] [--timeout DURATION]", short, cobra.MinimumNArgs(1), 0, func(ctx context.Context, args []string) error {
+		vms, err := s.vms(ctx, args)
+		failures := []error{err}
+		waiting := map[*v1alpha1.VirtualMachine]*v1alpha1.VirtualMachine{} // with what they were
+		for _, vm := range vms {
+			then := vm.DeepCopy()
+			if err := do(ctx, vm); err != nil {
+				failures = append(failures, err)
+			} else {
+				waiting[vm] = then
+			}
 		}
-		seen.DeepCopyInto(vm)
-		if reached(seen) {
-			return true, nil
+		if timeout > 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeout(ctx, timeout)
+			defer cancel()
 		}
-		return false, stalls(seen)
+		for _, vm := range vms { // all are on their way by now
+			if then, isDone := waiting[vm]; isDone {
+				var err error
+				if wait {
+					err = s.awaitVM(ctx, vm, func(now *v1alpha1.VirtualMachine) (bool, error) { return s.hasReached(done, reached, vm, then, now) })
+				}
+				if errors.Is(err, context.DeadlineExceeded) {
+					err = fmt.Errorf("%[1]s/%[2]s is not %[3]s after %[4]s: %[5]s: kubectl vm why %[2]s", resourceName, vm.Name, done, timeout, clean(situation(vm)))
+				}
+				if err == nil {
+					err = s.print(flags, vm)
+				}
+				failures = append(failures, err)
+			}
+		}
+		return errors.Join(failures...)
 	})
-	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%s/%s is not %s after %s: %s: kubectl vm why %s", resourceName, vm.Name, done, w.timeout, clean(situation(vm)), vm.Name)
+	cmd.Flags().BoolVar(&wait, "wait", true, "Wait until it is so")
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "Wait for so long at most; 0 is for ever")
+	flags.AddFlags(cmd)
+	return cmd
+}
+
+// hasReached tells whether vm, which becomes what it is now, has become what a verb means.
+func (s *session) hasReached(done string, reached func(then, now *v1alpha1.VirtualMachine) bool, vm, then, now *v1alpha1.VirtualMachine) (bool, error) {
+	switch {
+	case reached == nil:
+		return now == nil, nil
+	case now == nil:
+		return false, fmt.Errorf("%s/%s was deleted before it was %s", resourceName, vm.Name, done)
+	case reached(then, now):
+		now.DeepCopyInto(vm)
+		return true, nil
 	}
-	return err
+	now.DeepCopyInto(vm)
+	return false, stalls(now)
 }
 
 // stalls is an error if a guest that is wanted waits for its user: nothing goes on without.

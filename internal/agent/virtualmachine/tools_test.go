@@ -128,6 +128,7 @@ func TestFirstStarts(t *testing.T) {
 	uid := string(vmUID)
 	bare := func(vm *v1alpha1.VirtualMachine) { vm.Spec.SSHAuthorizedKeys = nil }
 	none := func(vm *v1alpha1.VirtualMachine) { bare(vm); vm.Spec.GuestTools = v1alpha1.GuestToolsNone }
+	offered := func(vm *v1alpha1.VirtualMachine) { bare(vm); vm.Spec.GuestTools = v1alpha1.GuestToolsOffered }
 	hasSeed := func(f domain.Facts) bool {
 		return slices.ContainsFunc(f.Paths, func(p string) bool { return strings.Contains(p, "/seeds/") })
 	}
@@ -136,7 +137,7 @@ func TestFirstStarts(t *testing.T) {
 		seed, tools [2]bool
 	}{
 		"always offered":        {bare, bare, [2]bool{true, true}, [2]bool{true, true}},
-		"offered later":         {none, bare, [2]bool{false, false}, [2]bool{false, true}},
+		"offered later":         {none, offered, [2]bool{false, false}, [2]bool{false, true}},
 		"not any more":          {bare, none, [2]bool{true, false}, [2]bool{true, false}},
 		"cloud-init asked for":  {none, func(vm *v1alpha1.VirtualMachine) { vm.Spec.SSHAuthorizedKeys = []string{"ssh-ed25519 BBBB"} }, [2]bool{false, true}, [2]bool{false, false}},
 		"cloud-init let go":     {func(*v1alpha1.VirtualMachine) {}, bare, [2]bool{true, true}, [2]bool{true, true}},
@@ -213,6 +214,7 @@ func TestButtons(t *testing.T) {
 // TestExitCode: the container ends with what the guest left, once its shim has read that.
 func TestExitCode(t *testing.T) {
 	w, n := running(t)
+	w.pass(time.Minute) // what a start that goes well says is not waited for
 	n.shim.Draining = true
 	had := n.shim
 	n.host.PowerOff(string(vmUID))
@@ -259,7 +261,6 @@ func TestTheGuestAgentStartsTheProgram(t *testing.T) {
 	if len(commands) > 0 {
 		t.Error("it is asked at once")
 	}
-	failures := func() string { return w.cluster.vm.Status.Conditions[0].Message }
 	now = now.Add(20 * time.Second)
 	n.agent.Now = func() time.Time { return now }
 	n.sync()
@@ -270,7 +271,7 @@ func TestTheGuestAgentStartsTheProgram(t *testing.T) {
 	n.sync()
 	n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonStarted)
 	n.expect(t, v1alpha1.ConditionGuestAgentConnected, v1alpha1.ReasonGuestAgentConnected)
-	if len(commands) > 0 || failures() != "" {
-		t.Errorf("after its refusal it was asked %d times, and the status says %q", len(commands), failures())
+	if len(commands) > 0 {
+		t.Errorf("after its refusal it was asked %d times", len(commands))
 	}
 }

@@ -178,15 +178,11 @@ func TestSeeds(t *testing.T) {
 			}, Memory{}, now)
 			written := false
 			for _, s := range next.Steps {
-				switch s := s.(type) {
-				case CreateDomain:
-					if (s.Machine.Seed != nil) != tt.seed || s.Machine.Tools != tt.tools {
-						t.Errorf("its domain is made with %+v, tools: %t", s.Machine.Seed, s.Machine.Tools)
-					}
-				case WriteSeed:
-					written = true
-				default:
+				if c, is := s.(CreateDomain); is && ((c.Machine.Seed != nil) != tt.seed || c.Machine.Tools != tt.tools) {
+					t.Errorf("its domain is made with %+v, tools: %t", c.Machine.Seed, c.Machine.Tools)
 				}
+				_, is := s.(WriteSeed)
+				written = written || is
 			}
 			if written != tt.seed {
 				t.Errorf("a seed is written: %t", written)

@@ -1,8 +1,10 @@
 package libvirtd_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -309,17 +311,33 @@ func TestButtons(t *testing.T) {
 	g := guest(t, l, "buttons", env.Idle)
 	create(t, c, g)
 	before := look(t, c, g.UUID)
-	output(t, c, g)
-	for i := range 2 {
-		if err := c.Reset(t.Context(), g.UUID); err != nil {
-			t.Fatal(err)
-		}
-		env.Eventually(t, "the reset to be counted", func() bool { return look(t, c, g.UUID).Resets.Count == int32(i)+1 })
-		output(t, c, g) // it boots anew
-		if err := c.InjectNMI(t.Context(), g.UUID); err != nil {
-			t.Error(err)
+	console, err := net.Dial("unix", g.Console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer console.Close()
+	if err := errors.Join(c.Resume(t.Context(), g.UUID), console.SetReadDeadline(time.Now().Add(2*time.Minute))); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(console)
+	boots := func() {
+		t.Helper()
+		for text := ""; !strings.Contains(text, env.BootText); {
+			b, err := said.ReadByte()
+			if err != nil {
+				t.Fatalf("reading the console after %q: %v", text, err)
+			}
+			text += string(b)
 		}
 	}
+	boots()
+	for range 2 {
+		if err := errors.Join(c.InjectNMI(t.Context(), g.UUID), c.Reset(t.Context(), g.UUID)); err != nil {
+			t.Fatal(err)
+		}
+		boots() // anew
+	}
+	env.Eventually(t, "a reset to be counted", func() bool { return look(t, c, g.UUID).Resets.Count > 0 })
 	if after := look(t, c, g.UUID); after.ID != before.ID || after.State != libvirtd.Running {
 		t.Errorf("it is %+v, was %+v", after, before)
 	}
@@ -383,7 +401,12 @@ func TestWholeGuest(t *testing.T) {
 			g.Acceleration, g.Hardware = acceleration, tc.hardware
 			g.CPU = domain.CPU{Sockets: 2, Cores: 2, Threads: 1, Model: berth.CPUHostModel}
 			g.Seed, g.Tools = g.Disks[0].Backing[0].Path, g.Disks[0].Backing[0].Path
-			g.Display = &domain.Display{Type: tc.display, Socket: filepath.Join(filepath.Dir(g.Console), "vnc.sock")}
+			screen := filepath.Join(filepath.Dir(g.Console), "display")
+			env.Mkdir(t, screen)
+			if err := os.Chown(screen, int(l.UID), -1); err != nil { // QEMU makes the socket itself
+				t.Fatal(err)
+			}
+			g.Display = &domain.Display{Type: tc.display, Socket: filepath.Join(screen, "vnc.sock")}
 			for i := len(g.Disks); i < domain.MaxDisks; i++ {
 				path := filepath.Join(filepath.Dir(g.Console), fmt.Sprintf("d%d.qcow2", i))
 				env.EmptyDisk(t, path, l.UID, l.GID)
