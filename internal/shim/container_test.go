@@ -104,7 +104,7 @@ func start(t *testing.T, stdin, stdout *os.File, options ...func(*container)) *c
 		o(c)
 	}
 	c.cmd = exec.Command("sh", "-c", enter, "sh", c.root)
-	c.cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
+	c.cmd.Env = environment()
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = stdin, stdout, stdout
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWNET | unix.CLONE_NEWUTS, Unshareflags: unix.CLONE_NEWNS,
@@ -123,6 +123,11 @@ func start(t *testing.T, stdin, stdout *os.File, options ...func(*container)) *c
 		_ = unix.Close(c.pidfd)
 	})
 	return c
+}
+
+// environment is what a berth gives its container.
+func environment() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "GOMAXPROCS=2", "GOGC=25"}
 }
 
 func (c *container) file(name, text string, mode os.FileMode) {

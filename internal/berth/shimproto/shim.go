@@ -10,7 +10,7 @@ import (
 )
 
 // sendBuffer holds some 20 States while there is no agent: the next one takes maxBurst of them at once, and no more.
-const sendBuffer = 16 << 10
+const sendBuffer = 8 << 10
 
 // Shim is the shim's end of the socket pair.
 type Shim struct {

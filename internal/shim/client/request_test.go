@@ -36,16 +36,16 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 
 func TestOddRequestsAreRefused(t *testing.T) {
 	for name, packet := range map[string]string{
-		"nothing":                 "",
-		"half a one":              "\x01",
-		"another version":         "\x02\x04",
-		"of no kind":              "\x01\x00",
-		"of another kind":         "\x01\x06",
-		"no command":              "\x01\x01",
-		"a reset with a command":  "\x01\x04true",
-		"a command of no words":   "\x01\x01false false 0 0 0\x00\x00",
+		"nothing":                  "",
+		"half a one":               "\x01",
+		"another version":          "\x02\x04",
+		"of no kind":               "\x01\x00",
+		"of another kind":          "\x01\x06",
+		"no command":               "\x01\x01",
+		"a reset with a command":   "\x01\x04true",
+		"a command of no words":    "\x01\x01false false 0 0 0\x00\x00",
 		"fewer words than it says": "\x01\x01false false 0 0 99\x00\x00\x00true",
-		"longer than it may be":   "\x01\x01false false 0 0 1\x00\x00\x00" + strings.Repeat("x", MaxRequest),
+		"longer than it may be":    "\x01\x01false false 0 0 1\x00\x00\x00" + strings.Repeat("x", MaxRequest),
 	} {
 		if r, _, err := ParseRequest([]byte(packet)); err == nil {
 			t.Errorf("%s: was taken as %+v", name, r)

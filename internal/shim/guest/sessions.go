@@ -3,6 +3,7 @@ package guest
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -70,7 +71,10 @@ type Facts struct {
 func New(name string, note func(), logf func(string, ...any)) *Sessions {
 	s := &Sessions{name: name, note: note, logf: logf, clients: make(chan struct{}, maxClients), changed: make(chan struct{})}
 	s.link.Changed = s.linkChanged
-	s.rest = time.AfterFunc(restTimeout, debug.FreeOSMemory)
+	s.rest = time.AfterFunc(restTimeout, func() {
+		runtime.GC() // a pool keeps its buffers until the second time
+		debug.FreeOSMemory()
+	})
 	return s
 }
 
