@@ -93,11 +93,11 @@ func (t *tool) parts() error {
 	if err != nil {
 		return err
 	}
-	program, err := t.hostile()
+	programs, err := t.hostile()
 	if err != nil {
 		return err
 	}
-	hostile, err := t.cache.Hostile(program)
+	hostile, err := t.cache.Hostile(programs)
 	if err != nil {
 		return err
 	}

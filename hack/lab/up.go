@@ -94,14 +94,19 @@ func (t *tool) build() error {
 
 // guests builds the test guests, and returns their images' directories.
 func (t *tool) guests() (map[string]string, error) {
-	program, err := t.hostile()
+	programs, err := t.hostile()
 	if err != nil {
 		return nil, err
 	}
-	return t.cache.Guests(program)
+	return t.cache.Guests(programs)
 }
 
-// hostile builds the program of the hostile guest.
-func (t *tool) hostile() (string, error) {
-	return t.cache.Program(filepath.Join(t.root, "hack"), "./lab/hostile")
+// hostile builds the programs of the hostile guest: one that attacks, and the one by which it can be reached.
+func (t *tool) hostile() ([]string, error) {
+	attacks, err := t.cache.Program(filepath.Join(t.root, "hack"), "./lab/hostile")
+	if err != nil {
+		return nil, err
+	}
+	reached, err := t.cache.Program(t.root, "./cmd/"+guestProgram)
+	return []string{attacks, reached}, err
 }

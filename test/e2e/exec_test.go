@@ -48,11 +48,9 @@ spec:
 
 // TestExec reaches into a guest by plain kubectl, in a namespace that enforces restricted pods.
 func TestExec(t *testing.T) {
-	l := startAlone(t)
+	l := start(t)
 	l.apply(cloud)
-	vm := l.vm("cloud", "to have its guest program answer", func(vm *v1alpha1.VirtualMachine) bool {
-		return vm != nil && vm.Status.Guest != nil && vm.Status.Guest.Tools != ""
-	})
+	vm := l.vm("cloud", "to have its guest program answer", hasTools)
 	t.Logf("the guest program is %s", vm.Status.Guest.Tools)
 
 	t.Log("codes, streams and users")
@@ -114,8 +112,41 @@ func TestExec(t *testing.T) {
 	})
 	l.endpoint("false")
 
-	t.Log("agent and operator are killed under a session")
-	session := l.session("cloud", "sh", "-c", "echo begun; read line; echo $line")
+	t.Log("a pause, and a reboot")
+	l.patch("cloud", `{"state":"Paused"}`)
+	l.vm("cloud", "to be Paused", phase(v1alpha1.PhasePaused))
+	if got := l.exec("cloud", nil, "true"); got.code != 126 || !strings.Contains(got.err, "paused") {
+		t.Errorf("in a paused guest: %+v", got)
+	}
+	l.patch("cloud", `{"state":"Running"}`)
+	l.vm("cloud", "to run", runs)
+	session := l.session("cloud", "sh", "-c", "echo begun; sleep 100000")
+	session.await("begun")
+	l.exec("cloud", nil, "systemctl", "reboot")
+	if code := codeOf(t, <-session.done); code != 255 || !strings.Contains(session.String(), "rebooted") {
+		t.Errorf("the session ended with %d: %s", code, session)
+	}
+	l.logs("cloud").awaitTimes("cloud login:", 2)
+	env.Eventually(t, "the guest program to answer after the reboot", func() bool { return l.exec("cloud", nil, "true").code == 0 })
+
+	t.Log("its exit code")
+	l.exec("cloud", nil, "sh", "-c", "echo 3 >/dev/virtio-ports/dev.berth.exit.0")
+	l.exec("cloud", nil, "systemctl", "poweroff")
+	l.vm("cloud", "to have failed with its code", func(vm *v1alpha1.VirtualMachine) bool {
+		return phase(v1alpha1.PhaseFailed)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 3)
+	})
+	onlyUsersWroteSpec(l, "cloud")
+}
+
+// reached is the tiny guest with the guest program in its initrd.
+var reached = strings.NewReplacer("$KERNEL", "$HOSTILE", "no_timer_check", "no_timer_check tools").Replace(tiny)
+
+// TestExecOutlivesBerth kills agent and operator under a session, which goes on.
+func TestExecOutlivesBerth(t *testing.T) {
+	l := startAlone(t)
+	l.apply(reached)
+	l.vm("tiny", "to have its guest program answer", hasTools)
+	session := l.session("tiny", "sh", "-c", "echo begun; read line; echo $line")
 	session.await("begun")
 	for _, name := range []string{"berth-agent", "berth-operator"} {
 		for _, pod := range (victim{l, name, ""}).pods() {
@@ -134,30 +165,11 @@ func TestExec(t *testing.T) {
 	if code := codeOf(t, <-session.done); code != 0 {
 		t.Errorf("the session ended with %d: %s", code, session)
 	}
+}
 
-	t.Log("a pause, and a reboot")
-	l.patch("cloud", `{"state":"Paused"}`)
-	l.vm("cloud", "to be Paused", phase(v1alpha1.PhasePaused))
-	if got := l.exec("cloud", nil, "true"); got.code != 126 || !strings.Contains(got.err, "paused") {
-		t.Errorf("in a paused guest: %+v", got)
-	}
-	l.patch("cloud", `{"state":"Running"}`)
-	l.vm("cloud", "to run", runs)
-	session = l.session("cloud", "sh", "-c", "echo begun; sleep 100000")
-	session.await("begun")
-	l.exec("cloud", nil, "systemctl", "reboot")
-	if code := codeOf(t, <-session.done); code != 255 || !strings.Contains(session.String(), "rebooted") {
-		t.Errorf("the session ended with %d: %s", code, session)
-	}
-	env.Eventually(t, "the guest program to answer after the reboot", func() bool { return l.exec("cloud", nil, "true").code == 0 })
-
-	t.Log("its exit code")
-	l.exec("cloud", nil, "sh", "-c", "echo 3 >/dev/virtio-ports/dev.berth.exit.0")
-	l.exec("cloud", nil, "systemctl", "poweroff")
-	l.vm("cloud", "to have failed with its code", func(vm *v1alpha1.VirtualMachine) bool {
-		return phase(v1alpha1.PhaseFailed)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 3)
-	})
-	onlyUsersWroteSpec(l, "cloud")
+// hasTools: the guest program has answered.
+func hasTools(vm *v1alpha1.VirtualMachine) bool {
+	return vm != nil && vm.Status.Guest != nil && vm.Status.Guest.Tools != ""
 }
 
 // TestExecWhereNothingAnswers: a guest without the program runs as any, and who wants to reach into it is told why not.

@@ -1,12 +1,11 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
-	policyv1 "k8s.io/api/policy/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -69,10 +68,8 @@ func TestFinishedStaysFinished(t *testing.T) {
 		"deleted": {once("0"), succeededWith(0), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
 		"failed":  {once("3"), failedWith(3), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
 		"evicted": {once("0"), succeededWith(0), func(pod *corev1.Pod) { // as kubectl drain does
-			eviction := &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name}}
-			if err := l.SubResource("eviction").Create(t.Context(), pod, eviction); err != nil {
-				t.Error(err)
-			}
+			eviction := fmt.Sprintf(`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": %q, "namespace": %q}}`, pod.Name, pod.Namespace)
+			l.kubectl(eviction, "create", "--raw", "/api/v1/namespaces/"+pod.Namespace+"/pods/"+pod.Name+"/eviction", "-f", "-")
 		}},
 		"collected": {strings.Replace(once("0"), "Never", "OnFailure", 1), succeededWith(0), func(pod *corev1.Pod) { // as kube-controller-manager does
 			if err := l.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {

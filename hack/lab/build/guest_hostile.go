@@ -8,21 +8,26 @@ import (
 	"slices"
 )
 
-// Hostile builds the tiny guest with a program beside what it has, which its console calls as hostile, and returns its
+// Hostile builds the tiny guest with programs beside what it has, which its console calls by their names, and returns its
 // directory: that of its image, and vmlinuz and initrd.
-func (c *Cache) Hostile(program string) (string, error) {
+func (c *Cache) Hostile(programs []string) (string, error) {
 	tiny, err := c.Tiny()
 	if err != nil {
 		return "", err
 	}
-	raw, err := os.ReadFile(program)
-	if err != nil {
-		return "", err
+	key := filepath.Base(tiny)
+	var entries []entry
+	for _, program := range programs {
+		raw, err := os.ReadFile(program)
+		if err != nil {
+			return "", err
+		}
+		key += fmt.Sprintf(" %x", sha256.Sum256(raw))
+		entries = append(entries, entry{"bin/" + filepath.Base(program), program, 0o755})
 	}
-	key := fmt.Sprintf("%s %x", filepath.Base(tiny), sha256.Sum256(raw))
 	return c.part("guest-hostile", key, func(dir string) error {
 		initrd := filepath.Join(dir, "initrd")
-		if err := addToInitramfs(initrd, filepath.Join(tiny, "initrd"), []entry{{"bin/hostile", program, 0o755}}); err != nil {
+		if err := addToInitramfs(initrd, filepath.Join(tiny, "initrd"), entries); err != nil {
 			return err
 		}
 		vmlinuz := filepath.Join(dir, "vmlinuz")

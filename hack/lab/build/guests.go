@@ -23,7 +23,7 @@ const (
 	ImageTiny   = "LAB_IMAGE_TINY"
 	ImageKernel = "LAB_IMAGE_KERNEL"
 	ImageCloud  = "LAB_IMAGE_CLOUD"
-	// ImageHostile is the kernel's with a program that attacks its host.
+	// ImageHostile is the kernel's with a program that attacks its host, and with Berth's guest program.
 	ImageHostile = "LAB_IMAGE_HOSTILE"
 	// ImageTools is no guest's: it is for pods that talk to guests.
 	ImageTools = "LAB_IMAGE_TOOLS"
@@ -55,8 +55,8 @@ func unpack(files map[string][]byte, dir string) error {
 }
 
 // Guests builds the test guests and returns their images' directories, by the
-// variables that name them. hostile is the path of the hostile one's program.
-func (c *Cache) Guests(hostile string) (map[string]string, error) {
+// variables that name them. hostile are the paths of the hostile one's programs.
+func (c *Cache) Guests(hostile []string) (map[string]string, error) {
 	all, err := c.tiny()
 	if err != nil {
 		return nil, err
