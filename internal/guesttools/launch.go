@@ -20,23 +20,8 @@ const (
 	self        = "/proc/self/exe"
 )
 
-// Exit codes of commands that do not run, as a shell has them.
-const (
-	notExecutable = 126
-	notFound      = 127
-)
-
-// refusal is why a command does not run.
-type refusal struct {
-	code byte
-	text string
-}
-
-func (r refusal) Error() string { return r.text }
-
-func refuse(code byte, format string, args ...any) error {
-	return refusal{code, fmt.Sprintf(format, args...)}
-}
+// notFound is an error that a shell has exit code 127 for; others that keep a command from running have 126.
+type notFound struct{ error }
 
 // image is what to execute.
 type image struct {
@@ -48,7 +33,7 @@ type image struct {
 // find finds out what a command means in this guest.
 func find(c guestlink.Command) (i image, err error) {
 	if i.user, err = findUser("/etc", c.User); err != nil {
-		return i, refuse(notExecutable, "%v", err)
+		return i, err
 	}
 	i.args = c.Args
 	i.env = []string{"HOME=" + i.user.home, "SHELL=" + i.user.shell, "LOGNAME=" + i.user.name, "USER=" + i.user.name, "PATH=" + defaultPath}
@@ -56,7 +41,10 @@ func find(c guestlink.Command) (i image, err error) {
 		i.env = append(i.env, "TERM=xterm")
 	}
 	for _, e := range c.Env {
-		key, _, _ := strings.Cut(e, "=")
+		key, _, ok := strings.Cut(e, "=")
+		if !ok || key == "" {
+			return i, fmt.Errorf("%q is no KEY=VALUE for the environment", e)
+		}
 		i.env = append(slices.DeleteFunc(i.env, func(have string) bool { return strings.HasPrefix(have, key+"=") }), e)
 	}
 	if i.dir = c.Dir; c.Dir == "" {
@@ -64,7 +52,7 @@ func find(c guestlink.Command) (i image, err error) {
 	}
 	if info, err := os.Stat(i.dir); err != nil || !info.IsDir() {
 		if c.Dir != "" {
-			return i, refuse(notExecutable, "the guest has no directory %q: name another by -w, or create it", c.Dir)
+			return i, fmt.Errorf("the guest has no directory %q: name another by -w, or create it", c.Dir)
 		}
 		i.dir = "/"
 	}
@@ -86,30 +74,30 @@ func (i *image) look(name string) (string, error) {
 			candidates = append(candidates, filepath.Join(dir, name))
 		}
 	}
-	err := refuse(notFound, "the guest has no command %q: install it there, or give its path", name)
+	err := error(notFound{fmt.Errorf("the guest has no command %q: install it there, or give its path", name)})
 	for _, path := range candidates {
 		switch info, e := os.Stat(path); {
 		case e != nil:
 		case info.Mode().IsRegular() && info.Mode()&0o111 != 0:
 			return path, nil
 		default:
-			err = refuse(notExecutable, "%s in the guest is not executable: it is a directory, or has no mode x", path)
+			err = fmt.Errorf("%s in the guest is not executable: it is a directory, or has no mode x", path)
 		}
 	}
-	if name == "tar" && err.(refusal).code == notFound { //nolint:errorlint // ours, just made
+	if errors.As(err, &notFound{}) && name == "tar" {
 		i.args = append([]string{name, "tar"}, i.args[1:]...)
 		return self, nil
 	}
 	return "", err
 }
 
-// start starts the image as a leader of a new session, with three descriptors, of which a terminal is its own.
-func (i *image) start(stdio [3]int, terminal bool) (pid int, err error) {
-	attr := &syscall.ProcAttr{
-		Dir: i.dir, Env: i.env, Files: []uintptr{uintptr(stdio[0]), uintptr(stdio[1]), uintptr(stdio[2])},
-		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: terminal},
+// start starts the image as the leader of a new session.
+func (i *image) start(stdio []*os.File, terminal bool) (pid int, err error) {
+	attr := &syscall.ProcAttr{Dir: i.dir, Env: i.env, Sys: &syscall.SysProcAttr{Setsid: true, Setctty: terminal}}
+	for _, f := range stdio {
+		attr.Files = append(attr.Files, f.Fd()) // which blocks from now on, as a command wants it
 	}
-	if i.user.uid != uint32(os.Geteuid()) || i.user.gid != uint32(os.Getegid()) || os.Geteuid() == 0 { //nolint:gosec // an ID
+	if os.Geteuid() == 0 {
 		attr.Sys.Credential = &syscall.Credential{Uid: i.user.uid, Gid: i.user.gid, Groups: i.user.groups}
 	}
 	// A child has its thread's mask: whatever started this program may have left signals blocked.
@@ -117,22 +105,15 @@ func (i *image) start(stdio [3]int, terminal bool) (pid int, err error) {
 	defer runtime.UnlockOSThread()
 	var old unix.Sigset_t
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, &old); err != nil {
-		return 0, refuse(notExecutable, "unblocking signals: %v", err)
+		return 0, err
 	}
 	pid, err = syscall.ForkExec(i.path, i.args, attr)
-	if e := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); e != nil {
-		err = errors.Join(err, e)
+	_ = unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil) // as it was
+	if errors.Is(err, unix.ENOENT) {
+		return 0, notFound{fmt.Errorf("%s in the guest: its loader, or the interpreter that its first line names, is missing", i.path)}
 	}
-	switch {
-	case err == nil:
-		return pid, nil
-	case errors.Is(err, unix.ENOENT):
-		return 0, refuse(notFound, "%s in the guest: the interpreter that its first line names, or its loader, is missing", i.path)
-	case errors.Is(err, unix.ENOEXEC):
-		return 0, refuse(notExecutable, "%s in the guest is no program for this machine, and no script with #! in its first line", i.path)
-	case errors.Is(err, unix.EACCES):
-		return 0, refuse(notExecutable, "user %s may not execute %s, or not enter %s, in the guest", i.user.name, i.path, i.dir)
-	default:
-		return 0, refuse(notExecutable, "starting %s in the guest: %v", i.path, err)
+	if err != nil {
+		return 0, fmt.Errorf("user %s cannot run %s in directory %s of the guest: %w", i.user.name, i.path, i.dir, err)
 	}
+	return pid, nil
 }

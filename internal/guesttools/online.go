@@ -44,11 +44,11 @@ func watch(portAdded func()) error {
 func heard(sys, event string, portAdded func()) {
 	action, path, _ := strings.Cut(event, "@")
 	switch {
+	case strings.Contains(path, "/virtio-ports/"): // it has its name with the event "change"
+		portAdded()
 	case action != "add":
 	case strings.HasPrefix(path, "/devices/system/cpu/cpu"), strings.HasPrefix(path, "/devices/system/memory/memory"):
 		online(sys + path + "/online")
-	case strings.Contains(path, "/virtio-ports/"):
-		portAdded()
 	}
 }
 

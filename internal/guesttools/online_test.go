@@ -41,12 +41,12 @@ func TestWhatIsHotAddedComesOnline(t *testing.T) {
 	for _, event := range []string{
 		"add@/devices/system/cpu/cpu1", "add@/devices/system/memory/memory33", "add@/devices/system/memory/memory4", "add@/devices/system/cpu/cpu9",
 		"remove@/devices/system/memory/memory32", "add@/devices/system/node/node0", "", "@", "add@", "add@/devices/system/cpu/cpu1/../../x",
-		"add@/devices/pci0000:00/0000:00:05.0/virtio2/virtio-ports/vport2p2",
+		"add@/devices/pci0000:00/0000:00:05.0/virtio2/virtio-ports/vport2p2", "change@/devices/pci0000:00/0000:00:05.0/virtio2/virtio-ports/vport2p2",
 	} {
 		heard(sys, event, func() { ports++ })
 	}
 	want := map[string]string{"cpu1": "1", "cpu2": "1\n", "memory32": "0\n", "memory33": "1", "memory4": "1\n"}
-	if diff := cmp.Diff(want, states()); diff != "" || ports != 1 {
+	if diff := cmp.Diff(want, states()); diff != "" || ports != 2 {
 		t.Errorf("%d ports\n%s", ports, diff)
 	}
 	onlineAll(sys)

@@ -16,6 +16,8 @@ import (
 const (
 	guestPort = "dev.berth.guest.0"
 	exitPort  = "dev.berth.exit.0"
+
+	exitTimeout = 10_000 // milliseconds
 )
 
 var errNoPort = errors.New("this machine has no such port: is it a guest of Berth's, with the module virtio_console?")
@@ -65,10 +67,16 @@ func Exit(code string) error {
 	if err != nil {
 		return fmt.Errorf("%q is no exit code: give a number of 0 to 255", code)
 	}
-	p, err := openPort(exitPort, unix.O_WRONLY|unix.O_NONBLOCK)
+	p, err := openPort(exitPort, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
+	defer p.Close()
+	// A write that waits returns once QEMU has the number: the guest may power off then. It would wait for ever for nobody.
+	ready := []unix.PollFd{{Fd: int32(p.Fd()), Events: unix.POLLOUT}} //nolint:gosec // a descriptor
+	if _, err := unix.Poll(ready, exitTimeout); err != nil || ready[0].Revents != unix.POLLOUT {
+		return fmt.Errorf("port %s: the host does not read it (events %#x)", exitPort, ready[0].Revents)
+	}
 	_, err = fmt.Fprintf(p, "%d\n", n)
-	return errors.Join(err, p.Close())
+	return err
 }

@@ -2,6 +2,7 @@ package guesttools
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -49,9 +50,10 @@ func (p *process) run() {
 	err := p.start()
 	close(p.begun)
 	if err != nil {
-		code := byte(notExecutable)
-		if r := (refusal{}); errors.As(err, &r) {
-			code = r.code
+		closeAll(append(p.outputs[:], p.stdin))
+		code := byte(126)
+		if errors.As(err, &notFound{}) {
+			code = 127
 		}
 		_ = p.stream.Write(guestlink.Stderr, []byte("berth: "+err.Error()+"\n"))
 		p.stream.Exit(code)
@@ -69,32 +71,24 @@ func (p *process) run() {
 	for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
 	}
 	close(p.ended)
-	for _, f := range p.outputs { // a process that it left behind may hold them open
-		if f != nil {
-			_ = f.SetReadDeadline(time.Now().Add(p.patience()))
-		}
+	late := time.Now()
+	if p.terminal != nil {
+		late = late.Add(lastWords)
+	}
+	for _, f := range p.outputs {
+		_ = f.SetReadDeadline(late) // a process that it left behind may hold them open
 	}
 	outputs.Wait()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, f := range append(p.outputs[:], p.stdin) {
-		if f != nil {
-			_ = f.Close()
-		}
+	closeAll(append(p.outputs[:], p.stdin))
+	hungUp, code := p.hungUp, byte(0)
+	if !hungUp { // else it is reaped there
+		code = p.reap()
 	}
-	if p.hungUp {
-		return // and is reaped there
-	}
-	if code := p.reap(); !p.command.Detached {
+	p.mu.Unlock() // the link calls with its lock held, and is not to be called with this one
+	if !hungUp && !p.command.Detached {
 		p.stream.Exit(code)
 	}
-}
-
-func (p *process) patience() time.Duration {
-	if p.terminal != nil {
-		return lastWords
-	}
-	return 0
 }
 
 // start makes pipes or a terminal, and starts the command on them.
@@ -103,70 +97,70 @@ func (p *process) start() error {
 	if err != nil {
 		return err
 	}
-	var theirs []int
-	defer func() {
-		for _, fd := range theirs {
-			_ = unix.Close(fd)
-		}
-	}()
-	var stdio [3]int
+	theirs := make([]*os.File, 3)
+	defer closeAll(theirs)
 	switch {
 	case p.command.Detached:
-		null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return refuse(notExecutable, "opening /dev/null in the guest: %v", err)
+		for i := range theirs {
+			if theirs[i], err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+				return err
+			}
 		}
-		theirs, stdio = append(theirs, null), [3]int{null, null, null}
 	case p.command.Terminal:
-		slave, err := p.openTerminal(image.user)
-		if err != nil {
-			return refuse(notExecutable, "making a terminal in the guest: %v; is /dev/pts mounted there?", err)
+		if theirs[0], err = p.openTerminal(image.user); err != nil {
+			return fmt.Errorf("making a terminal in the guest: %w; is /dev/pts mounted there?", err)
 		}
-		theirs, stdio = append(theirs, slave), [3]int{slave, slave, slave}
+		theirs[1], theirs[2] = theirs[0], theirs[0]
 	default:
-		for channel := range stdio {
-			var ends [2]int
-			if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-				return refuse(notExecutable, "making pipes in the guest: %v", err)
+		for i := range theirs {
+			r, w, err := os.Pipe()
+			if err != nil {
+				return fmt.Errorf("making pipes in the guest: %w", err)
 			}
-			if channel == guestlink.Stdin {
-				stdio[channel], p.stdin = ends[0], pollable(ends[1])
-			} else {
-				stdio[channel], p.outputs[channel] = ends[1], pollable(ends[0])
+			if theirs[i], p.outputs[i] = w, r; i == guestlink.Stdin {
+				theirs[i], p.outputs[i], p.stdin = r, nil, w
 			}
-			theirs = append(theirs, stdio[channel])
 		}
 	}
-	pid, err := image.start(stdio, p.command.Terminal)
+	pid, err := image.start(theirs, p.command.Terminal)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pid = pid
 	return err
 }
 
-func pollable(fd int) *os.File {
-	_ = unix.SetNonblock(fd, true) // of a pipe or a terminal, which can
-	return os.NewFile(uintptr(fd), "stdio")
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // of none, too
+	}
 }
 
-func (p *process) openTerminal(u user) (slave int, err error) {
-	master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+func (p *process) openTerminal(u user) (slave *os.File, err error) {
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.terminal = pollable(master)
-	p.stdin, p.outputs[guestlink.Stdout] = p.terminal, p.terminal
-	if err := unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0); err != nil {
-		return -1, err
-	}
-	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if errno != 0 {
-		return -1, errno
-	}
+	p.terminal, p.stdin, p.outputs[guestlink.Stdout] = master, master, master
 	p.resize()
-	return int(peer), unix.Fchown(int(peer), int(u.uid), -1) // it may open its own terminal by name
+	raw, err := master.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	e := raw.Control(func(fd uintptr) {
+		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err != nil {
+			return
+		}
+		peer, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+		if errno != 0 {
+			err = errno
+			return
+		}
+		slave = os.NewFile(peer, "terminal")
+		err = slave.Chown(int(u.uid), -1) // it may open its own terminal by name
+	})
+	return slave, errors.Join(err, e)
 }
 
 // copy writes what a command writes to the stream.
@@ -194,12 +188,10 @@ func (p *process) copyRest(channel int, f *os.File, buf []byte) {
 	}
 	_ = raw.Control(func(fd uintptr) {
 		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		for err == nil && left > 0 {
-			var n int
+		for n := 0; err == nil && left > 0; left -= n {
 			if n, err = unix.Read(int(fd), buf[:min(left, len(buf))]); n <= 0 {
 				return
 			}
-			left -= n
 			err = p.stream.Write(channel, buf[:n])
 		}
 	})

@@ -33,8 +33,7 @@ func Run(version string) error {
 	for {
 		file, err := openPort(guestPort, unix.O_RDWR)
 		if errors.Is(err, errNoPort) {
-			logf("%v; waiting for it", err)
-			<-added
+			<-added // the module virtio_console may come later
 			continue
 		}
 		if err != nil {

@@ -50,9 +50,11 @@ var rows = []row{
 	{"a room of the agent knows no other", "internal/agent/*", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"only the agent joins guest and host", "internal/agent/...", join(thoughts, []string{"internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"the shim stays tiny", "internal/shim/...", []string{"internal/berth/shimproto", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the guest program needs a kernel and stays small", "internal/guesttools/...", []string{"internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io", "net", "os/exec"})},
 	{"the operator's process is its loop", "cmd/berth-operator", join(thoughts, []string{"controllers/...", "internal/kube"}), join(foreign, xml)},
 	{"the agent's process is its loop", "cmd/berth-agent", join(thoughts, []string{"internal/agent/...", "internal/kube", "internal/berth/shimproto", "internal/guest/...", "internal/host/..."}), nil},
 	{"the shim's process is its loop", "cmd/berth-shim", []string{"internal/shim/...", "internal/berth/shimproto", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io"})},
+	{"the guest program's process is its loop", "cmd/berth-guest", []string{"internal/guesttools/...", "internal/berth/guestlink"}, join(foreign, xml, []string{"k8s.io", "sigs.k8s.io", "net", "os/exec"})},
 	{"tests stand outside", "test/...", []string{"..."}, nil},
 }
 

@@ -217,7 +217,8 @@ func (s *Stream) drain(channel int) {
 	for queue := &s.queues[channel]; s.err == nil && (len(*queue) > 0 || s.finished && !s.dropped[channel]); {
 		var chunk []byte // nil at the end
 		if len(*queue) > 0 {
-			chunk, *queue = (*queue)[0], (*queue)[1:]
+			chunk, (*queue)[0] = (*queue)[0], nil // which is not to be kept
+			*queue = (*queue)[1:]
 		}
 		if !s.dropped[channel] {
 			s.link.mu.Unlock()
