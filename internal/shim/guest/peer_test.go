@@ -57,8 +57,14 @@ func TestARequestIsTakenFromWhoWasLookedAt(t *testing.T) {
 // TestARequestThatCameTooEarlyIsNot: its sender may have ended, and another process may have its number.
 func TestARequestThatCameTooEarlyIsNot(t *testing.T) {
 	ours, shims := pair(t)
-	if _, err := ours.Write(packet); err != nil {
+	self := unix.UnixCredentials(&unix.Ucred{Pid: int32(os.Getpid()), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})
+	raw, err := ours.SyscallConn()
+	if err != nil {
 		t.Fatal(err)
+	}
+	var failure error
+	if err := raw.Control(func(fd uintptr) { failure = unix.Sendmsg(int(fd), packet, self, nil, 0) }); err != nil || failure != nil {
+		t.Fatal(err, failure)
 	}
 	if _, _, _, err := request(shims); !errors.Is(err, errStranger) {
 		t.Errorf("got %v, want %v", err, errStranger)
