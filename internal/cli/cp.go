@@ -17,6 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/berth-dev/berth/internal/cli/untar"
 )
 
 func (s *session) cp() *cobra.Command {
@@ -181,7 +183,11 @@ func (c *copying) outOf(ctx context.Context, source, destination string) error {
 		_ = writer.CloseWithError(err) // nil is the end of the stream
 		sent <- err
 	}()
-	err := c.unpack(reader, base, destination)
+	p := c.progress()
+	err := untar.Tree(io.TeeReader(reader, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
+		fmt.Fprintf(c.ErrOut, "skipped %s\n", clean(what))
+	})
+	p.end()
 	if err == nil {
 		_, err = io.Copy(io.Discard, reader) // what pads the end
 	} else {
@@ -192,102 +198,6 @@ func (c *copying) outOf(ctx context.Context, source, destination string) error {
 		return failure // the cause of the other
 	}
 	return err
-}
-
-// unpack writes what a guest sends as tar, and nothing but below destination: names and links that lead out of it are
-// refused or left out, as is what is neither file, directory nor link.
-func (c *copying) unpack(in io.Reader, base, destination string) error {
-	parent, name := filepath.Split(filepath.Clean(destination))
-	root, err := os.OpenRoot(filepath.Join(parent, "."))
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	p := c.progress()
-	defer p.end()
-	var directories []func() error // whose modes and times are set when all is in them
-	files := tar.NewReader(io.TeeReader(in, &counted{Writer: io.Discard, p: p}))
-	for count := 0; ; count++ {
-		h, err := files.Next()
-		if errors.Is(err, io.EOF) && count > 0 {
-			break
-		} else if err != nil {
-			return fmt.Errorf("reading what the guest sends: %w", err)
-		}
-		below, isBelow := relative(base, h.Name)
-		target := filepath.Join(name, filepath.FromSlash(below))
-		switch h.Typeflag {
-		case tar.TypeLink:
-			linked, isWithin := relative(base, h.Linkname)
-			h.Linkname, isBelow = filepath.Join(name, filepath.FromSlash(linked)), isBelow && isWithin
-		case tar.TypeSymlink:
-			if path.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.FromSlash(path.Join(path.Dir(below), h.Linkname))) {
-				fmt.Fprintf(c.ErrOut, "skipped the link %s to %s: it leads out of what is copied\n", clean(target), clean(h.Linkname))
-				continue
-			}
-		case tar.TypeReg, tar.TypeDir:
-		default:
-			fmt.Fprintf(c.ErrOut, "skipped %s: it is no file, directory or link\n", clean(target))
-			continue
-		}
-		if !isBelow {
-			return fmt.Errorf("the guest sends %.200q, which is not below %s", h.Name, base)
-		}
-		if err := write(root, target, h, files); err != nil {
-			return fmt.Errorf("writing %.200q: %w", target, err)
-		}
-		if h.Typeflag == tar.TypeDir {
-			directories = append(directories, func() error { return attributes(root, target, h) })
-		}
-	}
-	for _, set := range slices.Backward(directories) {
-		err = errors.Join(err, set())
-	}
-	return err
-}
-
-// relative is a name of a tar below its base.
-func relative(base, name string) (string, bool) {
-	name = path.Clean(name)
-	if base != "." {
-		rest, is := strings.CutPrefix(name+"/", base+"/")
-		if !is {
-			return "", false
-		}
-		name = path.Join(".", rest)
-	}
-	return name, filepath.IsLocal(filepath.FromSlash(name))
-}
-
-// write makes one file, directory or link, in place of one that is there.
-func write(root *os.Root, target string, h *tar.Header, content io.Reader) error {
-	if err := root.MkdirAll(filepath.Dir(target), 0o755); err != nil {
-		return err
-	}
-	if h.Typeflag == tar.TypeDir {
-		return root.MkdirAll(target, 0o755)
-	}
-	if err := root.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	switch h.Typeflag {
-	case tar.TypeLink:
-		return root.Link(h.Linkname, target)
-	case tar.TypeSymlink:
-		return root.Symlink(h.Linkname, target)
-	}
-	file, err := root.OpenFile(target, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, content)
-	return errors.Join(err, file.Close(), attributes(root, target, h))
-}
-
-// attributes sets mode and time. Modes have nine bits here: no guest makes a program run as another.
-func attributes(root *os.Root, target string, h *tar.Header) error {
-	mode := fs.FileMode(h.Mode) & fs.ModePerm //nolint:gosec // of which nine bits stay
-	return errors.Join(root.Chmod(target, mode), root.Chtimes(target, h.ModTime, h.ModTime))
 }
 
 // counted shows how much was written, where somebody looks.

@@ -1,18 +1,18 @@
 package cli
 
 import (
-	"archive/tar"
 	"bytes"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/berth-dev/berth/internal/cli/untar"
 )
 
 func TestWhichSideIsTheGuests(t *testing.T) {
@@ -105,7 +105,7 @@ func TestATreeComesBackAsItWas(t *testing.T) {
 	}
 	want := tree(t, source)
 	for _, destination := range []string{"again", "again"} { // over itself, too
-		if err := c.unpack(bytes.NewReader(stream.Bytes()), "site", filepath.Join(target, destination)); err != nil {
+		if err := untar.Tree(bytes.NewReader(stream.Bytes()), "site", filepath.Join(target, destination), func(what string) { t.Error("skipped " + what) }); err != nil {
 			t.Fatal(err, errOut)
 		}
 		got := tree(t, filepath.Join(target, destination))
@@ -118,144 +118,4 @@ func TestATreeComesBackAsItWas(t *testing.T) {
 	if !cmp.Equal(names, []string{"site/a", "site/bin/deep/secret", "site/bin/run"}) || !cmp.Equal(sizes, []string{"1", "15", "7"}) {
 		t.Errorf("sent %v of %v bytes", names, sizes)
 	}
-}
-
-// entry of a hostile tar.
-func entry(kind byte, name, link string) tar.Header {
-	h := tar.Header{Typeflag: kind, Name: name, Linkname: link, Mode: 0o6777}
-	if kind == tar.TypeReg {
-		h.Size = 3
-	}
-	return h
-}
-
-func TestAGuestWritesNothingOutside(t *testing.T) {
-	for _, c := range []struct {
-		name    string
-		entries []tar.Header
-		fails   string
-		skips   string
-		want    []string
-	}{
-		{"a name above", []tar.Header{entry(tar.TypeReg, "etc/../../x", "")}, "not below etc", "", nil},
-		{"an absolute name", []tar.Header{entry(tar.TypeReg, "/etc/x", "")}, "not below etc", "", nil},
-		{"a name beside", []tar.Header{entry(tar.TypeReg, "etcetera", "")}, "not below etc", "", nil},
-		{"a link out", []tar.Header{entry(tar.TypeSymlink, "etc/x", "../../secret"), entry(tar.TypeReg, "etc/y", "")}, "", "leads out of what is copied", []string{"y"}},
-		{"an absolute link", []tar.Header{entry(tar.TypeSymlink, "etc/x", "/secret"), entry(tar.TypeReg, "etc/y", "")}, "", "leads out of what is copied", []string{"y"}},
-		{"a link within", []tar.Header{entry(tar.TypeDir, "etc/d", ""), entry(tar.TypeSymlink, "etc/d/x", "../y"), entry(tar.TypeReg, "etc/y", "")}, "", "", []string{"d", "d/x", "y"}},
-		{"a hard link out", []tar.Header{entry(tar.TypeLink, "etc/x", "secret")}, "not below", "", nil},
-		{"a hard link above", []tar.Header{entry(tar.TypeLink, "etc/x", "etc/../../secret")}, "not below", "", nil},
-		{"a device", []tar.Header{entry(tar.TypeBlock, "etc/x", ""), entry(tar.TypeChar, "etc/y", ""), entry(tar.TypeFifo, "etc/z", ""), entry(tar.TypeReg, "etc/f", "")}, "", "is no file, directory or link", []string{"f"}},
-		{"a file in place of a directory that is full", []tar.Header{entry(tar.TypeReg, "etc/d/x", ""), entry(tar.TypeReg, "etc/d", "")}, "writing", "", nil},
-		{"a file below a file", []tar.Header{entry(tar.TypeReg, "etc/d", ""), entry(tar.TypeReg, "etc/d/x", "")}, "writing", "", nil},
-		{"escapes in a name", []tar.Header{entry(tar.TypeFifo, "etc/\x1b[2J", ""), entry(tar.TypeReg, "etc/f", "")}, "", "?[2J: it is no file", []string{"f"}},
-		{"nothing", nil, "reading what the guest sends: EOF", "", nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			root := t.TempDir()
-			if err := os.WriteFile(filepath.Join(root, "secret"), []byte("kept"), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			var stream bytes.Buffer
-			w := tar.NewWriter(&stream)
-			for _, h := range c.entries {
-				if err := w.WriteHeader(&h); err != nil {
-					t.Fatal(err)
-				}
-				if _, err := w.Write([]byte("abc")[:h.Size]); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := w.Close(); err != nil {
-				t.Fatal(err)
-			}
-			destination := filepath.Join(root, "in", "here")
-			if err := os.MkdirAll(filepath.Dir(destination), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			copying, errOut := copier()
-			err := copying.unpack(&stream, "etc", destination)
-			if (err != nil) != (c.fails != "") || err != nil && !strings.Contains(err.Error(), c.fails) {
-				t.Errorf("it fails with %v, not %q", err, c.fails)
-			}
-			if !strings.Contains(errOut.String(), c.skips) || (c.skips == "") != (errOut.Len() == 0) || strings.ContainsRune(errOut.String(), 0x1b) {
-				t.Errorf("it says %q, not %q", errOut, c.skips)
-			}
-			outside := tree(t, root)
-			var got []string
-			for name, what := range outside {
-				below, isBelow := strings.CutPrefix(name, filepath.Join("in", "here")+"/")
-				switch {
-				case isBelow:
-					got = append(got, below)
-					if strings.ContainsAny(strings.Fields(what)[0], "st") || strings.HasPrefix(what, "u") {
-						t.Errorf("%s has the mode %s", name, what)
-					}
-				case name != "." && name != "in" && name != "in/here" && name != "secret":
-					t.Errorf("%s was written outside", name)
-				}
-			}
-			if c.fails == "" && !cmp.Equal(c.want, sorted(got)) {
-				t.Errorf("there is %q, not %q", got, c.want)
-			}
-			if kept, err := os.ReadFile(filepath.Join(root, "secret")); err != nil || string(kept) != "kept" {
-				t.Errorf("the file outside has %q, %v", kept, err)
-			}
-		})
-	}
-}
-
-func TestAStreamThatIsCutIsAnError(t *testing.T) {
-	var stream bytes.Buffer
-	w := tar.NewWriter(&stream)
-	h := entry(tar.TypeReg, "f", "")
-	h.Size = 100000
-	if err := w.WriteHeader(&h); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(make([]byte, 1000)); err != nil {
-		t.Fatal(err)
-	}
-	c, _ := copier()
-	if err := c.unpack(&stream, "f", filepath.Join(t.TempDir(), "f")); err == nil {
-		t.Error("half a file is taken for a whole one")
-	}
-}
-
-// FuzzUnpack writes what any stream says, and looks whether something came to stand outside.
-func FuzzUnpack(f *testing.F) {
-	for _, h := range []tar.Header{entry(tar.TypeReg, "etc/x", ""), entry(tar.TypeSymlink, "etc/x", "../.."), entry(tar.TypeReg, "../x", ""), entry(tar.TypeLink, "etc/y", "../../secret")} {
-		var stream bytes.Buffer
-		w := tar.NewWriter(&stream)
-		if err := w.WriteHeader(&h); err != nil {
-			f.Fatal(err)
-		}
-		if _, err := w.Write([]byte("abc")[:h.Size]); err != nil {
-			f.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			f.Fatal(err)
-		}
-		f.Add(stream.Bytes())
-	}
-	f.Fuzz(func(t *testing.T, stream []byte) {
-		root := t.TempDir()
-		destination := filepath.Join(root, "in", "here")
-		if err := os.MkdirAll(filepath.Dir(destination), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		c, _ := copier()
-		_ = c.unpack(bytes.NewReader(stream), "etc", destination)
-		for _, dir := range []struct{ name, may string }{{root, "in"}, {filepath.Join(root, "in"), "here"}} {
-			entries, err := os.ReadDir(dir.name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, e := range entries {
-				if e.Name() != dir.may {
-					t.Errorf("%s was written outside", e.Name())
-				}
-			}
-		}
-	})
 }

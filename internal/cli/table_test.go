@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bytes"
-	"slices"
 	"testing"
 )
 
@@ -34,9 +33,4 @@ func TestSizes(t *testing.T) {
 			t.Errorf("bytesOf(%d) = %s, want %s", n, got, want)
 		}
 	}
-}
-
-func sorted(names []string) []string {
-	slices.Sort(names)
-	return names
 }
