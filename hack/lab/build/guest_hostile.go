@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 )
 
 // Hostile builds the tiny guest with programs beside what it has, which its console calls by their names, and returns its
@@ -15,17 +16,17 @@ func (c *Cache) Hostile(programs []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	key := filepath.Base(tiny)
+	keys := []string{filepath.Base(tiny)}
 	var entries []entry
 	for _, program := range programs {
 		raw, err := os.ReadFile(program)
 		if err != nil {
 			return "", err
 		}
-		key += fmt.Sprintf(" %x", sha256.Sum256(raw))
+		keys = append(keys, fmt.Sprintf("%x", sha256.Sum256(raw)))
 		entries = append(entries, entry{"bin/" + filepath.Base(program), program, 0o755})
 	}
-	return c.part("guest-hostile", key, func(dir string) error {
+	return c.part("guest-hostile", strings.Join(keys, " "), func(dir string) error {
 		initrd := filepath.Join(dir, "initrd")
 		if err := addToInitramfs(initrd, filepath.Join(tiny, "initrd"), entries); err != nil {
 			return err
