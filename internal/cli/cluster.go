@@ -207,7 +207,7 @@ func (s *session) version() *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(s.Out, "Kubernetes   %s\n", clean(server.GitVersion))
-		found, err := s.find(ctx, deploymentKind, client.MatchingLabels{"app.kubernetes.io/name": "berth-operator"})
+		found, err := s.find(ctx, deploymentKind, partOfBerth)
 		for i := range found {
 			fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(&found[i])))
 		}

@@ -88,9 +88,12 @@ func (p *patient) installed(ctx context.Context) error {
 	return nil
 }
 
+// partOfBerth are the chart's workloads: one Deployment, the operator's, and one DaemonSet, the agent's.
+var partOfBerth = client.MatchingLabels{"app.kubernetes.io/part-of": "berth"}
+
 func (p *patient) workloads(ctx context.Context) error {
 	for name, kind := range map[string]schema.GroupVersionKind{"berth-operator": deploymentKind, "berth-agent": daemonSetKind} {
-		found, err := p.find(ctx, kind, client.MatchingLabels{"app.kubernetes.io/name": name})
+		found, err := p.find(ctx, kind, partOfBerth)
 		if err != nil {
 			return err
 		}
