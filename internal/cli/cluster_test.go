@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -676,7 +677,7 @@ func testWithoutCRDs(c *cluster) {
 		c.Errorf("it is explained by %q", got)
 	}
 	absent := apierrors.NewNotFound(v1alpha1.GroupVersion.WithResource("virtualmachines").GroupResource(), "web")
-	if explained(absent) != error(absent) {
+	if !errors.Is(explained(absent), absent) {
 		c.Error("one that is missing is taken for all that are")
 	}
 }

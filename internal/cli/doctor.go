@@ -187,7 +187,7 @@ func (p *patient) guests(ctx context.Context) error {
 			}
 		}
 	}
-	if explained(err) != err {
+	if explained(err) != err { //nolint:errorlint // whether it is another
 		p.wrong("this cluster does not serve %s: install the chart of this kubectl-vm's version", v1alpha1.GroupVersion)
 		return nil
 	}

@@ -57,7 +57,7 @@ func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams
 			}
 		}
 	}()
-	root := New(streams)
+	root := New(streams) //nolint:contextcheck // completion runs by its command's own context
 	root.SetArgs(args)
 	verb, err := root.ExecuteContextC(ctx)
 	var silent exitCode

@@ -130,9 +130,9 @@ func (o *runOptions) boot(spec *v1alpha1.VirtualMachineSpec, image string, words
 		}
 		return nil
 	}
-	line := strings.TrimSpace("console=ttyS0 " + o.kernelArgs)
+	line := []string{strings.TrimSpace("console=ttyS0 " + o.kernelArgs)}
 	if len(words) > 0 {
-		line += " --"
+		line = append(line, "--")
 	}
 	for _, word := range words {
 		if strings.ContainsAny(word, "\"\n\r\t") {
@@ -141,9 +141,9 @@ func (o *runOptions) boot(spec *v1alpha1.VirtualMachineSpec, image string, words
 		if strings.Contains(word, " ") || word == "" {
 			word = `"` + word + `"`
 		}
-		line += " " + word
+		line = append(line, word)
 	}
-	spec.Kernel = &v1alpha1.Kernel{Image: image, InitrdPath: o.initrd, CommandLine: line}
+	spec.Kernel = &v1alpha1.Kernel{Image: image, InitrdPath: o.initrd, CommandLine: strings.Join(line, " ")}
 	return nil
 }
 

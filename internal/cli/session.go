@@ -103,7 +103,7 @@ func (s *session) vm(ctx context.Context, word string) (*v1alpha1.VirtualMachine
 	}
 	vm := &v1alpha1.VirtualMachine{}
 	err := s.api.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: name}, vm)
-	if !apierrors.IsNotFound(err) || explained(err) != err {
+	if !apierrors.IsNotFound(err) || explained(err) != err { //nolint:errorlint // whether it is another
 		return vm, err
 	}
 	switch names, err := s.names(ctx, name); {

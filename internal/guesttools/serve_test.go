@@ -237,8 +237,12 @@ func TestCommandsRunAsInAShell(t *testing.T) {
 		{"another PATH", guestlink.Command{Args: []string{"mine"}, Env: []string{"PATH=" + dir + "/bin"}}, 127, "", "berth: "},
 		{"a path below the directory", guestlink.Command{Args: []string{"./" + filepath.Base(write("script", "#!/bin/sh\necho $0 $#", 0o755)), "a", ""}, Dir: dir}, 0, dir + "/script 2\n", ""},
 		{"umask 022", guestlink.Command{Args: sh("umask")}, 0, "0022\n", ""},
-		{"no signal is ignored or blocked", guestlink.Command{Args: []string{"grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"}}, 0,
-			"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", ""},
+		{
+			"no signal is ignored or blocked",
+			guestlink.Command{Args: []string{"grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"}},
+			0,
+			"SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", "",
+		},
 		{"a session of its own", guestlink.Command{Args: sh(`read -r a b c d e f rest </proc/$$/stat; [ $a = $e ] && [ $a = $f ] && echo leader`)}, 0, "leader\n", ""},
 		{"no descriptors but three", guestlink.Command{Args: sh("for i in 3 4 5 6 7 8 9; do [ ! -e /proc/$$/fd/$i ] || echo $i; done")}, 0, "", ""},
 	} {

@@ -294,7 +294,7 @@ func testTerminal(t *testing.T, c *container) {
 }
 
 // begin starts a client that has said something, and leaves it running.
-func (c *container) begin(script string) (cmd *exec.Cmd, stdout *os.File) {
+func (c *container) begin(script string) (cmd *exec.Cmd) {
 	c.t.Helper()
 	cmd = c.client("/bin/sh", "-c", "echo begun; "+script)
 	out, w := pipe(c.t)
@@ -307,7 +307,7 @@ func (c *container) begin(script string) (cmd *exec.Cmd, stdout *os.File) {
 	_ = w.Close()
 	expect(c.t, out, []byte("begun\n"))
 	c.t.Cleanup(func() { _, _ = cmd.Process.Kill(), cmd.Wait() })
-	return cmd, out
+	return cmd
 }
 
 // clientOf is the pid of what nsenter has started, on this machine.
@@ -325,7 +325,7 @@ func clientOf(t *testing.T, nsenter *exec.Cmd) int {
 func TestAClientThatIsKilledHangsItsCommandUp(t *testing.T) {
 	c, _, _ := running(t)
 	dir := t.TempDir()
-	cmd, _ := c.begin("echo $$ >" + dir + "/pid; exec sleep 1000")
+	cmd := c.begin("echo $$ >" + dir + "/pid; exec sleep 1000")
 	var pid string
 	eventually(t, "the command is there", func() bool {
 		text, _ := os.ReadFile(dir + "/pid")
@@ -338,7 +338,7 @@ func TestAClientThatIsKilledHangsItsCommandUp(t *testing.T) {
 
 func TestAClientCostsLittle(t *testing.T) {
 	c, _, _ := running(t)
-	cmd, _ := c.begin("sleep 1000")
+	cmd := c.begin("sleep 1000")
 	status, err := os.ReadFile("/proc/" + strconv.Itoa(clientOf(t, cmd)) + "/status")
 	if err != nil {
 		t.Fatal(err)

@@ -65,19 +65,19 @@ func TestFinishedStaysFinished(t *testing.T) {
 		ended    func(*v1alpha1.VirtualMachine) bool
 		taken    func(pod *corev1.Pod)
 	}{
-		"deleted": {once("0"), succeededWith(0), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
+		"deleted": {once("0"), succeeded, func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
 		"failed":  {once("3"), failedWith(3), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
-		"evicted": {once("0"), succeededWith(0), func(pod *corev1.Pod) { // as kubectl drain does
+		"evicted": {once("0"), succeeded, func(pod *corev1.Pod) { // as kubectl drain does
 			eviction := fmt.Sprintf(`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": %q, "namespace": %q}}`, pod.Name, pod.Namespace)
 			l.kubectl(eviction, "create", "--raw", "/api/v1/namespaces/"+pod.Namespace+"/pods/"+pod.Name+"/eviction", "-f", "-")
 		}},
-		"collected": {strings.Replace(once("0"), "Never", "OnFailure", 1), succeededWith(0), func(pod *corev1.Pod) { // as kube-controller-manager does
+		"collected": {strings.Replace(once("0"), "Never", "OnFailure", 1), succeeded, func(pod *corev1.Pod) { // as kube-controller-manager does
 			if err := l.Delete(t.Context(), pod, client.GracePeriodSeconds(0)); err != nil {
 				t.Error(err)
 			}
 		}},
-		"said-what-is-no-code": {once("999"), succeededWith(0), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--force", "--wait=false") }},
-		"kept":                 {once("0"), succeededWith(0), nil},
+		"said-what-is-no-code": {once("999"), succeeded, func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--force", "--wait=false") }},
+		"kept":                 {once("0"), succeeded, nil},
 	}
 	for name, g := range guests {
 		l.apply(strings.Replace(g.manifest, "name: tiny", "name: "+name, 1))
@@ -111,10 +111,8 @@ func TestFinishedStaysFinished(t *testing.T) {
 	}
 }
 
-func succeededWith(code int32) func(*v1alpha1.VirtualMachine) bool {
-	return func(vm *v1alpha1.VirtualMachine) bool {
-		return phase(v1alpha1.PhaseSucceeded)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, code) && vm.Status.Ended != nil
-	}
+func succeeded(vm *v1alpha1.VirtualMachine) bool {
+	return phase(v1alpha1.PhaseSucceeded)(vm) && exited(vm, v1alpha1.ReasonPoweredOff, 0) && vm.Status.Ended != nil
 }
 
 func failedWith(code int32) func(*v1alpha1.VirtualMachine) bool {

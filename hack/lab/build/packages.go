@@ -32,6 +32,7 @@ var debianPackages = []debianPackage{
 	{"openssh-client", "logging in to a guest"},
 	{"jq", "reading what the API server answers, in the demo"},
 	{"procps", "finding processes in tests"},
+	{"tmux", "a terminal that a test types into"},
 	{"gcc", "building runc"},
 	{"libc6-dev", "building runc"},
 	{"libseccomp-dev", "building runc"},

@@ -95,7 +95,7 @@ func beShim(what string) error {
 			state.RunningSinceNS = 7
 		case shimproto.Exit:
 			state.TerminatingSinceNS = 5
-		case shimproto.Hello, shimproto.State:
+		case shimproto.Hello, shimproto.Acted, shimproto.State:
 		}
 		for _, f := range files {
 			_ = f.Close()

@@ -586,7 +586,7 @@ func TestHostileGuests(t *testing.T) {
 			if c.down {
 				up.await(t, "down")
 			}
-			if c.want == ErrClosed {
+			if errors.Is(c.want, ErrClosed) {
 				return
 			}
 			if c.down { // it is heard again once it says hello
@@ -597,7 +597,7 @@ func TestHostileGuests(t *testing.T) {
 			s := open(t, host, next, "again")
 			r.frame(kindExit, s.id, "\x09")
 			next.expect(t, 9, nil)
-			if n := streams(host); n != 0 && c.want == ErrReset {
+			if n := streams(host); n != 0 && errors.Is(c.want, ErrReset) {
 				t.Errorf("%d streams are left", n)
 			}
 		})

@@ -78,7 +78,7 @@ func (s *Stream) CloseStdin() { s.tell(kindEnd) }
 
 // Resize tells the size of the terminal. Of several the last one counts.
 func (s *Stream) Resize(size Size) {
-	s.tell(kindWindowSize, byte(size.Rows>>8), byte(size.Rows), byte(size.Columns>>8), byte(size.Columns))
+	s.tell(kindWindowSize, byte(size.Rows>>8), byte(size.Rows), byte(size.Columns>>8), byte(size.Columns)) //nolint:gosec // big endian
 }
 
 // Signal sends the command a signal. Of several the last one may be all that arrives.
@@ -122,7 +122,7 @@ func (s *Stream) send(k kind, b []byte) {
 // next appends the next frame to buf, if there is one.
 func (s *Stream) next(buf []byte) []byte {
 	for k, b := range s.pending {
-		k, n, isData := kind(k), len(b), kind(k) >= kindStdin && kind(k) <= kindStderr //nolint:gosec // few
+		k, n, isData := kind(k), len(b), kind(k) >= kindStdin && kind(k) <= kindStderr
 		if isData {
 			n = min(n, s.credit, dataSize)
 		}

@@ -18,9 +18,10 @@ const (
 	// stays below the 4096 bytes that kubelet keeps of a termination message.
 	MaxExitMessage = 4000
 
-	// MaxGuestTools and MaxExitText are the sizes of the longest State.GuestTools and State.ExitText, in bytes.
+	// MaxGuestTools is the size of the longest State.GuestTools, in bytes.
 	MaxGuestTools = 32
-	MaxExitText   = 64
+	// MaxExitText is the size of the longest State.ExitText, in bytes.
+	MaxExitText = 64
 
 	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver, 2 has Acted, and
 	// what State says of the guest and asks for.

@@ -75,7 +75,7 @@ func socket(path string) libvirtxml.DomainChardevSource {
 
 // port is a port of the guest's virtio-serial controller.
 func port(name string, source libvirtxml.DomainChardevSource) libvirtxml.DomainChannel {
-	number := uint(slices.Index(ports, name)) + 1 //nolint:gosec // it is one of them
+	number := uint(slices.Index(ports, name)) + 1
 	return libvirtxml.DomainChannel{
 		Source: &source,
 		Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: name}},

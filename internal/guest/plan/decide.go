@@ -306,7 +306,7 @@ func powerOff(s *Shim) Exit {
 		exit.Message = fmt.Sprintf("the guest wrote %q to its exit port, which is no number from 0 to 255 and counts as nothing", s.ExitText)
 		return exit
 	}
-	exit.Code = int32(code) //nolint:gosec // it has 8 bits
+	exit.Code = int32(code)
 	return exit
 }
 

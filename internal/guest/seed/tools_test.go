@@ -69,7 +69,7 @@ func TestStart(t *testing.T) {
 	pids := func(file string) []int {
 		raw, _ := os.ReadFile(filepath.Join(root, "run", file))
 		var all []int
-		for _, word := range strings.Fields(string(raw)) {
+		for word := range strings.FieldsSeq(string(raw)) {
 			pid, err := strconv.Atoi(word)
 			if err != nil {
 				t.Fatal(err)

@@ -110,7 +110,7 @@ type blocking []int
 
 func areBlocking(fds []int) (list blocking) {
 	for _, fd := range fds {
-		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK == 0 { //nolint:gosec // 0 to 2
+		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK == 0 {
 			list = append(list, fd)
 		}
 	}
