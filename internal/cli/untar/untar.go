@@ -13,9 +13,13 @@ import (
 	"strings"
 )
 
-// Tree writes what in has of base to destination, and nothing outside: names and hard links that lead out of it are refused;
-// symbolic links that do, and what is neither file, directory nor link, are told to skipped and left out.
+// Tree writes what in has of base to destination, and nothing outside: names and hard links that lead out of it are refused,
+// and so is what is to be written through a link; symbolic links that lead out, and what is neither file, directory nor link,
+// are told to skipped and left out.
 func Tree(in io.Reader, base, destination string, skipped func(what string)) error {
+	if there, err := filepath.EvalSymlinks(destination); err == nil { // the user's own link
+		destination = there
+	}
 	parent, name := filepath.Split(filepath.Clean(destination))
 	root, err := os.OpenRoot(filepath.Join(parent, "."))
 	if err != nil {
@@ -38,6 +42,7 @@ func Tree(in io.Reader, base, destination string, skipped func(what string)) err
 			linked, isWithin := relative(base, h.Linkname)
 			h.Linkname, isBelow = filepath.Join(name, filepath.FromSlash(linked)), isBelow && isWithin
 		case tar.TypeSymlink:
+			h.Linkname = path.Clean(h.Linkname)                                                                          // so that no link on its way can change what .. is
 			if path.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.FromSlash(path.Join(path.Dir(below), h.Linkname))) { //nolint:gosec // what is not below is skipped, and opened below a root
 				skipped(fmt.Sprintf("the link %s to %s: it leads out of what is copied", target, h.Linkname))
 				continue
@@ -78,16 +83,23 @@ func relative(base, name string) (string, bool) {
 
 // write makes one file, directory or link, in place of one that is there.
 func write(root *os.Root, target string, h *tar.Header, content io.Reader) error {
+	for dir := filepath.Dir(target); dir != "."; dir = filepath.Dir(dir) {
+		if isLink(root, dir) {
+			return fmt.Errorf("%.200q is a link", dir)
+		}
+	}
 	if err := root.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 		return err
 	}
-	if h.Typeflag == tar.TypeDir {
+	if h.Typeflag == tar.TypeDir && !isLink(root, target) {
 		return root.MkdirAll(target, 0o755)
 	}
 	if err := root.Remove(target); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	switch h.Typeflag {
+	case tar.TypeDir:
+		return root.Mkdir(target, 0o755)
 	case tar.TypeLink:
 		return root.Link(h.Linkname, target)
 	case tar.TypeSymlink:
@@ -101,8 +113,16 @@ func write(root *os.Root, target string, h *tar.Header, content io.Reader) error
 	return errors.Join(err, file.Close(), attributes(root, target, h))
 }
 
+func isLink(root *os.Root, name string) bool {
+	info, err := root.Lstat(name)
+	return err == nil && info.Mode()&fs.ModeSymlink != 0
+}
+
 // attributes sets mode and time. Modes have nine bits here: no guest makes a program run as another.
 func attributes(root *os.Root, target string, h *tar.Header) error {
+	if isLink(root, target) { // in the place of a directory
+		return nil
+	}
 	mode := fs.FileMode(h.Mode) & fs.ModePerm //nolint:gosec // of which nine bits stay
 	return errors.Join(root.Chmod(target, mode), root.Chtimes(target, h.ModTime, h.ModTime))
 }
