@@ -428,30 +428,30 @@ func testRun(c *cluster) {
 		c.Errorf("a dry run creates: %v", err)
 	}
 
-	for args, says := range map[string]string{
-		"run":                                          "requires at least 1 arg",
-		"run a b":                                      "b is no flag and no image: write the guest's command after --",
-		"run --bogus a":                                "unknown flag: --bogus",
-		"run -i a":                                     "give -i and -t together",
-		"run -d -it a":                                 "-d leaves the guest at once",
-		"run -d a -- true":                             "-d leaves the guest at once",
-		"run --rm --restart Always a":                  "--rm and --restart Always contradict each other",
-		"run -m much a":                                "-m much is no size: write one such as 2Gi",
-		"run --size big a":                             "--size big is no size",
-		"run -p x a":                                   "-p x is no port",
-		"run --append x a":                             "--append is for --kernel",
-		"run --kernel --size 1Gi a":                    "--size is a disk's",
-		"run --user-data /nowhere a":                   "--user-data: open /nowhere",
-		"run --dry-run=perhaps a":                      "none of none, client and server",
-		"run -d --name bad HTTPS://x":                  "image is no image reference",
-		"run -d --name bad -m 1Mi a":                   "memory.size must be a quantity from 16Mi",
-		"run -d --name bad --restart Sometimes a":      `Unsupported value: "Sometimes"`,
-		"run -d --name bad --display=Big a":            `Unsupported value: "Big"`,
-		"run -d --name bad --restart Always --ttl 5 a": "a guest that is always restarted never finishes",
-		"run -d --name web a":                          `"web" already exists`,
-		"run -it --rm --name bad a":                    "this is no terminal",
+	for _, refused := range [][2]string{
+		{"run", "requires at least 1 arg"},
+		{"run a b", "b is no flag and no image: write the guest's command after --"},
+		{"run --bogus a", "unknown flag: --bogus"},
+		{"run -i a", "give -i and -t together"},
+		{"run -d -it a", "-d leaves the guest at once"},
+		{"run -d a -- true", "-d leaves the guest at once"},
+		{"run --rm --restart Always a", "--rm and --restart Always contradict each other"},
+		{"run -m much a", "-m much is no size: write one such as 2Gi"},
+		{"run --size big a", "--size big is no size"},
+		{"run -p x a", "-p x is no port"},
+		{"run --append x a", "--append is for --kernel"},
+		{"run --kernel --size 1Gi a", "--size is a disk's"},
+		{"run --user-data /nowhere a", "--user-data: open /nowhere"},
+		{"run --dry-run=perhaps a", "none of none, client and server"},
+		{"run -d --name bad HTTPS://x", "image is no image reference"},
+		{"run -d --name bad -m 1Mi a", "memory.size must be a quantity from 16Mi"},
+		{"run -d --name bad --restart Sometimes a", `Unsupported value: "Sometimes"`},
+		{"run -d --name bad --display=Big a", `Unsupported value: "Big"`},
+		{"run -d --name bad --restart Always --ttl 5 a", "a guest that is always restarted never finishes"},
+		{"run -d --name web a", `"web" already exists`},
+		{"run -it --rm --name bad a", "this is no terminal"},
 	} {
-		c.fails(125, args, regexp.QuoteMeta(says))
+		c.fails(125, refused[0], regexp.QuoteMeta(refused[1]))
 	}
 	// A Service that cannot be takes the VirtualMachine with it.
 	c.create(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "taken"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 1}}}})
