@@ -86,7 +86,7 @@ func TestExec(t *testing.T) {
 	tty.sizes <- remotecommand.TerminalSize{Width: 100, Height: 50}
 	tty.say(`until [ "$(stty size)" = "50 100" ]; do :; done; echo re''sized`)
 	tty.await("resized")
-	tty.say("echo be''gun; sleep 100000")
+	tty.say(`sh -c "echo be''gun; exec sleep 100000"`) // which has the terminal by the time that it says so
 	tty.await("begun")
 	if _, err := io.WriteString(tty.in, "\x03"); err != nil {
 		t.Fatal(err)
