@@ -21,6 +21,7 @@ import (
 
 	"github.com/berth-dev/berth/internal/berth/guestlink"
 	"github.com/berth-dev/berth/internal/guesttools/tarball"
+	"github.com/berth-dev/berth/test/env"
 )
 
 // waitTimeout is patience with a busy machine; nothing is to take that long.
@@ -193,7 +194,7 @@ func (m *machine) sh(script string) *client {
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Skip("needs root, as the guest program does")
+		env.Missing(t, "the guest program needs root")
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 // run is tar, which must succeed.
@@ -120,7 +122,7 @@ func TestATreeComesOutAsItWentIn(t *testing.T) {
 func TestGNUTarUnderstandsItAndIsUnderstood(t *testing.T) {
 	gnu, err := exec.LookPath("tar")
 	if err != nil {
-		t.Skip("needs tar")
+		env.Missing(t, "needs tar")
 	}
 	from, to := tree(t), t.TempDir()
 	archive, err := exec.Command(gnu, "-cf", "-", "-C", from, "top").Output()
