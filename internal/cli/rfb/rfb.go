@@ -160,7 +160,7 @@ func (c *client) rectangle() {
 	switch {
 	case head.Encoding != encodingRaw:
 		c.fail("the server sends the encoding %d, which it was not asked for", head.Encoding)
-	case !r.In(c.screen.Rect):
+	case r.Max.X > c.screen.Rect.Max.X || r.Max.Y > c.screen.Rect.Max.Y: // not In: it takes what is empty for inside
 		c.fail("the server sends %v, outside of the screen %v", r, c.screen.Rect)
 	}
 	line := make([]byte, 4*r.Dx())

@@ -91,6 +91,7 @@ func TestBadServers(t *testing.T) {
 		"no screen":                     {hello(0, 5), "0 x 5"},
 		"a huge screen":                 {hello(65535, 65535), "65535 x 65535"},
 		"pixels outside":                {said(hello(2, 2), update(rect(1, 1, 2, 1, encodingRaw))), "outside of the screen"},
+		"nothing, outside":              {said(hello(2, 2), update(rect(9, 1, 0, 1, encodingRaw))), "outside of the screen"},
 		"an encoding of its own choice": {said(hello(2, 2), update(rect(0, 0, 2, 2, 7))), "encoding 7"},
 		"a message that there is not":   {said(hello(2, 2), []byte{99}), "message of type 99"},
 		"an endless clipboard":          {said(hello(2, 2), []byte{serverCutText, 0, 0, 0}, uint32(1<<30)), "text of"},
