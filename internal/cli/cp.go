@@ -17,8 +17,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-
-	"github.com/berth-dev/berth/internal/cli/untar"
 )
 
 func (s *session) cp() *cobra.Command {
@@ -184,7 +182,7 @@ func (c *copying) outOf(ctx context.Context, source, destination string) error {
 		sent <- err
 	}()
 	p := c.progress()
-	err := untar.Tree(io.TeeReader(reader, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
+	err := writeTree(io.TeeReader(reader, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
 		fmt.Fprintf(c.ErrOut, "skipped %s\n", clean(what))
 	})
 	p.end()

@@ -11,8 +11,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
-
-	"github.com/berth-dev/berth/internal/cli/untar"
 )
 
 func TestWhichSideIsTheGuests(t *testing.T) {
@@ -105,7 +103,7 @@ func TestATreeComesBackAsItWas(t *testing.T) {
 	}
 	want := tree(t, source)
 	for _, destination := range []string{"again", "again"} { // over itself, too
-		if err := untar.Tree(bytes.NewReader(stream.Bytes()), "site", filepath.Join(target, destination), func(what string) { t.Error("skipped " + what) }); err != nil {
+		if err := writeTree(bytes.NewReader(stream.Bytes()), "site", filepath.Join(target, destination), func(what string) { t.Error("skipped " + what) }); err != nil {
 			t.Fatal(err, errOut)
 		}
 		got := tree(t, filepath.Join(target, destination))

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/berth-dev/berth/internal/untar"
 )
 
 // call is one call of tar.
@@ -146,7 +148,6 @@ func add(out *tar.Writer, header *tar.Header, path string) error {
 	return nil
 }
 
-// extract makes all beneath the destination: os.Root follows no link out of it.
 func (c *call) extract(stdin io.Reader) {
 	root, err := os.OpenRoot(c.dir)
 	if err != nil {
@@ -154,80 +155,27 @@ func (c *call) extract(stdin io.Reader) {
 		return
 	}
 	defer root.Close()
-	in := tar.NewReader(stdin)
-	var dirs []*tar.Header // what comes into them would change their times, and need their modes
-	for {
-		header, err := in.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			c.complain(fmt.Errorf("reading the archive: %w", err))
-			break
-		}
-		if err = c.member(root, header, in); err != nil {
-			c.complain(fmt.Errorf("skipped %q: %w", header.Name, err))
-		} else if header.Typeflag == tar.TypeDir {
-			dirs = append(dirs, header)
-		}
+	e := untar.Extraction{Root: root, Place: place, Modes: ^fs.FileMode(0), Owners: !c.noOwners, Times: !strings.Contains(c.options, "m"), Failed: func(member string, err error) error {
+		c.complain(fmt.Errorf("skipped %q: %w", member, err))
+		return nil
+	}}
+	if c.noModes {
+		e.Modes = 0
 	}
-	for _, dir := range slices.Backward(dirs) {
-		if err := c.finish(root, dir); err != nil {
-			c.complain(fmt.Errorf("directory %q: %w", dir.Name, err))
-		}
+	if err := e.Run(stdin); err != nil {
+		c.complain(err)
 	}
 	_, _ = io.Copy(io.Discard, stdin) // who writes is not to fail for what is behind the archive
 }
 
-// member makes what a header tells. What is there is removed first, and never written into: it may have other names.
-func (c *call) member(root *os.Root, header *tar.Header, content io.Reader) error {
-	target := header.Linkname
-	if slices.Contains(strings.Split(header.Name, "/"), "..") || header.Typeflag == tar.TypeLink && slices.Contains(strings.Split(target, "/"), "..") {
+// place makes names relative, as tar does.
+func place(h *tar.Header) error {
+	if slices.Contains(strings.Split(h.Name, "/"), "..") || h.Typeflag == tar.TypeLink && slices.Contains(strings.Split(h.Linkname, "/"), "..") {
 		return errors.New("a name in it has a ..")
 	}
-	header.Name = path.Clean(strings.TrimLeft(header.Name, "/"))
-	if err := root.MkdirAll(path.Dir(header.Name), 0o755); err != nil {
-		return err
+	h.Name = path.Clean(strings.TrimLeft(h.Name, "/"))
+	if h.Typeflag == tar.TypeLink {
+		h.Linkname = path.Clean(strings.TrimLeft(h.Linkname, "/"))
 	}
-	if header.Typeflag == tar.TypeDir {
-		return root.MkdirAll(header.Name, 0o755)
-	}
-	if !strings.ContainsRune("0\x0012", rune(header.Typeflag)) {
-		return fmt.Errorf("it is a device or the like, of type %q", header.Typeflag)
-	}
-	if target = path.Clean(strings.TrimLeft(target, "/")); header.Typeflag == tar.TypeLink && target == header.Name {
-		return nil
-	}
-	if err := root.Remove(header.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	switch header.Typeflag {
-	case tar.TypeSymlink:
-		return root.Symlink(header.Linkname, header.Name)
-	case tar.TypeLink:
-		return root.Link(target, header.Name)
-	}
-	file, err := root.OpenFile(header.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fs.FileMode(header.Mode)&0o777) //nolint:gosec // nine bits
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(file, content)
-	if err = errors.Join(err, file.Close()); err != nil {
-		return err
-	}
-	return c.finish(root, header)
-}
-
-// finish gives a file or a directory its owner, mode and times.
-func (c *call) finish(root *os.Root, header *tar.Header) (err error) {
-	if !c.noOwners {
-		err = root.Lchown(header.Name, header.Uid, header.Gid) // first: it takes setuid away
-	}
-	if err == nil && !c.noModes {
-		err = root.Chmod(header.Name, header.FileInfo().Mode()&^fs.ModeType)
-	}
-	if err == nil && !strings.Contains(c.options, "m") {
-		err = root.Chtimes(header.Name, time.Time{}, header.ModTime)
-	}
-	return err
+	return nil
 }
