@@ -27,11 +27,12 @@ const (
 	bell                = 2
 	serverCutText       = 3
 	encodingRaw         = 0
+	encodingDesktopSize = -223 // no pixels: the screen has another size from here on
 )
 
-// wishes of the client: SetPixelFormat (32 bits a pixel, of which the first three bytes are blue, green and red),
-// SetEncodings (raw alone), and FramebufferUpdateRequest up to its size.
-var wishes = []byte{0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0, 2, 0, 0, 1, 0, 0, 0, encodingRaw, 3, 0, 0, 0, 0, 0}
+// wishes of the client: SetPixelFormat (32 bits a pixel, of which the first three bytes are blue, green and red) and
+// SetEncodings (raw, and DesktopSize).
+var wishes = []byte{0, 0, 0, 0, 32, 24, 0, 1, 0, 255, 0, 255, 0, 255, 16, 8, 0, 0, 0, 0, 2, 0, 0, 2, 0, 0, 0, encodingRaw, 255, 255, 255, 256 + encodingDesktopSize}
 
 // Screenshot reads the whole screen once.
 func Screenshot(conn io.ReadWriter) (image.Image, error) {
@@ -112,17 +113,26 @@ func (c *client) handshake() {
 	c.write([]byte{1}) // shared: other viewers stay
 	c.read(&screen)
 	c.text() // the desktop's name
-	if width, height := int(screen.Width), int(screen.Height); width == 0 || height == 0 || width*height > maxPixels {
+	c.resize(screen.Width, screen.Height)
+	c.write(wishes)
+}
+
+// resize begins a picture of another size.
+func (c *client) resize(width, height uint16) {
+	if pixels := int(width) * int(height); pixels == 0 || pixels > maxPixels {
 		c.fail("the screen is %d x %d", width, height)
 	} else if c.err == nil {
-		c.screen, c.missing = image.NewNRGBA(image.Rect(0, 0, width, height)), width*height
+		c.screen, c.missing = image.NewNRGBA(image.Rect(0, 0, int(width), int(height))), pixels
 	}
-	c.write(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(bytes.Clone(wishes), screen.Width), screen.Height))
 }
 
 // picture reads until every pixel of the screen has come.
 func (c *client) picture() {
+	ask := true
 	for range maxMessages {
+		if size := c.screen.Rect.Max; ask { // FramebufferUpdateRequest, of all
+			c.write(binary.BigEndian.AppendUint32([]byte{3, 0, 0, 0, 0, 0}, uint32(size.X)<<16|uint32(size.Y))) //nolint:gosec // 16 bits each
+		}
 		var kind, padding uint8
 		var first, count uint16
 		switch c.read(&kind); kind {
@@ -146,6 +156,7 @@ func (c *client) picture() {
 		if c.err != nil || c.missing == 0 {
 			return
 		}
+		ask = kind == framebufferUpdate // it had all that there was: the guest has changed the screen's size
 	}
 	c.err = errors.New("the server sends much and no whole screen")
 }
@@ -158,6 +169,9 @@ func (c *client) rectangle() {
 	c.read(&head)
 	r := image.Rect(int(head.X), int(head.Y), int(head.X)+int(head.Width), int(head.Y)+int(head.Height))
 	switch {
+	case head.Encoding == encodingDesktopSize && c.err == nil:
+		c.resize(head.Width, head.Height)
+		return
 	case head.Encoding != encodingRaw:
 		c.fail("the server sends the encoding %d, which it was not asked for", head.Encoding)
 	case r.Max.X > c.screen.Rect.Max.X || r.Max.Y > c.screen.Rect.Max.Y: // not In: it takes what is empty for inside

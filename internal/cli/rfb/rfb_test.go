@@ -56,10 +56,12 @@ func update(rects ...[]byte) []byte {
 func TestScreenshot(t *testing.T) {
 	red, green := []byte{1, 2, 250, 0}, []byte{3, 251, 4, 0}
 	for name, stream := range map[string][]byte{
-		"in one part":            said(hello(2, 1), update(rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
-		"in parts":               said(hello(2, 1), update(rect(1, 0, 1, 1, encodingRaw, green...)), update(rect(0, 0, 1, 1, encodingRaw, red...))),
-		"a part twice":           said(hello(2, 1), update(rect(1, 0, 1, 1, encodingRaw, red...)), update(rect(1, 0, 1, 1, encodingRaw, green...), rect(0, 0, 1, 1, encodingRaw, red...))),
-		"between other messages": said(hello(2, 1), []byte{bell}, []byte{serverCutText, 0, 0, 0}, uint32(3), "abc", []byte{setColourMapEntries, 0}, uint16(0), uint16(1), make([]byte, 6), update(rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
+		"in one part":              said(hello(2, 1), update(rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
+		"in parts":                 said(hello(2, 1), update(rect(1, 0, 1, 1, encodingRaw, green...)), update(rect(0, 0, 1, 1, encodingRaw, red...))),
+		"a part twice":             said(hello(2, 1), update(rect(1, 0, 1, 1, encodingRaw, red...)), update(rect(1, 0, 1, 1, encodingRaw, green...), rect(0, 0, 1, 1, encodingRaw, red...))),
+		"of a screen that grows":   said(hello(1, 1), update(rect(0, 0, 2, 1, encodingDesktopSize)), update(rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
+		"of a screen that shrinks": said(hello(9, 9), update(rect(0, 0, 9, 8, encodingRaw, make([]byte, 4*9*8)...)), update(rect(0, 0, 2, 1, encodingDesktopSize), rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
+		"between other messages":   said(hello(2, 1), []byte{bell}, []byte{serverCutText, 0, 0, 0}, uint32(3), "abc", []byte{setColourMapEntries, 0}, uint16(0), uint16(1), make([]byte, 6), update(rect(0, 0, 2, 1, encodingRaw, append(red, green...)...))),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &server{Reader: bytes.NewReader(stream)}
@@ -93,6 +95,7 @@ func TestBadServers(t *testing.T) {
 		"pixels outside":                {said(hello(2, 2), update(rect(1, 1, 2, 1, encodingRaw))), "outside of the screen"},
 		"nothing, outside":              {said(hello(2, 2), update(rect(9, 1, 0, 1, encodingRaw))), "outside of the screen"},
 		"an encoding of its own choice": {said(hello(2, 2), update(rect(0, 0, 2, 2, 7))), "encoding 7"},
+		"a screen that grows huge":      {said(hello(2, 2), update(rect(0, 0, 65535, 65535, encodingDesktopSize))), "65535 x 65535"},
 		"a message that there is not":   {said(hello(2, 2), []byte{99}), "message of type 99"},
 		"an endless clipboard":          {said(hello(2, 2), []byte{serverCutText, 0, 0, 0}, uint32(1<<30)), "text of"},
 		"many bells":                    {said(hello(2, 2), bytes.Repeat([]byte{bell}, maxMessages)), "no whole screen"},
