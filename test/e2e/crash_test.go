@@ -15,6 +15,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -244,14 +245,17 @@ func (v victim) pods() (pods []corev1.Pod) {
 	return pods
 }
 
-// revive replaces a victim that has crashed: kubelet would let it rest for longer and longer. It also serves as cleanup.
+// revive replaces a victim that has crashed: kubelet would let it rest for longer and longer. When it returns, the one
+// before does no more. It also serves as cleanup.
 func (v victim) revive() {
 	v.Helper()
+	ctx := context.WithoutCancel(v.Context())
 	v.yieldLease()
 	for _, pod := range v.pods() {
-		if err := client.IgnoreNotFound(v.Delete(context.WithoutCancel(v.Context()), &pod, client.GracePeriodSeconds(1))); err != nil {
+		if err := client.IgnoreNotFound(v.Delete(ctx, &pod, client.GracePeriodSeconds(1))); err != nil {
 			v.Fatalf("deleting %s: %v", v.name, err)
 		}
+		env.Eventually(v, "the end of "+pod.Name, func() bool { return apierrors.IsNotFound(v.Get(ctx, client.ObjectKeyFromObject(&pod), &pod)) })
 	}
 }
 
