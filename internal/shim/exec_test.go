@@ -372,6 +372,35 @@ func TestARebootEndsCommands(t *testing.T) {
 	}
 }
 
+// TestAResetEndsCommands: the guest program was in no state to say so.
+func TestAResetEndsCommands(t *testing.T) {
+	before := bootTime(t)
+	c, a, _ := running(t)
+	errs, w := pipe(t)
+	cmd := c.client("/bin/sh", "-c", "echo begun >&2; sleep 1000")
+	cmd.Stderr = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.Close()
+	expect(t, errs, []byte("begun\n"))
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning, LastResetNS: before}) // since which the program has said hello
+	a.await("an answer", func(shimproto.State) bool { return true })
+	if _, stderr, code := c.run(nil, "/bin/guest", "true"); code != 0 {
+		t.Errorf("after a reset that is long over: %q, code %d", stderr, code)
+	}
+	began := time.Now()
+	a.send(shimproto.Running{Phase: shimproto.PhaseRunning, LastResetNS: bootTime(t)})
+	expect(t, errs, []byte("berth: the guest rebooted, or its guest program was started again\n"))
+	if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 255 {
+		t.Errorf("code %d", cmd.ProcessState.ExitCode())
+	}
+	t.Logf("it took %v", time.Since(began))
+	if _, stderr, code := c.run(nil, "/bin/guest", "true"); code != 0 {
+		t.Errorf("then %q, code %d", stderr, code)
+	}
+}
+
 func TestTheGuestsEndIsToldToItsCommands(t *testing.T) {
 	c, a, p := running(t)
 	errs, w := pipe(t)

@@ -143,6 +143,9 @@ func (s *shim) receive(r received) {
 	case shimproto.Running:
 		s.phase = m.Phase
 		s.sessions.Running(m.Phase == shimproto.PhasePaused)
+		if m.LastResetNS != 0 {
+			s.sessions.Reset(time.Now().Add(time.Duration(m.LastResetNS - bootTime())))
+		}
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
 			s.state.RunningSinceNS = bootTime()
 		}
@@ -185,7 +188,7 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 		case shimproto.KindLease:
 			go s.serveDHCP(dhcp.Frames(files[d.FD], *d.Lease), *d.Lease)
 		case shimproto.KindGuest:
-			s.sessions.Attach(files[d.FD])
+			s.sessions.Attach(files[d.FD], h.DirectKernel)
 		case shimproto.KindExit:
 			s.ports++
 			go s.followExit(files[d.FD])

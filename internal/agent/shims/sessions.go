@@ -167,6 +167,7 @@ type Session struct {
 	// What was sent to it and is not in its state yet.
 	handedOver bool
 	phase      shimproto.Phase
+	resetTold  time.Time
 	acted      shimproto.Acted
 	exiting    bool
 }
@@ -259,13 +260,29 @@ func (n *Session) Send(ctx context.Context, m shimproto.Message, files ...*os.Fi
 	return nil
 }
 
+// Notify tells the shim whether the guest's vCPUs run, and when it was last reset if it was.
+func (n *Session) Notify(ctx context.Context, phase shimproto.Phase, reset time.Time) error {
+	m := shimproto.Running{Phase: phase}
+	if !reset.IsZero() {
+		m.LastResetNS = int64(n.bootTime() - time.Since(reset))
+	}
+	err := n.Send(ctx, m)
+	if err == nil {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.resetTold = reset
+	}
+	return err
+}
+
 // HandOver hands those of a guest's devices to the shim that it takes, each with the descriptor that open returns, which
 // may also fill in what the device needs to have said. Of the others State tells.
-func (n *Session) HandOver(ctx context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error {
+func (n *Session) HandOver(ctx context.Context, h shimproto.HandOver, open func(*shimproto.Device) (*os.File, error)) error {
 	n.mu.Lock()
 	state := n.state
 	n.mu.Unlock()
-	message := shimproto.HandOver{InstanceID: n.container}
+	devices := h.Devices
+	h.InstanceID, h.Devices = n.container, nil
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -281,9 +298,9 @@ func (n *Session) HandOver(ctx context.Context, devices []shimproto.Device, open
 			return err
 		}
 		d.FD = len(files)
-		files, message.Devices = append(files, file), append(message.Devices, d)
+		files, h.Devices = append(files, file), append(h.Devices, d)
 	}
-	return n.Send(ctx, message, files...)
+	return n.Send(ctx, h, files...)
 }
 
 // State is what the plan needs to know of the shim of a guest with those devices; nil until the shim has sent its State.
@@ -296,6 +313,7 @@ func (n *Session) State(devices []shimproto.Device) *plan.Shim {
 	s := &plan.Shim{
 		Attached:   n.handedOver || n.state.InstanceID != "",
 		Running:    n.phase != "",
+		ResetTold:  n.resetTold,
 		Exiting:    n.exiting,
 		Draining:   n.state.Takes(shimproto.KindExit) && !n.state.ConsoleClosed, // older ones have nothing that is waited for
 		GuestTools: n.state.GuestTools, ExitText: n.state.ExitText,

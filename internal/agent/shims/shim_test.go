@@ -92,6 +92,7 @@ func beShim(what string) error {
 				fmt.Println(d.Kind, d.Name, name, err)
 			}
 		case shimproto.Running:
+			fmt.Println(m.LastResetNS)
 			state.RunningSinceNS = 7
 		case shimproto.Exit:
 			state.TerminatingSinceNS = 5

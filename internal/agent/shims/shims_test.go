@@ -150,19 +150,25 @@ func TestAShimThatSpeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	say(shimproto.Running{Phase: shimproto.PhasePaused})
+	reset := time.Now().Add(time.Hour) // of a machine that is on for 100 ns
+	if err := n.Notify(t.Context(), shimproto.PhasePaused, reset); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := time.ParseDuration(shim.line() + "ns"); err != nil || got <= 0 || got > time.Hour+100 {
+		t.Errorf("the shim has heard of a reset after %v, %v; want an hour at most", got, err)
+	}
 	say(shimproto.Exit{})
-	if known := n.State(nil); !known.Running || !known.Exiting || known.Attached {
+	if known := n.State(nil); !known.Running || !known.Exiting || known.Attached || !known.ResetTold.Equal(reset) {
 		t.Errorf("what was said is not known at once: %+v", known)
 	}
-	if err := n.HandOver(t.Context(), nil, nil); err != nil {
+	if err := n.HandOver(t.Context(), shimproto.HandOver{}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if !n.State(nil).Attached {
 		t.Error("that all was handed over is not known at once")
 	}
 	s.until(t, func() bool { return n.State(nil).Terminating && n.State(nil).RunningFor > 0 })
-	want := &plan.Shim{Attached: true, Running: true, RunningFor: 93, Terminating: true, TerminatingFor: 95, Exiting: true}
+	want := &plan.Shim{Attached: true, Running: true, RunningFor: 93, ResetTold: reset, Terminating: true, TerminatingFor: 95, Exiting: true}
 	if diff := cmp.Diff(want, n.State(needs)); diff != "" {
 		t.Errorf("at last (-want +got):\n%s", diff)
 	}
@@ -453,7 +459,7 @@ func TestHandOver(t *testing.T) {
 				opened = append(opened, file)
 				return file, err
 			}
-			if err := n.HandOver(t.Context(), needs, open); err != nil {
+			if err := n.HandOver(t.Context(), shimproto.HandOver{Devices: needs}, open); err != nil {
 				t.Fatal(err)
 			}
 			if len(opened) != c.taken {
@@ -487,7 +493,7 @@ func TestADescriptorThatCannotBeOpened(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := errors.New("no")
-	err = n.HandOver(t.Context(), needs, func(d *shimproto.Device) (*os.File, error) {
+	err = n.HandOver(t.Context(), shimproto.HandOver{Devices: needs}, func(d *shimproto.Device) (*os.File, error) {
 		if d.Kind == shimproto.KindConsole {
 			return file, nil
 		}

@@ -77,7 +77,7 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 		if s.Paused {
 			phase = shimproto.PhasePaused
 		}
-		return o.session.Send(ctx, shimproto.Running{Phase: phase})
+		return o.session.Notify(ctx, phase, s.Reset)
 	case plan.Reset:
 		return r.Host.Libvirt.Reset(ctx, uid)
 	case plan.InjectNMI:

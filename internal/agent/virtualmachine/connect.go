@@ -84,8 +84,8 @@ func without(f *domain.Facts) func(shimproto.Device) bool {
 
 // handOver hands the guest's devices to the shim, those that its domain has and the shim takes. Of the others the report tells.
 func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *domain.Facts, to Session) error {
-	devices := slices.DeleteFunc(devicesOf(m), without(has))
-	return to.HandOver(ctx, devices, func(d *shimproto.Device) (file *os.File, err error) {
+	what := shimproto.HandOver{Devices: slices.DeleteFunc(devicesOf(m), without(has)), DirectKernel: m.Kernel != nil}
+	return to.HandOver(ctx, what, func(d *shimproto.Device) (file *os.File, err error) {
 		switch d.Kind {
 		case shimproto.KindConsole:
 			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.Serial)

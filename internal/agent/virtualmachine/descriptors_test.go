@@ -298,8 +298,8 @@ type keepingSession struct {
 
 func (s keepingSession) NetworkNamespace() (*os.File, error) { return os.Open(s.netns) }
 
-func (s keepingSession) HandOver(_ context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error {
-	for _, d := range devices {
+func (s keepingSession) HandOver(_ context.Context, h shimproto.HandOver, open func(*shimproto.Device) (*os.File, error)) error {
+	for _, d := range h.Devices {
 		file, err := open(&d)
 		if err != nil {
 			return err

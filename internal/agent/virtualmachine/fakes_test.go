@@ -123,10 +123,11 @@ func (n *node) Write(_ context.Context, o client.Object, want, _ any) (bool, err
 // shim is a container of a berth, with the shim in it.
 type shim struct {
 	*hosttest.Container
-	node  *node
-	ended bool
-	lease shimproto.Lease  // what it was told to serve
-	has   []shimproto.Kind // what it was handed
+	node         *node
+	ended        bool
+	lease        shimproto.Lease  // what it was told to serve
+	has          []shimproto.Kind // what it was handed
+	directKernel bool             // what it was told of the guest
 	plan.Shim
 	terminatingSince time.Duration // since boot
 }
@@ -149,26 +150,34 @@ func (s *shim) Send(_ context.Context, m shimproto.Message, _ ...*os.File) error
 		return errors.New("the shim has ended")
 	}
 	switch m := m.(type) {
-	case shimproto.Running:
-		s.Running = true
 	case shimproto.Acted:
 		s.ResetsDone, s.NMIsDone = m.Resets, m.NMIs
 	case shimproto.Exit:
 		s.node.world.endContainer(s.node, int32(m.Code), m.TerminationMessage())
-	case shimproto.Hello, shimproto.HandOver, shimproto.State: // the room says none of them
+	case shimproto.Hello, shimproto.HandOver, shimproto.Running, shimproto.State: // the room says none of them
 	}
 	return nil
 }
 
+// Notify is heard at once.
+func (s *shim) Notify(_ context.Context, _ shimproto.Phase, reset time.Time) error {
+	if s.ended {
+		return errors.New("the shim has ended")
+	}
+	s.Running, s.ResetTold = true, reset
+	return nil
+}
+
 // HandOver opens what a shim is given. A shim serves one guest in its life.
-func (s *shim) HandOver(_ context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error {
+func (s *shim) HandOver(_ context.Context, h shimproto.HandOver, open func(*shimproto.Device) (*os.File, error)) error {
 	if s.ended {
 		return errors.New("the shim has ended")
 	}
 	if s.Attached {
 		s.node.world.t.Fatal("a shim got a second guest")
 	}
-	for _, d := range devices {
+	s.directKernel = h.DirectKernel
+	for _, d := range h.Devices {
 		file, err := open(&d)
 		if err != nil {
 			return err

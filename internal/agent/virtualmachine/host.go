@@ -198,7 +198,8 @@ type Shim interface {
 	// State is nil until the shim has spoken.
 	State(devices []shimproto.Device) *plan.Shim
 	Send(ctx context.Context, m shimproto.Message, files ...*os.File) error
-	HandOver(ctx context.Context, devices []shimproto.Device, open func(*shimproto.Device) (*os.File, error)) error
+	Notify(ctx context.Context, phase shimproto.Phase, reset time.Time) error
+	HandOver(ctx context.Context, h shimproto.HandOver, open func(*shimproto.Device) (*os.File, error)) error
 }
 
 // Keys reads the credentials of a VirtualMachine. It is called only if they are needed.

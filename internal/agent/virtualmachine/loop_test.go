@@ -476,6 +476,9 @@ func TestKernelBoot(t *testing.T) {
 	if err != nil || !strings.Contains(d.XML, image.KernelPath()) || !strings.Contains(d.XML, image.InitrdPath()) || !strings.Contains(d.XML, "console=ttyS0") {
 		t.Errorf("%v, the domain is\n%s", err, d.XML)
 	}
+	if !n.shim.directKernel {
+		t.Error("the shim was not told that there is no disk with the guest program")
+	}
 	if k := w.cluster.vm.Status.Kernel; k == nil || *k != (v1alpha1.KernelStatus{Image: "registry/kernel:1", ImageDigest: digest}) {
 		t.Errorf("the status has the kernel %+v", k)
 	}
@@ -584,6 +587,9 @@ func TestAGuestThatResets(t *testing.T) {
 	n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonGuestResetLoop)
 	if s := w.cluster.vm.Status; s.Resets != 5 || s.LastReset == nil || !s.LastReset.Time.Equal(w.now.Truncate(time.Second)) {
 		t.Errorf("%d resets, the last at %v, want 5 and %v", s.Resets, s.LastReset, w.now)
+	}
+	if !n.shim.ResetTold.Equal(w.now) {
+		t.Errorf("the shim was told of a reset at %v, want %v", n.shim.ResetTold, w.now)
 	}
 	w.now = w.now.Add(11 * time.Minute)
 	n.sync()

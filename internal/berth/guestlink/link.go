@@ -91,6 +91,13 @@ func (l *Link) stream(id uint16) *Stream {
 	return s
 }
 
+// Restart ends all streams: the other side has begun anew, and has not said so yet.
+func (l *Link) Restart() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.restart(ErrRestarted)
+}
+
 // Leave ends all streams, and returns once the other side can know of it.
 func (l *Link) Leave() {
 	l.mu.Lock()

@@ -52,6 +52,8 @@ type HandOver struct {
 	InstanceID string `json:"run"`
 	// Devices are at most MaxDescriptors, in any order.
 	Devices []Device `json:"devices"`
+	// DirectKernel says that the guest boots a kernel directly, and so has no disk with the guest program.
+	DirectKernel bool `json:"directKernel,omitempty"`
 }
 
 // Device is one device of the guest.

@@ -60,6 +60,9 @@ func TestPackets(t *testing.T) {
 			InstanceID: golden, ConsoleClosed: true, TerminatingSinceNS: 1234567890123, RunningSinceNS: 987654321,
 			GuestTools: "v0.2.0", ExitText: "3", Resets: 3, NMIs: 1, ResetsDone: 2, NMIsDone: 1,
 		}},
+		"v1.3/hand-over": {3, HandOver{InstanceID: golden, Devices: append(one.Devices[:1:1], Device{Kind: KindGuest, Name: "guest", FD: 1}), DirectKernel: true}},
+		"v1.3/running":   {3, Running{Phase: PhaseRunning, LastResetNS: 1234567890123}},
+		"v1.3/state-new": {3, State{Minor: 3, Kinds: []Kind{KindConsole, KindDHCP, KindLease, KindGuest, KindExit, KindDisplay}}},
 	} {
 		t.Run(path, func(t *testing.T) {
 			data := read(t, path)

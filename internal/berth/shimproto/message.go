@@ -24,8 +24,8 @@ const (
 	MaxExitText = 64
 
 	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver, 2 has Acted, and
-	// what State says of the guest and asks for.
-	Minor = 2
+	// what State says of the guest and asks for, 3 has HandOver.DirectKernel and Running.LastResetNS.
+	Minor = 3
 
 	major         = 1 // in each packet: one of another major version is an error
 	maxInstanceID = 128
@@ -53,6 +53,8 @@ const (
 // Running says that the guest has started, and whether its vCPUs run now.
 type Running struct {
 	Phase Phase `json:"phase"`
+	// LastResetNS is when the guest was last reset, in nanoseconds of CLOCK_BOOTTIME; 0: not that the agent knows.
+	LastResetNS int64 `json:"lastResetNS,omitempty"`
 }
 
 // Acted says that all actions are carried out up to these counts, of which State asks. Agents send it to shims of minor
@@ -111,6 +113,9 @@ func (Acted) validate() error { return nil }
 func (r Running) validate() error {
 	if r.Phase != PhaseRunning && r.Phase != PhasePaused {
 		return fmt.Errorf("phase %.40q is neither running nor paused", r.Phase)
+	}
+	if r.LastResetNS < 0 {
+		return fmt.Errorf("reset at %d ns", r.LastResetNS)
 	}
 	return nil
 }

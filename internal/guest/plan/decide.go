@@ -195,8 +195,8 @@ func keep(w Want, h Have, diskError time.Duration) Next {
 		return steps(Pause{}, NotifyShim{Paused: true})
 	case w.VM != nil && !w.paused() && h.Domain == DomainPaused:
 		return steps(Resume{PausedExternally: condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)}, NotifyShim{})
-	case !h.Shim.Running:
-		return steps(NotifyShim{Paused: h.Domain == DomainPaused})
+	case !h.Shim.Running, h.LatestResets[0].After(h.Shim.ResetTold):
+		return steps(NotifyShim{Paused: h.Domain == DomainPaused, Reset: h.LatestResets[0]})
 	case h.Domain == DomainPausedOnIOError && diskError < retryIOAfter:
 		return Next{Wake: retryIOAfter - diskError}
 	case h.Domain == DomainPausedOnIOError:

@@ -483,6 +483,18 @@ func TestDecide(t *testing.T) {
 			Next{Steps: []Step{NotifyShim{}}},
 		},
 		{
+			"and one that was not told of a reset",
+			Want{VM: vm(), Berth: fresh()},
+			Have{Domain: DomainRunning, Process: ProcessInContainer, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true, ResetTold: now.Add(-time.Minute)}, LatestResets: [5]time.Time{now}},
+			Next{Steps: []Step{NotifyShim{Reset: now}}},
+		},
+		{
+			"once",
+			Want{VM: vm(), Berth: fresh()},
+			Have{Domain: DomainRunning, Process: ProcessInContainer, Container: ContainerAlive, Shim: &Shim{Attached: true, Running: true, ResetTold: now}, LatestResets: [5]time.Time{now}},
+			Next{},
+		},
+		{
 			"a guest halted by a full disk is given time",
 			Want{VM: vm(), Berth: fresh()},
 			Have{Domain: DomainPausedOnIOError, Process: ProcessInContainer, Container: ContainerAlive, Shim: attached},

@@ -108,6 +108,8 @@ type Shim struct {
 	Running bool
 	// RunningFor is for how long.
 	RunningFor time.Duration
+	// ResetTold is the latest of the guest's resets that it was told of; zero: of none.
+	ResetTold time.Time
 	// Terminating: kubelet asked it to end, TerminatingFor ago.
 	Terminating    bool
 	TerminatingFor time.Duration

@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"time"
+
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/internal/guest/machine"
@@ -47,8 +49,11 @@ type (
 	Resume struct{ PausedExternally bool }
 	// Pause halts the vCPUs.
 	Pause struct{}
-	// NotifyShim tells the shim that the guest runs, or is paused.
-	NotifyShim struct{ Paused bool }
+	// NotifyShim tells the shim that the guest runs, or is paused, and when it was last reset, if it was.
+	NotifyShim struct {
+		Paused bool
+		Reset  time.Time
+	}
 	// Reset resets the guest, as a button would, and InjectNMI sends it a non-maskable interrupt.
 	Reset     struct{}
 	InjectNMI struct{}

@@ -84,10 +84,11 @@ func (c *Client) handleEvents(events <-chan any) {
 			}
 		case *golibvirt.DomainEventCallbackRebootMsg:
 			id = uuidText(e.Msg.Dom.UUID)
-			if !c.resets.add(id, e.Msg.Dom.ID, time.Now()) {
-				c.monitor.note(id)
-				continue
+			if in, tell := c.resets.add(id, e.Msg.Dom.ID, time.Now()); tell {
+				time.AfterFunc(in, func() { c.watcher.Changed(id) })
 			}
+			c.monitor.note(id)
+			continue
 		case *golibvirt.DomainEventCallbackAgentLifecycleMsg:
 			id = uuidText(e.Dom.UUID)
 		default:

@@ -13,8 +13,8 @@ type Resets struct {
 	Latest [5]time.Time
 }
 
-// resetsTold is how often resets of one domain are told at most. Those between are seen in the next list of all domains.
-const resetsTold = 10 * time.Second
+// resetsTold is how often resets of one domain are told at most. Those between are told together, so long after the last.
+const resetsTold = 4 * time.Second
 
 // oneReset is within what time several events are one reset: a kernel that reboots asks for it by one way after the other,
 // and QEMU tells of each.
@@ -27,13 +27,13 @@ type resetLog struct {
 }
 
 type lifeResets struct {
-	life int32 // libvirt's ID of the domain, another one in each life
-	told time.Time
+	life int32     // libvirt's ID of the domain, another one in each life
+	told time.Time // or about to be
 	Resets
 }
 
-// add counts a reset, and says whether to tell of it: a guest in a loop resets many times a second.
-func (l *resetLog) add(uuid string, life int32, at time.Time) (tell bool) {
+// add counts a reset, and says whether to tell of it, and in how long: a guest in a loop resets many times a second.
+func (l *resetLog) add(uuid string, life int32, at time.Time) (in time.Duration, tell bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	r := l.byID[uuid]
@@ -51,16 +51,17 @@ func (l *resetLog) add(uuid string, life int32, at time.Time) (tell bool) {
 		l.byID[uuid] = r
 	}
 	if since := at.Sub(r.Latest[0]); since >= 0 && since < oneReset {
-		return false
+		return 0, false
 	}
 	r.Count++
 	copy(r.Latest[1:], r.Latest[:])
 	r.Latest[0] = at
-	if since := at.Sub(r.told); since >= 0 && since < resetsTold {
-		return false
+	if at.Before(r.told) {
+		return 0, false
 	}
-	r.told = at
-	return true
+	in = max(0, r.told.Add(resetsTold).Sub(at))
+	r.told = at.Add(in)
+	return in, true
 }
 
 // of returns the resets of a domain in this life.

@@ -2,6 +2,7 @@ package libvirtd
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
@@ -9,10 +10,11 @@ import (
 func TestResetsAreCountedByLife(t *testing.T) {
 	var l resetLog
 	start := time.Unix(1e9, 0)
-	told := 0
+	var told []time.Duration // since start
 	for i := range 7 {
-		if l.add("a", 1, start.Add(time.Duration(i)*2*time.Second)) {
-			told++
+		at := time.Duration(2*i) * time.Second
+		if in, tell := l.add("a", 1, start.Add(at)); tell {
+			told = append(told, at+in)
 		}
 	}
 	got := l.of("a", 1)
@@ -23,14 +25,14 @@ func TestResetsAreCountedByLife(t *testing.T) {
 	if again := l.of("a", 1); again != got {
 		t.Errorf("one reboot of which QEMU tells twice: %+v, then %+v", got, again)
 	}
-	if told != 2 {
-		t.Errorf("12 s of resets are told %d times, want 2", told)
+	if want := []time.Duration{0, 4 * time.Second, 8 * time.Second, 12 * time.Second, 16 * time.Second}; !slices.Equal(told, want) {
+		t.Errorf("they are told after %v, want %v", told, want)
 	}
 	if got := l.of("a", 2); got != (Resets{}) {
 		t.Errorf("the next life begins with %+v", got)
 	}
-	if !l.add("a", 2, start.Add(13*time.Second)) || l.of("a", 2).Count != 1 {
-		t.Errorf("the first reset of the next life: %+v", l.of("a", 2))
+	if in, tell := l.add("a", 2, start.Add(13*time.Second)); in != 0 || !tell || l.of("a", 2).Count != 1 {
+		t.Errorf("the first reset of the next life: %+v, told: %t, in %v", l.of("a", 2), tell, in)
 	}
 	l.forget("a")
 	if got := l.of("a", 2); got != (Resets{}) {

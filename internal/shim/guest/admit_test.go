@@ -83,13 +83,16 @@ func TestHowLongACommandWaitsForTheProgram(t *testing.T) {
 	for name, test := range map[string]struct {
 		kind    client.Kind
 		started time.Duration // ago; 0: not
+		direct  bool
 		want    string
 	}{
-		"a guest that has been up for long": {client.Exec, 3 * time.Minute, "no guest program answers: "},
-		"a probe of one that has just":      {client.Readiness, time.Second, "no guest program answers: "},
-		"a probe of one that has not":       {client.Readiness, 0, "the guest does not run yet: kubectl describe vm web tells why"},
+		"a guest that has been up for long": {client.Exec, 3 * time.Minute, false, "no guest program answers: with spec.guestTools Offered "},
+		"one that boots a kernel directly":  {client.Exec, 3 * time.Minute, true, "no guest program answers: the guest boots a kernel directly"},
+		"a probe of one that has just":      {client.Readiness, time.Second, false, "no guest program answers: "},
+		"a probe of one that has not":       {client.Readiness, 0, true, "the guest does not run yet: kubectl describe vm web tells why"},
 	} {
 		s := New("web", func() {}, t.Logf)
+		s.direct = test.direct
 		if test.started > 0 {
 			s.started = time.Now().Add(-test.started)
 		}

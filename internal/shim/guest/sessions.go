@@ -52,7 +52,9 @@ type Sessions struct {
 	sessions []*session    // in the order of their begin
 	facts    Facts
 	up       bool
-	started  time.Time // when the guest was first told to run
+	upSince  time.Time
+	started  time.Time // when the guest was first told to run, or was last reset
+	direct   bool      // it boots a kernel directly
 	paused   bool
 	done     Facts // Resets and NMIs that are carried out
 	refused  bool  // one was logged
@@ -90,8 +92,12 @@ func (s *Sessions) Serve() {
 	}, s.logf)
 }
 
-// Attach serves the guest's port, which it owns from now on, and which is non-blocking.
-func (s *Sessions) Attach(port *os.File) { go s.link.Serve(port) }
+// Attach serves the guest's port, which it owns from now on, and which is non-blocking. A guest that boots a kernel
+// directly has no disk with the guest program.
+func (s *Sessions) Attach(port *os.File, directKernel bool) {
+	s.change(func() { s.direct = directKernel })
+	go s.link.Serve(port)
+}
 
 // Running tells that the guest has started, and whether its vCPUs are paused.
 func (s *Sessions) Running(paused bool) {
@@ -100,6 +106,20 @@ func (s *Sessions) Running(paused bool) {
 			s.started = time.Now()
 		}
 	})
+}
+
+// Reset tells when the guest was reset: what ran in it then is gone. A guest program that has said hello since was heard first.
+func (s *Sessions) Reset(at time.Time) {
+	var gone bool
+	s.change(func() {
+		if at.After(s.started) {
+			s.started = at
+		}
+		gone = s.up && s.upSince.Before(at)
+	})
+	if gone {
+		s.link.Restart()
+	}
 }
 
 // Acted tells how many actions are carried out.
@@ -140,7 +160,7 @@ func (s *Sessions) change(something func()) {
 func (s *Sessions) linkChanged(up bool, version string) {
 	s.change(func() {
 		if s.up = up; up {
-			s.facts.Tools = version
+			s.facts.Tools, s.upSince = version, time.Now()
 		}
 	})
 	s.note()
@@ -295,6 +315,10 @@ func (s *Sessions) noProgram() *answer {
 	defer s.mu.Unlock()
 	if s.started.IsZero() {
 		return &answer{client.CodeRefused, "the guest does not run yet: kubectl describe vm " + s.name + " tells why"}
+	}
+	if s.direct {
+		return &answer{client.CodeRefused, "no guest program answers: the guest boots a kernel directly, and so has no disk with it: " +
+			"put berth-guest into its initrd, and start it there (docs/exec.md)"}
 	}
 	return &answer{client.CodeRefused, "no guest program answers: with spec.guestTools Offered the guest has a disk with it; in the guest (kubectl attach -it " + s.name +
 		", or ssh) run: mount -r LABEL=BERTH /mnt && sh /mnt/start"}
