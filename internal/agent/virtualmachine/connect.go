@@ -58,7 +58,8 @@ func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Containe
 	return err
 }
 
-// devicesOf are what the guest needs its shim to take. A guest without a VirtualMachine needs none.
+// devicesOf are what the guest needs its shim to take, or it is not started: what it writes to a port that nobody reads
+// would wait for ever. A guest without a VirtualMachine needs none.
 func devicesOf(m *machine.Machine) []shimproto.Device {
 	if m.UID == "" {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -128,16 +129,20 @@ type shim struct {
 	lease        shimproto.Lease  // what it was told to serve
 	has          []shimproto.Kind // what it was handed
 	directKernel bool             // what it was told of the guest
+	refuses      shimproto.Kind   // it takes no such device
 	plan.Shim
 	terminatingSince time.Duration // since boot
 }
 
 // State is that of the shim, if it has spoken to this agent.
-func (s *shim) State([]shimproto.Device) *plan.Shim {
+func (s *shim) State(needs []shimproto.Device) *plan.Shim {
 	if s.node.silent {
 		return nil
 	}
 	state := s.Shim
+	if slices.ContainsFunc(needs, func(d shimproto.Device) bool { return d.Kind == s.refuses }) {
+		state.Lacks = []string{string(s.refuses)}
+	}
 	if state.Terminating {
 		state.TerminatingFor = s.node.world.boot - s.terminatingSince
 	}

@@ -187,6 +187,21 @@ func TestAChangeOfGuestToolsWaits(t *testing.T) {
 	}
 }
 
+// TestNoGuestHasAPortThatNobodyReads: what it writes there would wait for ever.
+func TestNoGuestHasAPortThatNobodyReads(t *testing.T) {
+	for _, port := range []shimproto.Kind{shimproto.KindGuest, shimproto.KindExit} {
+		_, n := one(t)
+		n.sync()
+		n.runContainer()
+		n.shim.refuses = port
+		n.sync()
+		if all := n.host.QEMUs(string(vmUID)); len(all) > 0 || n.shim.Attached {
+			t.Errorf("with a shim that does not take %s there is %+v", port, all)
+		}
+		n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonShimOutdated)
+	}
+}
+
 func TestButtons(t *testing.T) {
 	_, n := running(t)
 	n.shim.Resets, n.shim.NMIs = 2, 1
