@@ -46,12 +46,11 @@ func (l *Link) Serve(port io.ReadWriteCloser) error {
 	l.changed.L, l.streams = &l.mu, map[uint16]*Stream{}
 	l.restart(nil)
 	l.mu.Unlock()
-	written := make(chan struct{})
-	go func() {
+	var writer sync.WaitGroup
+	writer.Go(func() {
 		l.write(port)
 		_ = port.Close() // ends the reader
-		close(written)
-	}()
+	})
 	in := bufio.NewReaderSize(port, headerSize+MaxFrame)
 	var err error
 	for err == nil {
@@ -62,7 +61,7 @@ func (l *Link) Serve(port io.ReadWriteCloser) error {
 	l.closed = true
 	l.mu.Unlock()
 	_ = port.Close()
-	<-written
+	writer.Wait()
 	return err
 }
 
@@ -132,28 +131,26 @@ func (l *Link) read(in *bufio.Reader) error {
 		return err
 	}
 	k, id, length := kind(head[1]), binary.BigEndian.Uint16(head[2:]), int64(binary.BigEndian.Uint32(head[4:]))
-	size, sized := sizes[k]
 	l.mu.Lock()
-	switch {
+	switch size, fixed := sizes[k]; {
 	case l.up && head[0] == padding:
 		l.restart(ErrRestarted)
-	case l.up && (head[0] != magic || length > MaxFrame || sized && length != int64(size)):
+	case l.up && (head[0] != magic || length > MaxFrame || fixed && length != int64(size)):
 		l.restart(ErrBroken)
 	}
 	up := l.up
 	l.mu.Unlock()
-	whole := head
-	if up || bytes.HasPrefix(helloStart, head) {
-		if whole, err = in.Peek(headerSize + int(length)); err != nil {
+	if !up {
+		if start, err := in.Peek(len(helloStart)); err != nil || !bytes.Equal(start, helloStart) {
+			_, _ = in.Discard(1)
 			return err
 		}
 	}
-	if !up && !bytes.HasPrefix(whole, helloStart) {
-		_, err = in.Discard(1)
-		return err
+	whole, err := in.Peek(headerSize + int(length))
+	if err == nil {
+		l.receive(k, id, whole[headerSize:])
+		_, err = in.Discard(len(whole))
 	}
-	l.receive(k, id, whole[headerSize:])
-	_, err = in.Discard(len(whole))
 	return err
 }
 

@@ -46,7 +46,7 @@ type Stream struct {
 	queues   [channels][][]byte // what was not taken
 	busy     [channels]bool     // a goroutine empties the queue
 	dropped  [channels]bool     // nobody takes it any more
-	finished bool               // Stdin
+	finished bool               // Stdin: nil is the last in its queue
 	heard    chan struct{}      // closed once anything came
 	exited   bool
 	code     int
@@ -172,8 +172,8 @@ func (s *Stream) receive(k kind, b []byte) {
 		s.handler.Resize(Size{Rows: binary.BigEndian.Uint16(b), Columns: binary.BigEndian.Uint16(b[2:])})
 	case k == kindSignal:
 		s.handler.Signal(int(b[0]))
-	case k == kindEnd:
-		s.finished = true
+	case k == kindEnd && !s.finished:
+		s.finished, s.queues[Stdin] = true, append(s.queues[Stdin], nil)
 		s.deliver(Stdin)
 	case k == kindExit:
 		s.exited, s.code = true, int(b[0])
@@ -197,8 +197,8 @@ func (s *Stream) take(channel int, b []byte) {
 			*queue = append(*queue, make([]byte, 0, chunkSize))
 		}
 		last := &(*queue)[len(*queue)-1]
-		n = min(len(b), chunkSize-len(*last))
-		*last = append(*last, b[:n]...)
+		n = copy((*last)[len(*last):chunkSize], b)
+		*last = (*last)[:len(*last)+n]
 	}
 	s.deliver(channel)
 }
@@ -214,17 +214,14 @@ func (s *Stream) deliver(channel int) {
 func (s *Stream) drain(channel int) {
 	s.link.mu.Lock()
 	defer s.link.mu.Unlock()
-	for queue := &s.queues[channel]; s.err == nil && (len(*queue) > 0 || s.finished && !s.dropped[channel]); {
-		var chunk []byte // nil at the end
-		if len(*queue) > 0 {
-			chunk, (*queue)[0] = (*queue)[0], nil // which is not to be kept
-			*queue = (*queue)[1:]
-		}
+	for queue := &s.queues[channel]; s.err == nil && len(*queue) > 0; {
+		chunk := (*queue)[0]
+		(*queue)[0], *queue = nil, (*queue)[1:] // it is not to be kept
 		if !s.dropped[channel] {
 			s.link.mu.Unlock()
 			err := s.handler.Take(channel, chunk)
 			s.link.mu.Lock()
-			s.dropped[channel] = err != nil || chunk == nil
+			s.dropped[channel] = err != nil
 		}
 		if s.taken += len(chunk); s.taken >= batch && s.err == nil && !s.exited {
 			s.send(kindCredit, binary.BigEndian.AppendUint32(nil, uint32(s.taken))) //nolint:gosec // at most Window
