@@ -28,7 +28,7 @@ type process struct {
 	stream  *guestlink.Stream
 	command guestlink.Command
 	begun   chan struct{} // what it has is there, or never will be
-	ended   chan struct{} // its leader has, and is to be reaped
+	hangUp  chan struct{} // nobody is at the other end any more
 
 	mu       sync.Mutex
 	size     guestlink.Size
@@ -36,12 +36,11 @@ type process struct {
 	stdin    *os.File
 	outputs  [3]*os.File // by channel
 	pid      int         // 0: not started, or reaped
-	hungUp   bool
 }
 
 // accept starts a stream's command.
 func accept(s *guestlink.Stream, c guestlink.Command) guestlink.Handler {
-	p := &process{stream: s, command: c, size: c.Size, begun: make(chan struct{}), ended: make(chan struct{})}
+	p := &process{stream: s, command: c, size: c.Size, begun: make(chan struct{}), hangUp: make(chan struct{})}
 	go p.run()
 	return p
 }
@@ -68,25 +67,32 @@ func (p *process) run() {
 			outputs.Go(func() { p.copy(channel, f) })
 		}
 	}
-	for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+	ended, said := make(chan struct{}), make(chan struct{})
+	go func() {
+		for errors.Is(unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil), unix.EINTR) {
+		}
+		close(ended)
+		late := time.Now()
+		if p.terminal != nil {
+			late = late.Add(lastWords)
+		}
+		for _, f := range p.outputs {
+			_ = f.SetReadDeadline(late) // a process that it left behind may hold them open
+		}
+		outputs.Wait()
+		close(said)
+	}()
+	select {
+	case <-said:
+	case <-p.hangUp:
+		p.end(ended)
+		<-said
 	}
-	close(p.ended)
-	late := time.Now()
-	if p.terminal != nil {
-		late = late.Add(lastWords)
-	}
-	for _, f := range p.outputs {
-		_ = f.SetReadDeadline(late) // a process that it left behind may hold them open
-	}
-	outputs.Wait()
 	p.mu.Lock()
 	closeAll(append(p.outputs[:], p.stdin))
-	hungUp, code := p.hungUp, byte(0)
-	if !hungUp { // else it is reaped there
-		code = p.reap()
-	}
+	code := p.reap()
 	p.mu.Unlock() // the link calls with its lock held, and is not to be called with this one
-	if !hungUp && !p.command.Detached {
+	if !p.command.Detached {
 		p.stream.Exit(code)
 	}
 }
@@ -244,38 +250,29 @@ func (p *process) kill(sig syscall.Signal) {
 	}
 }
 
-// Ended hangs the command up: nobody is at the other end any more.
-func (p *process) Ended(int, error) {
-	<-p.begun
-	p.mu.Lock()
-	if p.pid == 0 {
-		p.mu.Unlock()
-		return
-	}
-	p.hungUp = true // so it is reaped here: its number is nobody else's before
+// Ended hangs the command up.
+func (p *process) Ended(int, error) { close(p.hangUp) }
+
+// end ends the command and its session. It is not reaped yet, so its number is nobody else's.
+func (p *process) end(ended <-chan struct{}) {
 	p.kill(unix.SIGHUP)
 	p.kill(unix.SIGCONT)
-	p.mu.Unlock()
 	if p.terminal != nil {
 		_ = p.terminal.Close()
 	}
-	grace := time.NewTimer(hangUpGrace)
-	defer grace.Stop()
+	grace := time.After(hangUpGrace)
 	select {
-	case <-p.ended:
+	case <-ended:
 		if len(session(p.pid)) > 0 {
-			<-grace.C
+			<-grace
 		}
-	case <-grace.C:
+	case <-grace:
 	}
 	p.kill(unix.SIGKILL)
 	for _, pid := range session(p.pid) {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	<-p.ended
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.reap()
+	<-ended
 }
 
 // reap lets go of the process's number, and returns its exit code.

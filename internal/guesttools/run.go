@@ -24,7 +24,13 @@ func Run(version string) error {
 	inheritable()
 	added := make(chan struct{}, 1)
 	go func() {
-		if err := watch(func() { wake(added) }); err != nil {
+		err := watch(func() {
+			select {
+			case added <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
 			logf("hot-added processors and memory stay offline: %v", err)
 		}
 	}()
@@ -60,27 +66,13 @@ func inheritable() {
 	_ = unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC) // since Linux 5.11: descriptors that were left open to it
 }
 
-func wake(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
 func leaveOnSignal(link *atomic.Pointer[guestlink.Link]) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
 	<-signals
-	left := make(chan struct{})
-	go func() {
-		defer close(left)
-		if l := link.Load(); l != nil {
-			l.Leave()
-		}
-	}()
-	select {
-	case <-left:
-	case <-time.After(leaveTimeout):
+	time.AfterFunc(leaveTimeout, func() { os.Exit(0) })
+	if l := link.Load(); l != nil {
+		l.Leave()
 	}
 	os.Exit(0)
 }

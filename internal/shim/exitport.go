@@ -10,10 +10,9 @@ import (
 
 // exitPort is what the guest wrote to its exit port: of that, only the last line counts.
 type exitPort struct {
-	mu        sync.Mutex
-	line      []byte // that is being written, as far as it may be long
-	last      string // whole line before it
-	truncated bool
+	mu   sync.Mutex
+	line []byte // that is being written, and no more than one byte too much of it
+	last string // whole line before it
 }
 
 // tooLong follows what is kept of a line that is longer than it may be, so that it is taken for nothing else.
@@ -42,10 +41,8 @@ func (e *exitPort) put(data []byte) {
 			if text := e.current(); text != "" {
 				e.last = text
 			}
-			e.line, e.truncated = e.line[:0], false
-		case len(e.line) == shimproto.MaxExitText:
-			e.truncated = true
-		default:
+			e.line = e.line[:0]
+		case len(e.line) <= shimproto.MaxExitText:
 			e.line = append(e.line, b)
 		}
 	}
@@ -69,7 +66,7 @@ func (e *exitPort) current() string {
 		}
 		return r
 	}, strings.TrimSpace(string(e.line)))
-	if e.truncated {
+	if len(e.line) > shimproto.MaxExitText {
 		text = text[:min(len(text), shimproto.MaxExitText-len(tooLong))] + tooLong
 	}
 	return text

@@ -30,6 +30,11 @@ type session struct {
 
 func (n *session) touch() { n.active.Store(time.Now().UnixNano()) }
 
+// silence is for how long nothing has moved.
+func (n *session) silence() time.Duration {
+	return time.Since(time.Unix(0, n.active.Load()))
+}
+
 func (n *session) isOver() bool {
 	select {
 	case <-n.ended:

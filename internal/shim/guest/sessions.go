@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"runtime"
@@ -249,45 +250,37 @@ type answer struct {
 // admit takes a place for a session, if need be that of the command that has been silent for longest.
 func (s *Sessions) admit(n *session) *answer {
 	s.mu.Lock()
-	var rivals []*session
-	for _, other := range s.sessions {
-		if (other.request.Kind == client.Exec) == (n.request.Kind == client.Exec) {
-			rivals = append(rivals, other)
-		}
+	victim, refusal := s.place(n)
+	if refusal == nil {
+		s.sessions = append(s.sessions, n)
+		s.rest.Stop()
 	}
-	var victim *session
-	for _, other := range rivals {
-		if victim == nil || other.active.Load() < victim.active.Load() {
-			victim = other
-		}
-	}
-	quiet := time.Duration(0)
-	if victim != nil {
-		quiet = time.Since(time.Unix(0, victim.active.Load()))
-	}
-	limit := maxCommands
-	if n.request.Kind != client.Exec {
-		limit = maxProbes
-	}
-	switch {
-	case n.isOver(): // the client has hung up: nothing would take the session out of the list any more
-		defer s.mu.Unlock()
-		return &answer{}
-	case len(rivals) < limit:
-		victim = nil
-	case n.request.Kind != client.Exec || quiet < silence:
-		defer s.mu.Unlock()
-		oldest := rivals[0]
-		return &answer{client.CodeRefused, fmt.Sprintf("%d commands run in this guest already: end one; the oldest, %s, runs for %v",
-			limit, oldest.name(), time.Since(oldest.began).Round(time.Second))}
-	}
-	s.sessions = append(s.sessions, n)
-	s.rest.Stop()
 	s.mu.Unlock()
 	if victim != nil {
-		victim.end(client.CodeLost, fmt.Sprintf("this command was silent for %v, and made room for another: %d run in a guest at once", quiet.Round(time.Second), maxCommands))
+		victim.end(client.CodeLost, fmt.Sprintf("this command was silent for %v, and made room for another: %d run in a guest at once", victim.silence().Round(time.Second), maxCommands))
 	}
-	return nil
+	return refusal
+}
+
+// place finds the session, if any, whose place another is to take.
+func (s *Sessions) place(n *session) (victim *session, refusal *answer) {
+	limit, isProbe := maxCommands, n.request.Kind != client.Exec
+	if isProbe {
+		limit = maxProbes
+	}
+	rivals := slices.DeleteFunc(slices.Clone(s.sessions), func(o *session) bool { return (o.request.Kind != client.Exec) != isProbe })
+	switch {
+	case n.isOver(): // the client has hung up: nothing would take the session out of the list any more
+		return nil, &answer{}
+	case len(rivals) < limit:
+		return nil, nil
+	}
+	victim = slices.MinFunc(rivals, func(a, b *session) int { return cmp.Compare(a.active.Load(), b.active.Load()) })
+	if isProbe || victim.silence() < silence {
+		return nil, &answer{client.CodeRefused, fmt.Sprintf("%d commands run in this guest already: end one; the oldest, %s, runs for %v",
+			limit, rivals[0].name(), time.Since(rivals[0].began).Round(time.Second))}
+	}
+	return victim, nil
 }
 
 // ready waits for the guest program, if that is any use. It returns nil where the command is to run.
