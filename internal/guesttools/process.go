@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -142,31 +141,24 @@ func closeAll(files []*os.File) {
 }
 
 func (p *process) openTerminal(u user) (slave *os.File, err error) {
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
+	master := os.NewFile(uintptr(fd), "terminal")
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.terminal, p.stdin, p.outputs[guestlink.Stdout] = master, master, master
 	p.resize()
-	raw, err := master.SyscallConn()
-	if err != nil {
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return nil, err
 	}
-	e := raw.Control(func(fd uintptr) {
-		if err = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); err != nil {
-			return
-		}
-		peer, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-		if errno != 0 {
-			err = errno
-			return
-		}
-		slave = os.NewFile(peer, "terminal")
-		err = slave.Chown(int(u.uid), -1) // it may open its own terminal by name
-	})
-	return slave, errors.Join(err, e)
+	peer, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, errno
+	}
+	slave = os.NewFile(peer, "terminal")
+	return slave, slave.Chown(int(u.uid), -1) // it may open its own terminal by name
 }
 
 // copy writes what a command writes to the stream.
@@ -286,19 +278,13 @@ func (p *process) reap() byte {
 	return byte(status.ExitStatus()) //nolint:gosec // 0 to 255
 }
 
-// session lists the processes of a session that live, but for its leader if that has ended.
+// session lists the processes of a session beside its leader.
 func session(leader int) (pids []int) {
-	stats, _ := filepath.Glob("/proc/[0-9]*/stat") // fails only for a bad pattern
-	for _, path := range stats {
-		data, err := os.ReadFile(path)
-		if err != nil {
-			continue // it has ended
-		}
-		fields := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
-		if len(fields) > 3 && fields[0] != "Z" && fields[3] == strconv.Itoa(leader) {
-			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil {
-				pids = append(pids, pid)
-			}
+	dirs, _ := filepath.Glob("/proc/[0-9]*") // fails only for a bad pattern
+	for _, dir := range dirs {
+		pid, _ := strconv.Atoi(filepath.Base(dir))
+		if sid, err := unix.Getsid(pid); err == nil && sid == leader && pid != leader {
+			pids = append(pids, pid)
 		}
 	}
 	return pids
