@@ -22,7 +22,7 @@ func seeds(f *testing.F) {
 	f.Add(bytes.Join([][]byte{frame(kindSignal, 1, "\x0f"), frame(kindWindowSize, 1, "1234"), frame(kindCredit, 1, "\x00\x00\x00\x01")}, nil))
 	var opens []byte // more than a link has streams
 	for id := range uint16(2 * MaxStreams) {
-		opens = append(opens, frame(kindOpen, id, string(command))...)
+		opens = append(opens, frame(kindOpen, 100+id, string(command))...)
 	}
 	f.Add(opens)
 	f.Add(bytes.Join([][]byte{frame(kindStdout, 1, "out"), frame(kindStderr, 1, "err"), frame(kindExit, 1, "\x03"), frame(kindStdout, 1, "more")}, nil))

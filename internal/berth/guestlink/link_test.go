@@ -290,6 +290,8 @@ func TestACommandIsServed(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.CloseStdin()
+	c.begun()
+	s.CloseStdin() // once more, for nothing
 	s.Signal(15)
 	s.Resize(Size{24, 80})
 	c.expect(t, 3, nil)
