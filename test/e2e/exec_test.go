@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -167,6 +168,24 @@ func TestExecOutlivesBerth(t *testing.T) {
 	}
 }
 
+// TestAResetEndsSessions: the guest program has no time to say so. The agent hears of it, and tells the shim.
+func TestAResetEndsSessions(t *testing.T) {
+	l := start(t)
+	l.apply(reached)
+	l.vm("tiny", "to have its guest program answer", hasTools)
+	for range 2 { // soon after each other: the second is told, too
+		env.Eventually(t, "a command to run", func() bool { return l.exec("tiny", nil, "true").code == 0 })
+		session := l.session("tiny", "sh", "-c", "echo begun; sleep 100000")
+		session.await("begun")
+		l.exec("tiny", nil, "/berth-shim", "reset")
+		reset := time.Now()
+		if code := codeOf(t, <-session.done); code != 255 || !strings.Contains(session.String(), "rebooted") {
+			t.Errorf("the session ended with %d: %s", code, session)
+		}
+		t.Logf("it ended %v after the reset", time.Since(reset))
+	}
+}
+
 // hasTools: the guest program has answered.
 func hasTools(vm *v1alpha1.VirtualMachine) bool {
 	return vm != nil && vm.Status.Guest != nil && vm.Status.Guest.Tools != ""
@@ -176,10 +195,10 @@ func hasTools(vm *v1alpha1.VirtualMachine) bool {
 func TestExecWhereNothingAnswers(t *testing.T) {
 	l := start(t)
 	l.apply(strings.Replace(disked, "spec:", "spec:\n  guestTools: None", 1) + "---" + tiny)
-	for _, name := range []string{"disked", "tiny"} {
+	for name, todo := range map[string]string{"disked": "mount -r LABEL=BERTH", "tiny": "put berth-guest into its initrd"} {
 		vm := l.vm(name, "to be Ready", isReady)
 		l.logs(name).await("tiny: up")
-		if got := l.exec(name, nil, "true"); got.code != 126 || !strings.Contains(got.err, "no guest program answers") {
+		if got := l.exec(name, nil, "true"); got.code != 126 || !strings.Contains(got.err, "no guest program answers") || !strings.Contains(got.err, todo) {
 			t.Errorf("%s: %+v", name, got)
 		}
 		if vm.Status.Guest != nil {
