@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -57,6 +58,10 @@ func running(t *testing.T) (*container, *agent, ports) {
 	p := a.handOverPorts()
 	p.link = answer(t, p.guest)
 	a.await("the guest program's version", func(s shimproto.State) bool { return s.GuestTools == "test" })
+	eventually(t, "the shim listens", func() bool {
+		sockets, _ := os.ReadFile("/proc/" + strconv.Itoa(c.cmd.Process.Pid) + "/net/unix")
+		return regexp.MustCompile(` 00010000 .* @berth-shim\n`).Match(sockets) // the flag of one that listens
+	})
 	return c, a, p
 }
 
@@ -91,7 +96,7 @@ func answer(t *testing.T, port *os.File) *guestlink.Link {
 	t.Helper()
 	link := &guestlink.Link{Version: "test", Changed: func(bool, string) {}}
 	link.Accept = func(s *guestlink.Stream, c guestlink.Command) guestlink.Handler {
-		p := &process{stream: s, cmd: exec.Command(c.Args[0], c.Args[1:]...)}
+		p := &process{stream: s, cmd: exec.Command(c.Args[0], c.Args[1:]...), begun: make(chan struct{})}
 		p.cmd.Env, p.cmd.Dir = append(os.Environ(), c.Env...), c.Dir
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
 		p.in, _ = p.cmd.StdinPipe()
@@ -111,11 +116,13 @@ type process struct {
 	stream *guestlink.Stream
 	cmd    *exec.Cmd
 	in     io.WriteCloser
-	begun  sync.WaitGroup
+	begun  chan struct{} // it was started, or could not be
 }
 
 func (p *process) run(out, errs io.Reader) {
-	if err := p.cmd.Start(); err != nil {
+	err := p.cmd.Start()
+	close(p.begun)
+	if err != nil {
 		_ = p.stream.Write(guestlink.Stderr, []byte(err.Error()+"\n"))
 		p.stream.Exit(127)
 		return
@@ -151,6 +158,7 @@ func (p *process) Take(_ int, b []byte) error {
 }
 
 func (p *process) Ended(int, error) {
+	<-p.begun
 	if p.cmd.Process != nil {
 		_ = unix.Kill(-p.cmd.Process.Pid, unix.SIGKILL)
 	}
