@@ -270,7 +270,7 @@ func testTerminal(t *testing.T, c *container) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := c.client("/bin/sh", "-c", `echo "$TERM"; trap 'stty size' WINCH; trap 'echo interrupted; exit 4' INT; while :; do sleep 0.01; done`)
+	cmd := c.client("/bin/sh", "-c", `trap 'stty size' WINCH; trap 'echo interrupted; exit 4' INT; echo "$TERM"; while :; do sleep 0.01; done`)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := cmd.Start(); err != nil {
