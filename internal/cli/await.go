@@ -26,8 +26,8 @@ type progress struct {
 
 func (s *session) progress() *progress {
 	p := &progress{out: io.Discard, since: time.Now()}
-	if f, is := s.ErrOut.(*os.File); is && isTerminal(f) {
-		p.out = f
+	if isTerminal(s.ErrOut) {
+		p.out = s.ErrOut
 	}
 	return p
 }

@@ -79,20 +79,14 @@ func (c *copying) into(ctx context.Context, source, destination string) error {
 	} else if err != nil {
 		return err
 	}
-	reader, writer := io.Pipe()
-	packed := make(chan error, 1)
 	var names, sizes []string
-	go func() {
-		var err error
-		names, sizes, err = c.pack(writer, source, base)
-		_ = writer.CloseWithError(err) // nil is the end of the stream
-		packed <- err
-	}()
-	err = c.guest(ctx, reader, io.Discard, "tar", "-x", "-p", "-f", "-", "-C", dir)
-	_ = reader.Close()
-	if failure := <-packed; failure != nil && !errors.Is(failure, io.ErrClosedPipe) {
-		return failure // the cause of the other
-	} else if err != nil {
+	err = piped(ctx, func(_ context.Context, out io.Writer) (err error) {
+		names, sizes, err = c.pack(out, source, base)
+		return err
+	}, func(ctx context.Context, in io.Reader) error {
+		return c.guest(ctx, in, io.Discard, "tar", "-x", "-p", "-f", "-", "-C", dir)
+	})
+	if err != nil {
 		return err
 	}
 	for part := range slices.Chunk(names, 64) { // a command line has 32 KiB
@@ -172,28 +166,37 @@ func (c *copying) outOf(ctx context.Context, source, destination string) error {
 	if info, err := os.Stat(destination); err == nil && info.IsDir() && base != "." {
 		destination = filepath.Join(destination, base)
 	}
+	return piped(ctx, func(ctx context.Context, out io.Writer) error { return c.guest(ctx, nil, out, tarred...) }, func(_ context.Context, in io.Reader) error {
+		p := c.progress()
+		defer p.end()
+		err := writeTree(io.TeeReader(in, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
+			fmt.Fprintf(c.ErrOut, "skipped %s\n", clean(what))
+		})
+		if err == nil {
+			_, err = io.Copy(io.Discard, in) // what pads the end
+		}
+		return err
+	})
+}
+
+// piped joins what writes with what reads. The writer's failure is the reader's cause, unless the reader has gone.
+func piped(ctx context.Context, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	reader, writer := io.Pipe()
-	sent := make(chan error, 1)
+	written := make(chan error, 1)
 	go func() {
-		err := c.guest(ctx, nil, writer, tarred...)
+		err := write(ctx, writer)
 		_ = writer.CloseWithError(err) // nil is the end of the stream
-		sent <- err
+		written <- err
 	}()
-	p := c.progress()
-	err := writeTree(io.TeeReader(reader, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
-		fmt.Fprintf(c.ErrOut, "skipped %s\n", clean(what))
-	})
-	p.end()
-	if err == nil {
-		_, err = io.Copy(io.Discard, reader) // what pads the end
-	} else {
+	err := read(ctx, reader)
+	if err != nil {
 		cancel()
 	}
-	_ = reader.CloseWithError(err)
-	if failure := <-sent; failure != nil && !errors.Is(failure, context.Canceled) {
-		return failure // the cause of the other
+	_ = reader.Close()
+	if failure := <-written; failure != nil && !errors.Is(failure, io.ErrClosedPipe) && !errors.Is(failure, context.Canceled) {
+		return failure
 	}
 	return err
 }

@@ -110,9 +110,7 @@ func (s *session) psTable(list *v1alpha1.VirtualMachineList, namespaces, wide bo
 // disksSize is what all disks of a guest are to it.
 func disksSize(vm *v1alpha1.VirtualMachine) (sum int64) {
 	for _, d := range vm.Status.Disks {
-		if d.Size != nil {
-			sum += d.Size.Value()
-		}
+		sum += value(d.Size)
 	}
 	return sum
 }

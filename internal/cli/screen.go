@@ -86,7 +86,7 @@ func page(secret string, view func(io.ReadWriteCloser)) http.Handler {
 	mux.Handle("GET "+secret+"novnc/", http.StripPrefix(secret+"novnc/", http.FileServerFS(novnc.Files())))
 	mux.HandleFunc("GET "+secret+"screen", func(w http.ResponseWriter, r *http.Request) {
 		if conn, err := upgrader.Upgrade(w, r, nil); err == nil { // else it has answered
-			view(&webSocket{Conn: conn})
+			view(webSocket{conn, websocket.JoinMessages(conn, "")})
 		}
 	})
 	return mux
@@ -95,24 +95,10 @@ func page(secret string, view func(io.ReadWriteCloser)) http.Handler {
 // webSocket is a stream of the binary messages of a WebSocket.
 type webSocket struct {
 	*websocket.Conn
-	message io.Reader
+	io.Reader
 }
 
-func (w *webSocket) Read(p []byte) (int, error) {
-	for {
-		if w.message != nil {
-			if n, err := w.message.Read(p); n > 0 || err == nil {
-				return n, nil
-			}
-		}
-		var err error
-		if _, w.message, err = w.NextReader(); err != nil {
-			return 0, io.EOF // however it ended: the viewer is gone
-		}
-	}
-}
-
-func (w *webSocket) Write(p []byte) (int, error) {
+func (w webSocket) Write(p []byte) (int, error) {
 	return len(p), w.WriteMessage(websocket.BinaryMessage, p)
 }
 

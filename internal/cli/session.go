@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
+	"k8s.io/kubectl/pkg/util/completion"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -80,13 +81,9 @@ func (s *session) guestVerb(use, short string, args cobra.PositionalArgs, run fu
 }
 
 func (s *session) complete(most int) cobra.CompletionFunc {
-	return func(cmd *cobra.Command, args []string, begun string) ([]string, cobra.ShellCompDirective) {
-		if most < 0 || most > 0 && len(args) >= most || s.connect() != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		names, err := s.names(cmd.Context(), begun)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
+	return func(_ *cobra.Command, args []string, begun string) (names []string, _ cobra.ShellCompDirective) {
+		if most == 0 || len(args) < most {
+			names = completion.CompGetResource(s.factory, resourceName, begun)
 		}
 		return slices.DeleteFunc(names, func(n string) bool { return slices.Contains(args, n) }), cobra.ShellCompDirectiveNoFileComp
 	}

@@ -173,11 +173,10 @@ func (s *session) hasReached(done string, reached func(then, now *v1alpha1.Virtu
 		return now == nil, nil
 	case now == nil:
 		return false, fmt.Errorf("%s/%s was deleted before it was %s", resourceName, vm.Name, done)
-	case reached(then, now):
-		now.DeepCopyInto(vm)
+	}
+	if now.DeepCopyInto(vm); reached(then, now) {
 		return true, nil
 	}
-	now.DeepCopyInto(vm)
 	return false, stalls(now)
 }
 
