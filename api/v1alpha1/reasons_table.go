@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	"maps"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -11,6 +12,9 @@ const (
 	InLastExit = "lastExit"           // status.lastExit of a VirtualMachine
 	InHost     = "VirtualMachineHost" // conditions and problems of a VirtualMachineHost
 )
+
+// Reasons are all, sorted.
+func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 
 // In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost; nothing for Events
 // alone. Ready and Stalled repeat the reasons of other conditions besides.
