@@ -124,6 +124,9 @@ func (e executor) Execute(url *url.URL, config *rest.Config, stdin io.Reader, st
 func (s *session) attach() *cobra.Command {
 	var keys string
 	cmd := s.guestVerb("attach NAME [--detach-keys KEYS]", "Join this terminal with the guest's console", cobra.ExactArgs(1), func(ctx context.Context, vm *v1alpha1.VirtualMachine, pod *corev1.Pod, _ []string) error {
+		if isTerminal(s.In) { // no log has the line that is not ended yet
+			fmt.Fprintln(s.ErrOut, "If you don't see a command prompt, try pressing enter.")
+		}
 		detached, err := s.attachTo(ctx, pod, keys, s.Out)
 		if err == nil && !detached {
 			fmt.Fprintf(s.ErrOut, "\nThe console of %s ended.\n", vm.Name)
