@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"runtime/debug"
@@ -11,10 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -126,8 +125,6 @@ func listed(names []string) string {
 	return strings.Join(names, ",")
 }
 
-var metricsKind = schema.GroupVersionKind{Group: "metrics.k8s.io", Version: "v1beta1", Kind: "PodMetrics"}
-
 func (s *session) stats() *cobra.Command {
 	return s.verb("stats [NAME…]", "Show what guests use of processors and memory, beside what their pods request", nil, 0, func(ctx context.Context, args []string) error {
 		wanted := map[string]bool{}
@@ -166,39 +163,46 @@ func (s *session) stats() *cobra.Command {
 
 // usage is what the guests' containers use, by pod, as far as the cluster measures it; it says so if it does not.
 func (s *session) usage(ctx context.Context) (map[string]corev1.ResourceList, error) {
-	items, err := s.find(ctx, metricsKind, client.InNamespace(s.namespace), client.HasLabels{berth.LabelVM})
-	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsForbidden(err) {
+	raw, err := s.clients.RESTClient().Get().AbsPath("/apis/metrics.k8s.io/v1beta1/namespaces", s.namespace, "pods").Param("labelSelector", berth.LabelVM).Do(ctx).Raw()
+	if apierrors.IsNotFound(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsForbidden(err) {
 		fmt.Fprintln(s.ErrOut, "Usage is not known: this cluster has no metrics API (install metrics-server), or not for you.")
 		return nil, nil
 	}
-	used := map[string]corev1.ResourceList{}
-	for _, item := range items {
-		m := struct {
+	var list struct {
+		Items []struct {
+			Metadata   metav1.ObjectMeta
 			Containers []struct {
-				Name  string              `json:"name"`
-				Usage corev1.ResourceList `json:"usage"`
-			} `json:"containers"`
-		}{}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(item.Object, &m); err != nil {
-			return nil, fmt.Errorf("reading the metrics of %s: %w", item.GetName(), err)
+				Name  string
+				Usage corev1.ResourceList
+			}
 		}
-		for _, c := range m.Containers {
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &list)
+	}
+	used := map[string]corev1.ResourceList{}
+	for _, pod := range list.Items {
+		for _, c := range pod.Containers {
 			if c.Name == berth.Container {
-				used[item.GetName()] = c.Usage
+				used[pod.Metadata.Name] = c.Usage
 			}
 		}
 	}
 	return used, err
 }
 
+// ownVersion is this program's.
+func ownVersion() string {
+	if info, isKnown := debug.ReadBuildInfo(); isKnown {
+		return info.Main.Version
+	}
+	return "unknown"
+}
+
 func (s *session) version() *cobra.Command {
 	var clientOnly bool
 	cmd := s.verb("version [--client]", "Print the versions of this program, and of Berth and Kubernetes in the cluster", cobra.NoArgs, -1, func(ctx context.Context, _ []string) error {
-		own := "unknown"
-		if info, isKnown := debug.ReadBuildInfo(); isKnown {
-			own = info.Main.Version
-		}
-		fmt.Fprintf(s.Out, "kubectl-vm   %s, API %s\n", own, v1alpha1.GroupVersion)
+		fmt.Fprintf(s.Out, "kubectl-vm   %s, API %s\n", ownVersion(), v1alpha1.GroupVersion)
 		if clientOnly {
 			return nil
 		}
@@ -207,12 +211,12 @@ func (s *session) version() *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(s.Out, "Kubernetes   %s\n", clean(server.GitVersion))
-		found, err := s.find(ctx, deploymentKind, partOfBerth)
-		for i := range found {
-			fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(&found[i])))
-		}
 		hosts := &v1alpha1.VirtualMachineHostList{}
+		operators, err := s.clients.AppsV1().Deployments("").List(ctx, partOfBerth)
 		if err == nil {
+			for _, o := range operators.Items {
+				fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(o.Spec.Template)))
+			}
 			err = s.api.List(ctx, hosts)
 		}
 		if apierrors.IsForbidden(err) {

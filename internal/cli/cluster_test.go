@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
@@ -621,10 +623,45 @@ func testDoctor(c *cluster) {
 			c.Errorf("doctor does not print %q:\n%s", want, out)
 		}
 	}
+	testVersions(c)
 	// Who may look at nothing is told so, and nothing is called wrong for that.
 	out, _, code = c.run("doctor", "--as", "nobody")
 	if code != 0 || !strings.Contains(out, ": an administrator can") || strings.Contains(out, "WRONG") {
 		c.Errorf("for nobody doctor ends with %d:\n%s", code, out)
+	}
+}
+
+// testVersions: an operator that is newer than this program and one of two agents.
+func testVersions(c *cluster) {
+	clients := kubernetes.NewForConfigOrDie(c.config)
+	labels := map[string]string{"app.kubernetes.io/part-of": "berth"}
+	operator := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Name: "operator", Namespace: c.ns, Labels: labels}}
+	operator.Spec.Selector = &metav1.LabelSelector{MatchLabels: labels}
+	operator.Spec.Template.Labels = labels
+	operator.Spec.Template.Spec.Containers = []corev1.Container{{Name: "operator", Image: "localhost:5000/berth-operator:0.2.1@sha256:" + zeros}}
+	if _, err := clients.AppsV1().Deployments(c.ns).Create(c.Context(), operator, metav1.CreateOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	for name, agent := range map[string]string{"n-same": "v0.2.1", "n-older": "0.2.0", "n-build": "0123abcd"} {
+		host := &v1alpha1.VirtualMachineHost{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		host.Status.AgentVersion = agent
+		c.createHost(host)
+	}
+	for own, isWrong := range map[string]bool{"v0.2.7": false, "v0.1.0": true, "v0.1.1-0.20260102030405-0123456789ab": false, "(devel)": false} {
+		var out bytes.Buffer
+		p := &patient{session: &session{IOStreams: genericiooptions.IOStreams{Out: &out}, api: c.WithWatch, clients: clients, namespace: c.ns}, own: own}
+		if err := errors.Join(p.workloads(c.Context()), p.hosts(c.Context())); err != nil {
+			c.Fatal(err)
+		}
+		if strings.Contains(out.String(), "WRONG  this kubectl-vm is of version "+own+", the operator of 0.2.1: install") != isWrong {
+			c.Errorf("of itself, which is %s, doctor says:\n%s", own, &out)
+		}
+		if !strings.Contains(out.String(), "WRONG  host n-older: its agent is of version 0.2.0, the operator of 0.2.1: wait for the rollout") || strings.Contains(out.String(), "host n-same: its agent is of version v0.2.1, the operator") {
+			c.Errorf("of the agents doctor says:\n%s", &out)
+		}
+	}
+	if err := clients.AppsV1().Deployments(c.ns).Delete(c.Context(), operator.Name, metav1.DeleteOptions{}); err != nil {
+		c.Fatal(err)
 	}
 }
 

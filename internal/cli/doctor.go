@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -19,10 +20,8 @@ import (
 
 // Kinds that doctor looks at.
 var (
-	crdKind        = schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
-	deploymentKind = schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}
-	daemonSetKind  = schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "DaemonSet"}
-	bindingKind    = schema.GroupVersionKind{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "ValidatingAdmissionPolicyBinding"}
+	crdKind     = schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
+	bindingKind = schema.GroupVersionKind{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "ValidatingAdmissionPolicyBinding"}
 )
 
 // installed is what the chart makes.
@@ -34,12 +33,14 @@ var installed = map[schema.GroupVersionKind][]string{
 // patient is what a doctor has found.
 type patient struct {
 	*session
-	isIll bool
+	own      string // version of this program
+	operator string // version of it, as far as it is known
+	isIll    bool
 }
 
 func (s *session) doctor() *cobra.Command {
 	return s.verb("doctor", "Check Berth in this cluster and namespace; the exit code is 1 if anything is wrong", cobra.NoArgs, -1, func(ctx context.Context, _ []string) error {
-		p := &patient{session: s}
+		p := &patient{session: s, own: ownVersion()}
 		for _, check := range []func(context.Context) error{p.installed, p.workloads, p.hosts, p.quota, p.guests} {
 			if err := check(ctx); apierrors.IsForbidden(err) {
 				fmt.Fprintf(s.Out, "?      %s: an administrator can\n", clean(err.Error()))
@@ -63,13 +64,6 @@ func (p *patient) wrong(format string, args ...any) {
 	fmt.Fprintln(p.Out, "WRONG  "+clean(fmt.Sprintf(format, args...)))
 }
 
-// find lists objects whose types we do not have.
-func (s *session) find(ctx context.Context, kind schema.GroupVersionKind, options ...client.ListOption) ([]unstructured.Unstructured, error) {
-	list := &unstructured.UnstructuredList{}
-	list.SetGroupVersionKind(kind.GroupVersion().WithKind(kind.Kind + "List"))
-	return list.Items, s.api.List(ctx, list, options...)
-}
-
 // installed looks for what the chart makes.
 func (p *patient) installed(ctx context.Context) error {
 	for kind, names := range installed {
@@ -89,42 +83,62 @@ func (p *patient) installed(ctx context.Context) error {
 }
 
 // partOfBerth are the chart's workloads: one Deployment, the operator's, and one DaemonSet, the agent's.
-var partOfBerth = client.MatchingLabels{"app.kubernetes.io/part-of": "berth"}
+var partOfBerth = metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=berth"}
 
 func (p *patient) workloads(ctx context.Context) error {
-	for name, kind := range map[string]schema.GroupVersionKind{"berth-operator": deploymentKind, "berth-agent": daemonSetKind} {
-		found, err := p.find(ctx, kind, partOfBerth)
-		if err != nil {
-			return err
-		}
-		if len(found) == 0 {
+	operators, err := p.clients.AppsV1().Deployments("").List(ctx, partOfBerth)
+	if err != nil {
+		return err
+	}
+	agents, err := p.clients.AppsV1().DaemonSets("").List(ctx, partOfBerth)
+	if err != nil {
+		return err
+	}
+	for name, count := range map[string]int{"berth-operator": len(operators.Items), "berth-agent": len(agents.Items)} {
+		if count == 0 {
 			p.wrong("there is no %s: install Berth's chart", name)
 		}
-		for _, w := range found {
-			number := func(fields ...string) int64 { n, _, _ := unstructured.NestedInt64(w.Object, fields...); return n }
-			wanted, ready := number("spec", "replicas")+number("status", "desiredNumberScheduled"), number("status", "readyReplicas")+number("status", "numberReady")
-			switch {
-			case kind == daemonSetKind && wanted == 0:
-				p.wrong("no node is to have an agent: change agent.nodeSelector or agent.tolerations in the chart's values")
-			case ready < wanted:
-				p.wrong("%d of %d pods of %s are not ready: kubectl -n %s describe pods -l app.kubernetes.io/name=%s", wanted-ready, wanted, name, w.GetNamespace(), name)
-			default:
-				p.ok("%s %s: %d", name, versionOf(&w), ready)
-			}
+	}
+	for _, o := range operators.Items {
+		p.operator = versionOf(o.Spec.Template)
+		p.pods("berth-operator", o.Namespace, p.operator, *o.Spec.Replicas, o.Status.ReadyReplicas)
+	}
+	for _, a := range agents.Items {
+		if a.Status.DesiredNumberScheduled == 0 {
+			p.wrong("no node is to have an agent: change agent.nodeSelector or agent.tolerations in the chart's values")
+			continue
 		}
+		p.pods("berth-agent", a.Namespace, versionOf(a.Spec.Template), a.Status.DesiredNumberScheduled, a.Status.NumberReady)
+	}
+	_, own := releaseOf(p.own)
+	if _, operator := releaseOf(p.operator); own != operator && own != "" && operator != "" {
+		p.wrong("this kubectl-vm is of version %s, the operator of %s: install the kubectl-vm of that version", p.own, p.operator)
 	}
 	return nil
 }
 
-// versionOf is the tag of a workload's image.
-func versionOf(workload *unstructured.Unstructured) string {
-	containers, _, _ := unstructured.NestedSlice(workload.Object, "spec", "template", "spec", "containers")
-	for _, c := range containers {
-		container, _ := c.(map[string]any)
-		image, _, _ := strings.Cut(fmt.Sprint(container["image"]), "@")
-		return image[strings.LastIndex(image, ":")+1:]
+var release = regexp.MustCompile(`^v?((\d+\.\d+)\.\d+(?:-[a-z][a-z0-9.]*)?)$`)
+
+// releaseOf is the number of a version, and its first two parts. A developer's build has none.
+func releaseOf(version string) (number, minor string) {
+	if m := release.FindStringSubmatch(version); m != nil {
+		number, minor = m[1], m[2]
 	}
-	return ""
+	return number, minor
+}
+
+func (p *patient) pods(of, namespace, version string, wanted, ready int32) {
+	if ready < wanted {
+		p.wrong("%d of %d pods of %s are not ready: kubectl -n %s describe pods -l app.kubernetes.io/name=%[3]s", wanted-ready, wanted, of, namespace)
+		return
+	}
+	p.ok("%s %s: %d", of, version, ready)
+}
+
+// versionOf is the tag of a workload's image.
+func versionOf(template corev1.PodTemplateSpec) string {
+	image, _, _ := strings.Cut(template.Spec.Containers[0].Image, "@")
+	return image[strings.LastIndex(image, ":")+1:]
 }
 
 func (p *patient) hosts(ctx context.Context) error {
@@ -141,8 +155,11 @@ func (p *patient) hosts(ctx context.Context) error {
 		for _, problem := range h.Status.Problems {
 			p.wrong("host %s: %s: %s", h.Name, problem.Name, problem.Message)
 		}
-		if h.Status.AgentVersion != hosts.Items[0].Status.AgentVersion {
-			p.wrong("host %s: its agent is of version %s, that of %s %s: wait for the rollout", h.Name, h.Status.AgentVersion, hosts.Items[0].Name, hosts.Items[0].Status.AgentVersion)
+		agent, _ := releaseOf(h.Status.AgentVersion)
+		if operator, _ := releaseOf(p.operator); agent != operator && agent != "" && operator != "" {
+			p.wrong("host %s: its agent is of version %s, the operator of %s: wait for the rollout, or upgrade the chart", h.Name, h.Status.AgentVersion, p.operator)
+		} else if first := hosts.Items[0]; h.Status.AgentVersion != first.Status.AgentVersion {
+			p.wrong("host %s: its agent is of version %s, that of %s %s: wait for the rollout", h.Name, h.Status.AgentVersion, first.Name, first.Status.AgentVersion)
 		}
 		if c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionHostReady); c == nil {
 			p.wrong("host %s is not Ready: its agent has not reported", h.Name)
