@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,7 @@ func TestCluster(t *testing.T) {
 		"rm":        testRM,
 		"run":       testRun,
 		"end":       testRunToTheEnd,
+		"hang-up":   testHangUp,
 		"inspect":   testInspect,
 		"why":       testWhy,
 		"wait":      testWaitAndEvents,
@@ -423,6 +425,7 @@ func testRun(c *cluster) {
 	if s := c.get("job").Spec; s.RestartPolicy != v1alpha1.RestartNever || *s.TTLSecondsAfterFinished != 60 || s.Kernel.CommandLine != "console=ttyS0 -- exit=3" || len(s.Disks) != 0 {
 		c.Errorf("the spec is %+v", s)
 	}
+	c.prints("run --rm --dry-run=server -o jsonpath={.spec.startupProbe} registry.example.org/d:1 -- true", `"command":\["test","-e","/run/berth-lifeline"\]`, `"failureThreshold":180,"periodSeconds":5`)
 	c.prints("run -d registry.example.org/x/tiny:1", `^virtualmachine.berth.dev/tiny-[a-z0-9]{5} created\n$`)
 	c.prints("run --dry-run=client -o yaml --name dry registry.example.org/d:1", "kind: VirtualMachine", "restartPolicy: Never")
 	c.prints("run --dry-run=server -o jsonpath={.spec.terminationGracePeriodSeconds} --name dry registry.example.org/d:1", "^60$")
@@ -510,6 +513,28 @@ func testRunToTheEnd(c *cluster) {
 	if err := <-got; fmt.Sprint(err) != "exit code 137" {
 		c.Errorf("one that is deleted ends with %v", err)
 	}
+}
+
+// testHangUp: whoever closes the terminal has the guest deleted, as by Ctrl-C.
+func testHangUp(c *cluster) {
+	created, err := c.Watch(c.Context(), &v1alpha1.VirtualMachineList{}, client.InNamespace(c.ns))
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer created.Stop()
+	ended := make(chan int, 1)
+	go func() {
+		_, _, code := c.run("run", "--rm", "--name", "web", "registry.example.org/d:1", "--", "true")
+		ended <- code
+	}()
+	<-created.ResultChan()
+	if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+		c.Fatal(err)
+	}
+	if code := <-ended; code != exitInterrupted {
+		c.Errorf("it ends with %d", code)
+	}
+	c.prints("ps -aq", "^$")
 }
 
 func testInspect(c *cluster) {

@@ -27,7 +27,7 @@ func (s *session) borrowed(cmd *cobra.Command, use, short string, names int, tur
 		if err != nil {
 			return err
 		}
-		signal.Reset(os.Interrupt, syscall.SIGTERM) // are kubectl's own now
+		signal.Reset(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // are kubectl's own now
 		run(cmd, turned)
 		return nil
 	})

@@ -42,7 +42,11 @@ type fatal struct {
 
 // Main runs one command line and returns its exit code.
 func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams) (code int) {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, signals...)
 	defer stop()
 	log.SetLogger(klog.NewKlogr()) // controller-runtime's, else it complains on the terminal
 	cmdutil.BehaviorOnFatal(func(message string, code int) { panic(fatal{message, code}) })

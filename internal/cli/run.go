@@ -89,6 +89,12 @@ func (o *runOptions) vm(namespace, image string, words []string) (*v1alpha1.Virt
 			return nil, fmt.Errorf("--rm and --restart %s contradict each other: leave one out", o.restart)
 		}
 		vm.Spec.TTLSecondsAfterFinished = new(int32(60)) // for when nobody deletes it
+		if len(words) > 0 && !o.kernel {
+			vm.Spec.StartupProbe = &v1alpha1.Probe{Probe: corev1.Probe{ // for when nobody gets as far as the command
+				ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"test", "-e", lifelineHeld}}},
+				PeriodSeconds: 5, TimeoutSeconds: 5, FailureThreshold: int32(lifelineTimeout / (5 * time.Second)),
+			}}
+		}
 	}
 	if o.ttl >= 0 {
 		vm.Spec.TTLSecondsAfterFinished = &o.ttl
@@ -297,6 +303,13 @@ func (s *session) runCommand(ctx context.Context, o *runOptions, vm *v1alpha1.Vi
 	_, pod, err := s.berth(ctx, vm.Name)
 	if err != nil {
 		return err
+	}
+	if o.rm {
+		letGo, err := s.holdLifeline(ctx, pod)
+		defer letGo()
+		if err != nil {
+			return err
+		}
 	}
 	return s.runIn(ctx, pod, inGuest(words...), o.stdin, o.tty, s.IOStreams)
 }

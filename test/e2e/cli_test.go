@@ -103,6 +103,25 @@ func TestThrowAway(t *testing.T) {
 	}
 }
 
+// TestThrowAwayOfAKilledClient: the guest of a command that never ends, and then all that was made for it, end with kubectl.
+func TestThrowAwayOfAKilledClient(t *testing.T) {
+	l := start(t)
+	u := l.user()
+	shown := l.newConsole()
+	cmd := exec.CommandContext(t.Context(), "kubectl", "vm", "run", "--rm", "-p", "80", "--name", "deb", "-m", "512Mi", expand("$CLOUD"), "--", "sh", "-c", "echo begun; exec sleep 9999")
+	cmd.Env, cmd.Stdout = u.environment, shown
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	shown.await("begun")
+	_ = cmd.Process.Kill() // the plugin is kubectl's own process by now
+	_ = cmd.Wait()
+	l.vm("deb", "to have ended as if hung up", func(vm *v1alpha1.VirtualMachine) bool {
+		return vm != nil && vm.Status.Ended != nil && vm.Status.LastExit != nil && vm.Status.LastExit.ExitCode == 129
+	})
+	l.vm("deb", "to be gone", isGone)
+}
+
 // TestKubectlVM walks the verbs on a small guest.
 func TestKubectlVM(t *testing.T) {
 	l := start(t)
