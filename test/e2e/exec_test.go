@@ -314,7 +314,7 @@ func (l *lab) run(vm string, tty bool, command []string) *session {
 	if err != nil {
 		l.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(l.Context())
+	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
 	l.Cleanup(cancel)
 	in, typed := io.Pipe()
 	s := &session{console: l.newConsole(), sizes: make(chan remotecommand.TerminalSize, 2), done: make(chan error, 1)}
@@ -326,7 +326,11 @@ func (l *lab) run(vm string, tty bool, command []string) *session {
 	} else {
 		o.Stderr = s.console
 	}
-	go func() { s.done <- executor.StreamWithContext(ctx, o) }()
+	go func() {
+		err := executor.StreamWithContext(ctx, o)
+		_ = in.Close() // so that nobody waits for it to be read
+		s.done <- err
+	}()
 	return s
 }
 

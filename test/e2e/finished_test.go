@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 )
 
 // once is the tiny guest that ends with an exit code as soon as it is up, and is not run again.
@@ -67,7 +68,11 @@ func TestFinishedStaysFinished(t *testing.T) {
 	}{
 		"deleted": {once("0"), succeeded, func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
 		"failed":  {once("3"), failedWith(3), func(pod *corev1.Pod) { l.kubectl("", "delete", "pod", pod.Name, "--wait=false") }},
-		"evicted": {once("0"), succeeded, func(pod *corev1.Pod) { // as kubectl drain does
+		"drained": {once("0"), succeeded, func(pod *corev1.Pod) {
+			defer l.undo("kubectl", "uncordon", pod.Spec.NodeName)
+			l.kubectl("", "drain", pod.Spec.NodeName, "--pod-selector="+berth.LabelVM+"="+pod.Name, "--ignore-daemonsets", "--timeout=1m")
+		}},
+		"evicted": {once("0"), succeeded, func(pod *corev1.Pod) { // as an autoscaler does
 			eviction := fmt.Sprintf(`{"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": %q, "namespace": %q}}`, pod.Name, pod.Namespace)
 			l.kubectl(eviction, "create", "--raw", "/api/v1/namespaces/"+pod.Namespace+"/pods/"+pod.Name+"/eviction", "-f", "-")
 		}},
