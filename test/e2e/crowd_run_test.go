@@ -35,9 +35,11 @@ func (l *lab) thrower() *thrower {
 	l.Cleanup(w.Stop)
 	go func() {
 		for e := range w.ResultChan() {
-			th.mu.Lock()
-			th.seen[e.Object.(client.Object).GetUID()] = true
-			th.mu.Unlock()
+			if vm, is := e.Object.(*v1alpha1.VirtualMachine); is {
+				th.mu.Lock()
+				th.seen[vm.UID] = true
+				th.mu.Unlock()
+			}
 		}
 	}()
 	return th
@@ -55,12 +57,12 @@ func (th *thrower) throwsAway(code int) {
 	if got != code {
 		th.Errorf("exit=%d ends with %d: %s", code, got, errOut)
 	}
-	for _, text := range []string{"Linux version", "tiny: up", fmt.Sprintf("tiny: ends with %d\r\n", code), "reboot: Power down"} {
+	for _, text := range []string{"Linux version", "tiny: up", fmt.Sprintf("tiny: ends with %d\n", code), "reboot: Power down"} {
 		if strings.Count(out, text) != 1 {
 			th.Errorf("exit=%d does not show %q once", code, text)
 		}
 	}
-	if !strings.HasSuffix(out, "] reboot: Power down\r\n") {
+	if !strings.HasSuffix(out, "] reboot: Power down\n") {
 		th.Errorf("exit=%d: the console ends before its last line:\n%s", code, out)
 	}
 }
