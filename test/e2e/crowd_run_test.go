@@ -116,11 +116,11 @@ func TestThrowAwayCrowd(t *testing.T) {
 		random := rand.New(rand.NewPCG(uint64(seed), 0))
 		begun := time.Now()
 		th.throwsAway(0)
-		whole := time.Since(begun) // of the time that one takes, as many share two cores
+		whole := time.Since(begun)
 		var all sync.WaitGroup
 		atOnce := make(chan struct{}, 4)
 		for i := range runs {
-			moment := time.Duration(random.Int64N(int64(2 * whole)))
+			moment := time.Duration(random.Int64N(int64(whole)))
 			atOnce <- struct{}{}
 			all.Go(func() {
 				defer func() { <-atOnce }()
