@@ -24,6 +24,7 @@ const usage = `usage: lab [-root DIR] VERB
   down                              remove everything but the cache
   env                               print exports for eval
   parts                             build what tests run against, print exports for eval
+  chromium                          install a browser, which TestScreenInBrowser drives
   failpoints                        build and push Berth with failpoints, print exports for eval
   release COMMIT                    build and push Berth as it was at a commit, print exports for eval
   exec MACHINE -- COMMAND...        run a command in a machine
@@ -71,6 +72,8 @@ func run() error {
 		return t.env()
 	case verb == "parts" && len(args) == 1:
 		return t.parts()
+	case verb == "chromium" && len(args) == 1:
+		return t.cache.Chromium()
 	case verb == "failpoints" && len(args) == 1:
 		return t.failpoints()
 	case verb == "release" && len(args) == 2:

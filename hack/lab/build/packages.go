@@ -42,8 +42,16 @@ var debianPackages = []debianPackage{
 // policyPath is asked by Debian's maintainer scripts before they start a daemon.
 const policyPath = "/usr/sbin/policy-rc.d"
 
-// Packages installs what is missing, and starts no daemon by that.
-func (c *Cache) Packages() error {
+// Packages installs what a lab lacks.
+func (c *Cache) Packages() error { return c.install(debianPackages) }
+
+// Chromium installs the browser that a test drives: it is as large as all others together, so that a lab does without.
+func (c *Cache) Chromium() error {
+	return c.install([]debianPackage{{"chromium", "a browser that a test types into"}})
+}
+
+// install installs what is missing, and starts no daemon by that.
+func (c *Cache) install(packages []debianPackage) error {
 	installed := map[string]bool{}
 	// The command fails when it does not know one of them; the others are listed all the same.
 	out, _ := exec.Command("dpkg-query", "-W", "-f", "${binary:Package} ${Status}\n").Output()
@@ -53,7 +61,7 @@ func (c *Cache) Packages() error {
 		installed[name] = installed[name] || status == "install ok installed"
 	}
 	var missing []string
-	for _, p := range debianPackages {
+	for _, p := range packages {
 		if !installed[p.name] {
 			c.Say("install Debian package %s: %s", p.name, p.reason)
 			missing = append(missing, p.name)
