@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -85,11 +86,24 @@ func TestNetwork(t *testing.T) {
 // forward connects once to a pod's port by kubectl port-forward, until that ends, and returns what it said.
 func (l *lab) forward(pod, port string) string {
 	l.Helper()
-	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
-	defer cancel()
+	address, said := l.portForward(pod, port)
+	conn, err := (&net.Dialer{}).DialContext(l.Context(), "tcp", address)
+	if err != nil {
+		l.Fatal(err)
+	}
+	defer conn.Close()
+	return said()
+}
+
+// portForward has kubectl port-forward lead from an address to a pod's port, until the test is over. said is what it
+// says if it ends before.
+func (l *lab) portForward(pod, port string) (address string, said func() string) {
+	l.Helper()
+	ctx, cancel := context.WithCancel(l.Context())
+	l.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, "kubectl", "-n", l.ns, "port-forward", "pod/"+pod, ":"+port)
-	var said bytes.Buffer
-	cmd.Stderr = &said
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -98,17 +112,19 @@ func (l *lab) forward(pod, port string) string {
 		l.Fatalf("kubectl port-forward: %v", err)
 	}
 	line, _ := bufio.NewReader(out).ReadString('\n') // Forwarding from 127.0.0.1:43210 -> 80
-	_, after, _ := strings.Cut(line, "127.0.0.1:")
-	local, _, _ := strings.Cut(after, " ")
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", "127.0.0.1:"+local)
-	if err != nil {
-		l.Fatalf("kubectl port-forward said %q: %v", line, err)
+	_, after, _ := strings.Cut(line, "Forwarding from ")
+	address, _, _ = strings.Cut(after, " ")
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return address, func() string {
+		l.Helper()
+		late := time.AfterFunc(waitTimeout, cancel)
+		defer late.Stop()
+		if err := <-ended; err == nil {
+			l.Error("kubectl port-forward ended well")
+		}
+		return errs.String()
 	}
-	defer conn.Close()
-	if err := cmd.Wait(); err == nil {
-		l.Error("kubectl port-forward ended well")
-	}
-	return said.String()
 }
 
 // endpoint waits until the one endpoint of the Service tiny is ready, or is not.
