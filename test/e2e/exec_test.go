@@ -7,12 +7,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -142,13 +144,22 @@ func TestExec(t *testing.T) {
 // reached is the tiny guest with the guest program in its initrd.
 var reached = strings.NewReplacer("$KERNEL", "$HOSTILE", "no_timer_check", "no_timer_check tools").Replace(tiny)
 
-// TestExecOutlivesBerth kills agent and operator under a session, which goes on.
+// TestExecOutlivesBerth kills agent and operator under a session, a copy and two viewers of the screen, which go on.
 func TestExecOutlivesBerth(t *testing.T) {
 	l := startAlone(t)
-	l.apply(reached)
+	l.apply(reached + withScreen)
 	l.vm("tiny", "to have its guest program answer", hasTools)
 	session := l.session("tiny", "sh", "-c", "echo begun; read line; echo $line")
 	session.await("begun")
+	address, _ := l.portForward("tiny", "5900")
+	viewers := []*viewer{l.viewer(address), l.viewer(address)}
+	for _, v := range viewers {
+		v.picture()
+	}
+	in, copied := &source{sum: sha256.New(), end: make(chan struct{})}, make(chan ran, 1)
+	go func() { copied <- l.exec("tiny", in, "sha256sum") }()
+	env.Eventually(t, "the copy to arrive", func() bool { return l.exec("tiny", nil, "guest", "pidof", "sha256sum").code == 0 })
+	in.goesOn(t)
 	for _, name := range []string{"berth-agent", "berth-operator"} {
 		for _, pod := range (victim{l, name, ""}).pods() {
 			processes("/"+name, func(pid string, _ []byte) {
@@ -157,6 +168,7 @@ func TestExecOutlivesBerth(t *testing.T) {
 				}
 			})
 		}
+		in.goesOn(t)
 		victim{l, name, ""}.revive()
 	}
 	l.system("rollout", "status", "daemonset/berth-agent", "--timeout=2m")
@@ -166,6 +178,40 @@ func TestExecOutlivesBerth(t *testing.T) {
 	if code := codeOf(t, <-session.done); code != 0 {
 		t.Errorf("the session ended with %d: %s", code, session)
 	}
+	for _, v := range viewers {
+		v.answered()
+	}
+	in.goesOn(t)
+	close(in.end)
+	if got := <-copied; got.code != 0 || !strings.HasPrefix(got.out, fmt.Sprintf("%x", in.sum.Sum(nil))) {
+		t.Errorf("of %d bytes came others: %+v", in.sent.Load(), got)
+	}
+}
+
+// source is what is copied until it is told to end, and its sum.
+type source struct {
+	sum  hash.Hash
+	sent atomic.Int64
+	end  chan struct{}
+}
+
+// Read gives random bytes.
+func (s *source) Read(p []byte) (int, error) {
+	select {
+	case <-s.end:
+		return 0, io.EOF
+	default:
+	}
+	n, _ := rand.Read(p)
+	s.sent.Add(int64(n))
+	return s.sum.Write(p[:n])
+}
+
+// goesOn waits until much more has been copied.
+func (s *source) goesOn(t *testing.T) {
+	t.Helper()
+	was := s.sent.Load()
+	env.Eventually(t, "the copy to go on", func() bool { return s.sent.Load() > was+4<<20 })
 }
 
 // TestAResetEndsSessions: the guest program has no time to say so. The agent hears of it, and tells the shim.
