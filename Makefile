@@ -13,7 +13,7 @@ CROWD ?= 70
 SCALE ?= 10000
 HOSTILE ?= 20
 FAT ?= 1000
-RUN ?= Crashes|Crowd|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall
+RUN ?= Browser|Crashes|Crowd|Killed|Away|Fail|Faults|Lost|Full|Storm|Uninstall
 
 .PHONY: help
 help: ## Print this list.
