@@ -2,9 +2,12 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -65,8 +68,13 @@ func (c systemdHost) begin(name string) (*v1alpha1.VirtualMachine, *console) {
 // beginWith is begin for one with so much memory.
 func (c systemdHost) beginWith(name, memory string) (*v1alpha1.VirtualMachine, *console) {
 	c.Helper()
-	c.apply(strings.NewReplacer("name: tiny", "name: "+name, "96Mi", memory).Replace(tiny) +
-		"  nodeSelector: {kubernetes.io/hostname: " + c.name + "}\n  tolerations: [{key: lab, operator: Exists}]\n")
+	return c.beginOf(name, strings.NewReplacer("name: tiny", "name: "+name, "96Mi", memory).Replace(tiny))
+}
+
+// beginOf is begin for one of a manifest.
+func (c systemdHost) beginOf(name, manifest string) (*v1alpha1.VirtualMachine, *console) {
+	c.Helper()
+	c.apply(manifest + "  nodeSelector: {kubernetes.io/hostname: " + c.name + "}\n  tolerations: [{key: lab, operator: Exists}]\n")
 	vm := c.vm(name, "to be Ready", isReady)
 	console := c.logs(name)
 	console.await("tiny: up")
@@ -357,6 +365,38 @@ func TestSystemdHostClock(t *testing.T) {
 		c.unmoved(vm, was)
 	}
 	counted(c.lab, console.String())
+	c.kubectl("", "delete", "vm", "tiny")
+	c.nothingLeft(vm)
+}
+
+// TestSystemdHostSessions: commands with their codes, a copy there and back, and the screen, as on any host.
+func TestSystemdHostSessions(t *testing.T) {
+	c := onSystemdHost(t)
+	c.beginOf("tiny", reached+withScreen)
+	vm := c.vm("tiny", "to have its guest program answer", hasTools)
+	was := c.placed(vm)
+	for _, code := range []int{0, 3, 137} {
+		if got := c.exec("tiny", nil, "sh", "-c", fmt.Sprintf("echo out; exit %d", code)); got.out != "out\n" || got.code != code {
+			t.Errorf("exit %d: %+v", code, got)
+		}
+	}
+	if got := c.exec("tiny", nil, "guest", "no-such-command"); got.code != 127 {
+		t.Errorf("a command that is missing: %+v", got)
+	}
+	here, content := filepath.Join(t.TempDir(), "file"), bytes.Repeat([]byte("0123456789abcdef"), 1<<16)
+	if err := os.WriteFile(here, content, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl("", "cp", here, "tiny:/tmp/file")
+	c.kubectl("", "cp", "tiny:/tmp/file", here+"-back")
+	if back, err := os.ReadFile(here + "-back"); err != nil || !bytes.Equal(back, content) {
+		t.Errorf("the file came back with %d bytes, %v", len(back), err)
+	}
+	address, _ := c.portForward("tiny", "5900")
+	if s := c.textScreen("tiny"); !s.isOn(c.viewer(address).picture()) {
+		t.Errorf("its screen does not show\n%s", s)
+	}
+	c.unmoved(vm, was)
 	c.kubectl("", "delete", "vm", "tiny")
 	c.nothingLeft(vm)
 }
