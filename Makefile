@@ -71,8 +71,8 @@ demo: lab-up ## Bring up the lab and show a Debian guest that serves the web, wi
 	@hack/demo.sh
 
 .PHONY: bench
-bench: lab-up ## Measure Berth beside bare pods and bare libvirt: figures, timelines of a start and a delete, and _out/bench.json.
-	@mkdir -p _out; eval "$$($(LAB) env)"; go run ./test/bench
+bench: lab-up kubectl-vm ## Measure Berth beside bare pods and bare libvirt: figures, timelines of a start and a delete, and _out/bench.json.
+	@eval "$$($(LAB) env)"; PATH=$(CURDIR)/_out/bin:$$PATH go run ./test/bench
 
 .PHONY: bench-crowd
 bench-crowd: lab-up ## Measure an agent that has 70 guests, and what Berth writes while they idle (CROWD=70).

@@ -2,6 +2,7 @@
 // beat, in one run on one machine, in the lab. It asserts nothing.
 //
 //	eval "$(make -s lab-env)"; go run ./test/bench
+//	eval "$(make -s lab-env)"; go run ./test/bench -only exec,ps
 //	eval "$(make -s lab-env)"; go run ./test/bench -crowd 70
 //	eval "$(make -s lab-env)"; go run ./test/bench -hostile 20
 //	make bench-scale # -scale 10000, on an API server of its own
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -46,6 +48,7 @@ type figure struct {
 func main() {
 	n := flag.Int("n", 20, "repetitions of each measurement")
 	var instead modes
+	flag.StringVar(&instead.only, "only", "", "measure these alone, with commas between: starts, burst, writes, memory, tools, exec, ps, run, timelines")
 	flag.IntVar(&instead.crowd, "crowd", 0, "measure an agent that has so many guests instead")
 	flag.IntVar(&instead.hostile, "hostile", 0, "measure an agent and a guest beside so many of another tenant with hostile images instead")
 	flag.IntVar(&instead.scale, "scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
@@ -58,8 +61,11 @@ func main() {
 	}
 }
 
-// modes are what is measured instead of the usual, each by how many VirtualMachines, if that is not 0.
-type modes struct{ crowd, hostile, scale, fat int }
+// modes are what is measured instead of the usual: some of that, or else each by how many VirtualMachines, if that is not 0.
+type modes struct {
+	only                       string
+	crowd, hostile, scale, fat int
+}
 
 func run(n int, instead modes, out string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -84,15 +90,25 @@ func inLab(ctx context.Context, n int, instead modes) (figures []figure, failed 
 		return nil, err
 	}
 	defer b.close(ctx)
-	measures := []func(context.Context, int) ([]figure, error){b.starts, b.burst, b.writes, b.memory, b.timelines}
+	type measure struct {
+		name string
+		do   func(context.Context, int) ([]figure, error)
+	}
+	measures := []measure{
+		{"starts", b.starts}, {"burst", b.burst}, {"writes", b.writes}, {"memory", b.memory},
+		{"tools", b.tools}, {"exec", b.exec}, {"ps", b.ps}, {"run", b.run}, {"timelines", b.timelines},
+	}
 	switch {
 	case instead.crowd > 0:
-		n, measures = instead.crowd, []func(context.Context, int) ([]figure, error){b.crowd}
+		n, measures = instead.crowd, []measure{{"", b.crowd}}
 	case instead.hostile > 0:
-		n, measures = instead.hostile, []func(context.Context, int) ([]figure, error){b.hostile}
+		n, measures = instead.hostile, []measure{{"", b.hostile}}
 	}
-	for _, measure := range measures {
-		more, err := measure(ctx, n)
+	for _, m := range measures {
+		if m.name != "" && instead.only != "" && !slices.Contains(strings.Split(instead.only, ","), m.name) {
+			continue
+		}
+		more, err := m.do(ctx, n)
 		failed = errors.Join(failed, err)
 		figures = append(figures, more...)
 	}

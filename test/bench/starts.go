@@ -114,6 +114,28 @@ func (b *bench) starts(ctx context.Context, n int) ([]figure, error) {
 	}, nil
 }
 
+// tools measures a start from a disk with the guest program's, beside one without.
+func (b *bench) tools(ctx context.Context, n int) ([]figure, error) {
+	start := func(tools v1alpha1.GuestTools) does {
+		return func() (time.Duration, error) {
+			vm := b.guest("disk")
+			vm.Spec.Kernel, vm.Spec.GuestTools = nil, tools
+			vm.Spec.Disks = []v1alpha1.Disk{{Name: "root", Image: os.Getenv("LAB_IMAGE_TINY")}}
+			took, err := timed(ctx, b, &v1alpha1.VirtualMachineList{}, vm, isRunning)
+			if err != nil {
+				return 0, err
+			}
+			settle()
+			_, err = gone(ctx, b, &v1alpha1.VirtualMachineList{}, vm)
+			return took, err
+		}
+	}
+	return pair{"tools_start", 1.1, "guestTools None", start(v1alpha1.GuestToolsOffered), start(v1alpha1.GuestToolsNone)}.measure(max(3, n/2))
+}
+
+// portsDir is the node's own, so that its sockets are there for this program, too.
+const portsDir = "/var/lib/libvirt/"
+
 var (
 	nameElement  = regexp.MustCompile(`<name>[^<]*</name>`)
 	uuidElement  = regexp.MustCompile(`<uuid>[^<]*</uuid>`)
@@ -135,7 +157,7 @@ func (b *bench) describe(ctx context.Context, vm *v1alpha1.VirtualMachine, name 
 	description = channelPath.ReplaceAllString(description, "")
 	description = tapName.ReplaceAllString(description, "")
 	description = consolePath.ReplaceAllString(description, "/run/"+name+"-console.sock")
-	description = portPath.ReplaceAllString(description, "/run/"+name)
+	description = portPath.ReplaceAllString(description, portsDir+name)
 	description = nameElement.ReplaceAllString(description, "<name>"+name+"</name>")
 	_, err = b.onNode(ctx, description, "sh", "-c", "cat >/run/"+name+".xml")
 	return err
