@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -118,7 +119,7 @@ func hasTools(vm *v1alpha1.VirtualMachine) bool {
 // kubectl is how long a command line of kubectl's takes. Its input and output are files, if they are named.
 func (b *bench) kubectl(ctx context.Context, stdin, stdout string, args ...string) (took time.Duration, err error) {
 	var said strings.Builder
-	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"-n", b.ns}, args...)...)
+	cmd := exec.CommandContext(ctx, "kubectl", b.inNamespace(args)...)
 	cmd.Stderr = &said
 	if stdin != "" {
 		f, err := os.Open(stdin)
@@ -141,6 +142,11 @@ func (b *bench) kubectl(ctx context.Context, stdin, stdout string, args ...strin
 		return 0, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, said.String())
 	}
 	return time.Since(began), nil
+}
+
+// inNamespace puts the namespace behind the verb: a plugin takes no flags before its name.
+func (b *bench) inNamespace(args []string) []string {
+	return slices.Concat(args[:1], []string{"-n", b.ns}, args[1:])
 }
 
 // bare is a domain like a guest's, whose guest program has this program for a shim.

@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
@@ -20,24 +22,50 @@ const listed = 1000
 // ps measures a list of stopped VirtualMachines.
 func (b *bench) ps(ctx context.Context, n int) (figures []figure, err error) {
 	defer func() {
-		_, failure := b.kubectl(context.WithoutCancel(ctx), "", "", "delete", "vm", "--all")
-		err = errors.Join(err, failure)
+		err = errors.Join(err, b.all(ctx, isGone, func() error {
+			return b.DeleteAllOf(ctx, &v1alpha1.VirtualMachine{}, client.InNamespace(b.ns))
+		}))
 	}()
-	if err := each(listed, connections, func(i int) error {
-		vm := b.guest(guestName(i))
-		vm.Spec.State = v1alpha1.StateStopped
-		return b.Create(ctx, vm)
+	isStopped := tells(func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Phase == v1alpha1.PhaseStopped })
+	if err := b.all(ctx, isStopped, func() error {
+		return each(listed, connections, func(i int) error {
+			vm := b.guest(guestName(i))
+			vm.Spec.State = v1alpha1.StateStopped
+			return b.Create(ctx, vm)
+		})
 	}); err != nil {
-		return nil, err
-	}
-	// All are as they will stay.
-	if _, err := b.kubectl(ctx, "", "", "wait", "vm", "--all", "--for=jsonpath={.status.phase}=Stopped", "--timeout=3m"); err != nil {
 		return nil, err
 	}
 	command := func(args ...string) does {
 		return func() (time.Duration, error) { return b.kubectl(ctx, "", "", args...) }
 	}
 	return pair{"ps", 1.5, fmt.Sprintf("kubectl get vm of %d", listed), command("vm", "ps", "-a"), command("get", "vm")}.measure(n)
+}
+
+// all does something to the listed VirtualMachines, and waits until it is to be seen of each.
+func (b *bench) all(ctx context.Context, is func(watch.Event) bool, do func() error) error {
+	w, err := b.Watch(ctx, &v1alpha1.VirtualMachineList{}, client.InNamespace(b.ns))
+	if err != nil {
+		return err
+	}
+	defer w.Stop()
+	done := make(chan error, 1)
+	go func() {
+		err := do()
+		if done <- err; err != nil {
+			w.Stop()
+		}
+	}()
+	seen := map[string]bool{}
+	for e := range w.ResultChan() {
+		if vm, isVM := e.Object.(*v1alpha1.VirtualMachine); isVM && is(e) {
+			seen[vm.Name] = true
+		}
+		if len(seen) == listed {
+			return <-done
+		}
+	}
+	return errors.Join(<-done, fmt.Errorf("the watch ended when %d of %d VirtualMachines were seen", len(seen), listed))
 }
 
 // run measures how long it takes from kubectl vm run -it to the console's first byte, beside kubectl apply and attach for the
@@ -91,7 +119,7 @@ func (b *bench) speaks(ctx context.Context, args ...string) (at time.Time, err e
 	}
 	stdin := os.NewFile(uintptr(fd), "terminal")
 	defer stdin.Close()
-	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"-n", b.ns}, args...)...)
+	cmd := exec.CommandContext(ctx, "kubectl", b.inNamespace(args)...)
 	cmd.Stdin = stdin
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
