@@ -95,8 +95,15 @@ func inLab(ctx context.Context, n int, instead modes) (figures []figure, failed 
 		do   func(context.Context, int) ([]figure, error)
 	}
 	measures := []measure{
-		{"starts", b.starts}, {"burst", b.burst}, {"writes", b.writes}, {"memory", b.memory},
-		{"tools", b.tools}, {"exec", b.exec}, {"ps", b.ps}, {"run", b.run}, {"timelines", b.timelines},
+		{"starts", b.starts},
+		{"burst", b.burst},
+		{"writes", b.writes},
+		{"memory", b.memory},
+		{"tools", b.tools},
+		{"exec", b.exec},
+		{"ps", b.ps},
+		{"run", b.run},
+		{"timelines", b.timelines},
 	}
 	switch {
 	case instead.crowd > 0:
