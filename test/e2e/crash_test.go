@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -122,14 +123,17 @@ func TestOperatorCrashes(t *testing.T) {
 		return len(pods) == 1 && v.leader() == pods[0].Name
 	})
 	for _, point := range []string{"beforeAction", "afterAction"} {
-		uid := ""
+		uid, berth := "", types.UID("")
 		for _, action := range []struct {
 			name string
 			asks func()
 			is   func(*v1alpha1.VirtualMachine) bool
 		}{
 			{"addFinalizer", func() { l.apply(strings.Replace(tiny, "Seconds: 20", "Seconds: 0", 1)) }, isReady},
-			{"deleteBerth", func() { l.patch("tiny", `{"restartedAt":"`+point+`"}`) }, isReady},
+			{"deleteBerth", func() {
+				berth = l.vm("tiny", "to be there", isReady).Status.Berth.PodUID
+				l.patch("tiny", `{"restartedAt":"`+point+`"}`)
+			}, func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.Berth.PodUID != berth }},
 			{"removeBerthFinalizer", func() { l.patch("tiny", `{"state":"Stopped"}`) }, phase(v1alpha1.PhaseStopped)},
 			{"createBerth", func() { l.patch("tiny", `{"state":"Running"}`) }, isReady},
 			{"removeFinalizer", func() { l.kubectl("", "delete", "vm", "tiny", "--wait=false") }, isGone[v1alpha1.VirtualMachine]},
