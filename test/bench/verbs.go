@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -22,18 +23,16 @@ const listed = 1000
 // ps measures a list of stopped VirtualMachines.
 func (b *bench) ps(ctx context.Context, n int) (figures []figure, err error) {
 	defer func() {
-		err = errors.Join(err, b.all(ctx, isGone, func() error {
-			return b.DeleteAllOf(ctx, &v1alpha1.VirtualMachine{}, client.InNamespace(b.ns))
-		}))
+		err = errors.Join(err, b.DeleteAllOf(ctx, &v1alpha1.VirtualMachine{}, client.InNamespace(b.ns)), b.stopped(ctx, 0))
 	}()
-	isStopped := tells(func(vm *v1alpha1.VirtualMachine) bool { return vm.Status.Phase == v1alpha1.PhaseStopped })
-	if err := b.all(ctx, isStopped, func() error {
-		return each(listed, connections, func(i int) error {
-			vm := b.guest(guestName(i))
-			vm.Spec.State = v1alpha1.StateStopped
-			return b.Create(ctx, vm)
-		})
+	if err := each(listed, connections, func(i int) error {
+		vm := b.guest(guestName(i))
+		vm.Spec.State = v1alpha1.StateStopped
+		return b.Create(ctx, vm)
 	}); err != nil {
+		return nil, err
+	}
+	if err := b.stopped(ctx, listed); err != nil {
 		return nil, err
 	}
 	command := func(args ...string) does {
@@ -42,30 +41,13 @@ func (b *bench) ps(ctx context.Context, n int) (figures []figure, err error) {
 	return pair{"ps", 1.5, fmt.Sprintf("kubectl get vm of %d", listed), command("vm", "ps", "-a"), command("get", "vm")}.measure(n)
 }
 
-// all does something to the listed VirtualMachines, and waits until it is to be seen of each.
-func (b *bench) all(ctx context.Context, is func(watch.Event) bool, do func() error) error {
-	w, err := b.Watch(ctx, &v1alpha1.VirtualMachineList{}, client.InNamespace(b.ns))
-	if err != nil {
-		return err
-	}
-	defer w.Stop()
-	done := make(chan error, 1)
-	go func() {
-		err := do()
-		if done <- err; err != nil {
-			w.Stop()
-		}
-	}()
-	seen := map[string]bool{}
-	for e := range w.ResultChan() {
-		if vm, isVM := e.Object.(*v1alpha1.VirtualMachine); isVM && is(e) {
-			seen[vm.Name] = true
-		}
-		if len(seen) == listed {
-			return <-done
-		}
-	}
-	return errors.Join(<-done, fmt.Errorf("the watch ended when %d of %d VirtualMachines were seen", len(seen), listed))
+// stopped waits until there are so many VirtualMachines, and all are stopped.
+func (b *bench) stopped(ctx context.Context, count int) error {
+	return wait.PollUntilContextCancel(ctx, time.Second, true, func(ctx context.Context) (bool, error) {
+		var list v1alpha1.VirtualMachineList
+		err := b.List(ctx, &list, client.InNamespace(b.ns))
+		return len(list.Items) == count && !slices.ContainsFunc(list.Items, func(vm v1alpha1.VirtualMachine) bool { return vm.Status.Phase != v1alpha1.PhaseStopped }), err
+	})
 }
 
 // run measures how long it takes from kubectl vm run -it to the console's first byte, beside kubectl apply and logs -f for the
