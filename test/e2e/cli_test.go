@@ -13,9 +13,7 @@ import (
 	"sync"
 	"testing"
 
-	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/test/env"
@@ -75,33 +73,6 @@ func (u *user) does(line string, patterns ...string) string {
 }
 
 const kernelRun = "-m 96Mi --kernel --append no_timer_check $KERNEL"
-
-// TestThrowAway: guests of run --rm end with their own codes, show their consoles to the last line, and leave nothing.
-func TestThrowAway(t *testing.T) {
-	l := start(t)
-	u := l.user()
-	var all sync.WaitGroup
-	for _, code := range []int{0, 1, 3, 125, 255} {
-		all.Go(func() {
-			out, errOut, got := u.try(strings.Fields(expand(fmt.Sprintf("run --rm -p 80 %s -- exit=%d", kernelRun, code)))...)
-			if want := fmt.Sprintf("tiny: ends with %d", code); got != code || !strings.Contains(out, want) || !strings.Contains(out, "Linux version") {
-				t.Errorf("exit=%d ends with %d: %s\n%s", code, got, errOut, out)
-			}
-		})
-	}
-	all.Wait()
-	list := &v1alpha1.VirtualMachineList{}
-	if err := l.List(t.Context(), list, client.InNamespace(l.ns)); err != nil {
-		t.Fatal(err)
-	}
-	for _, vm := range list.Items {
-		l.vm(vm.Name, "to be gone", isGone)
-	}
-	pods := &corev1.PodList{}
-	if err := l.List(t.Context(), pods, client.InNamespace(l.ns)); err != nil || len(pods.Items) > 0 {
-		t.Errorf("%d pods are left, %v", len(pods.Items), err)
-	}
-}
 
 // TestThrowAwayOfAKilledClient: the guest of a command that never ends, and then all that was made for it, end with kubectl.
 func TestThrowAwayOfAKilledClient(t *testing.T) {
