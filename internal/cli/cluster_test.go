@@ -641,7 +641,7 @@ func testDoctor(c *cluster) {
 	for _, want := range []string{
 		"ok     CustomResourceDefinition virtualmachines.berth.dev", "WRONG  there is no berth-operator: install Berth's chart", "WRONG  there is no berth-agent: install Berth's chart",
 		"WRONG  host n-doctor is not Ready: KVMUnavailable: no /dev/kvm Enable virtualisation", "WRONG  host n-doctor: PodPidsLimit: set podPidsLimit",
-		"WRONG  ValidatingAdmissionPolicyBinding berth-berths is missing", `ok     namespace n-doctor: its Pod Security level "" lets`, "WRONG  quota small: 1 of 1 pods are used",
+		"WRONG  ValidatingAdmissionPolicyBinding berth-berths is missing", `ok     namespace n-doctor: its Pod Security level (none) lets`, "WRONG  quota small: 1 of 1 pods are used",
 		"WRONG  virtualmachine.berth.dev/web: ImageNotFound: kubectl vm why web",
 	} {
 		if !strings.Contains(out, want) {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"regexp"
@@ -181,7 +182,7 @@ func (p *patient) quota(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	p.ok("namespace %s: its Pod Security level %q lets guests' pods in", p.namespace, namespace.Labels["pod-security.kubernetes.io/enforce"])
+	p.ok("namespace %s: its Pod Security level (%s) lets guests' pods in", p.namespace, cmp.Or(namespace.Labels["pod-security.kubernetes.io/enforce"], "none"))
 	quotas := &corev1.ResourceQuotaList{}
 	err := p.api.List(ctx, quotas, client.InNamespace(p.namespace))
 	for _, q := range quotas.Items {
