@@ -488,9 +488,8 @@ func testRunToTheEnd(c *cluster) {
 	} {
 		vm := c.vm(name, func(vm *v1alpha1.VirtualMachine) { vm.Spec.RestartPolicy = v1alpha1.RestartNever })
 		c.create(vm)
-		got := make(chan error, 1)
-		go func() { got <- s.end(c.Context(), vm) }()
-		before := vm.DeepCopy()
+		got, before := make(chan error, 1), vm.DeepCopy() // Patch below writes to vm
+		go func() { got <- s.end(c.Context(), before) }()
 		vm.Status.Ended = &v1alpha1.Ended{Phase: v1alpha1.PhaseFailed, Reason: v1alpha1.ReasonPodDeleted}
 		t.status(&vm.Status)
 		if vm.Status.LastExit != nil {
