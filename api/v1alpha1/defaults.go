@@ -19,6 +19,7 @@ func Default(s *VirtualMachineSpec) {
 	if s.Networks == nil {
 		s.Networks = []Network{{Name: "default", Pod: &PodNetwork{}}}
 	}
+	setDefault(&s.VolumeClaimRetention, VolumeClaimRetain)
 	setDefault(&s.GuestTools, GuestToolsOffered)
 	if s.Display != nil {
 		setDefault(&s.Display.Type, DisplayVGA)

@@ -9,15 +9,20 @@ type Reason string
 
 // Reasons of the condition Scheduled.
 const (
-	ReasonScheduled     Reason = "Scheduled"     // the berth has a node
-	ReasonNotWanted     Reason = "NotWanted"     // the spec asks for no guest
-	ReasonPending       Reason = "Pending"       // the berth is not scheduled, or its agent has not answered yet
-	ReasonUnschedulable Reason = "Unschedulable" // no node takes the berth
-	ReasonNoHost        Reason = "NoHost"        // no node is a usable KVM host
-	ReasonBerthRefused  Reason = "BerthRefused"  // the API server refused the berth
-	ReasonPodNameTaken  Reason = "PodNameTaken"  // another pod has the VM's name
-	ReasonNodeLost      Reason = "NodeLost"      // the node does not answer
-	ReasonBerthVanished Reason = "BerthVanished" // the berth was removed by force
+	ReasonScheduled      Reason = "Scheduled"      // the berth has a node
+	ReasonNotWanted      Reason = "NotWanted"      // the spec asks for no guest
+	ReasonPending        Reason = "Pending"        // the berth is not scheduled, or its agent has not answered yet
+	ReasonUnschedulable  Reason = "Unschedulable"  // no node takes the berth
+	ReasonNoHost         Reason = "NoHost"         // no node is a usable KVM host
+	ReasonBerthRefused   Reason = "BerthRefused"   // the API server refused the berth
+	ReasonPodNameTaken   Reason = "PodNameTaken"   // another pod has the VM's name
+	ReasonNodeLost       Reason = "NodeLost"       // the node does not answer
+	ReasonClaimMissing   Reason = "ClaimMissing"   // a disk's claim does not exist
+	ReasonClaimLost      Reason = "ClaimLost"      // a disk's claim has lost its volume
+	ReasonClaimInUse     Reason = "ClaimInUse"     // another VM has a disk's claim
+	ReasonClaimNameTaken Reason = "ClaimNameTaken" // a claim that is not this VM's has a template's name
+	ReasonClaimAccess    Reason = "ClaimAccess"    // the claim cannot be used as the disk asks
+	ReasonBerthVanished  Reason = "BerthVanished"  // the berth was removed by force
 )
 
 // Reasons of the condition DisksReady.
@@ -39,6 +44,13 @@ const (
 	ReasonStoreFailed         Reason = "StoreFailed"         // the node's disk fails
 	ReasonSecretMissing       Reason = "SecretMissing"       // a Secret, or a key of it, is missing
 	ReasonSeedTooLarge        Reason = "SeedTooLarge"        // the cloud-init data is too large
+	ReasonClaimPending        Reason = "ClaimPending"        // a claim's capacity is not known yet
+	ReasonVolumeMissing       Reason = "VolumeMissing"       // a claim's volume is not in the berth
+	ReasonVolumeUnsafe        Reason = "VolumeUnsafe"        // what is on the volume is refused
+	ReasonVolumeNotWritable   Reason = "VolumeNotWritable"   // QEMU cannot write to the volume
+	ReasonVolumeTooSmall      Reason = "VolumeTooSmall"      // the volume holds less than the disk
+	ReasonVolumeInUse         Reason = "VolumeInUse"         // another QEMU has the volume
+	ReasonSeeding             Reason = "Seeding"             // a claim is written from its image
 	ReasonDisksRemoved        Reason = "DisksRemoved"        // the disks of a deleted VM are gone
 )
 
@@ -93,15 +105,18 @@ const (
 
 // Reasons of Events alone.
 const (
-	ReasonTTLExpired Reason = "TTLExpired" // the VM of a finished guest was deleted
+	ReasonTTLExpired    Reason = "TTLExpired"    // the VM of a finished guest was deleted
+	ReasonClaimNotBlank Reason = "ClaimNotBlank" // a claim with an image had data, and was not seeded
+	ReasonClaimNotGrown Reason = "ClaimNotGrown" // a claim does not take its template's request
 )
 
 // Reasons of a VirtualMachineHost's conditions.
 const (
-	ReasonHostReady      Reason = "HostReady"      // guests can start on this host
-	ReasonLibvirtTooOld  Reason = "LibvirtTooOld"  // libvirt or QEMU is too old or missing
-	ReasonKernelTooOld   Reason = "KernelTooOld"   // the kernel is older than 5.6
-	ReasonMisconfigured  Reason = "Misconfigured"  // a promise is weaker than it could be
-	ReasonUnconfined     Reason = "Unconfined"     // QEMU is not confined on this host as the administrator requires
-	ReasonWellConfigured Reason = "WellConfigured" // nothing is misconfigured
+	ReasonHostReady       Reason = "HostReady"       // guests can start on this host
+	ReasonLibvirtTooOld   Reason = "LibvirtTooOld"   // libvirt or QEMU is too old or missing
+	ReasonKernelTooOld    Reason = "KernelTooOld"    // the kernel is older than 5.6
+	ReasonMisconfigured   Reason = "Misconfigured"   // a promise is weaker than it could be
+	ReasonUnconfined      Reason = "Unconfined"      // QEMU is not confined on this host as the administrator requires
+	ReasonMountsNotShared Reason = "MountsNotShared" // volumes cannot be handed on to QEMU
+	ReasonWellConfigured  Reason = "WellConfigured"  // nothing is misconfigured
 )

@@ -30,7 +30,12 @@ func object(t *testing.T, name, spec string) *unstructured.Unstructured {
 
 func TestSchema(t *testing.T) {
 	_, c := env.APIServer(t)
-	const ok = "memory: {size: 1Gi}\ndisks: [{name: root, image: debian}]\n"
+	const (
+		ok        = "memory: {size: 1Gi}\ndisks: [{name: root, image: debian}]\n"
+		disk      = "memory: {size: 1Gi}\ndisks: [{name: a, "
+		claim     = disk + "persistentVolumeClaim: {claimName: a}, "
+		templates = "volumeClaimTemplates: [{metadata: {name: t, labels: {a: b}}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]"
+	)
 
 	t.Run("refuses", func(t *testing.T) {
 		tests := []struct{ name, spec, says string }{
@@ -47,7 +52,7 @@ func TestSchema(t *testing.T) {
 			{"no cores", ok + "cpu: {cores: 0}", "greater than or equal to 1"},
 			{"too many vCPUs", ok + "cpu: {cores: 512, sockets: 2}", "at most 512"},
 			{"a CPU model with markup", ok + "cpu: {model: \"<x/>\"}", "such as Skylake-Server"},
-			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "image"},
+			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "give image, empty: {} or persistentVolumeClaim"},
 			{"a disk with an empty image", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"\"}]", "at least 1"},
 			{"a disk without name", "memory: {size: 1Gi}\ndisks: [{image: a}]", "name"},
 			{"a disk whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: ../../etc, image: a}]", "digits and '-', such as root"},
@@ -55,6 +60,28 @@ func TestSchema(t *testing.T) {
 			{"two disks of one name", "memory: {size: 1Gi}\ndisks: [{name: a, image: a}, {name: a, image: b}]", "Duplicate"},
 			{"a disk of no size", "memory: {size: 1Gi}\ndisks: [{name: a, image: a, size: \"0\"}]", "at least 1Mi"},
 			{"thirteen disks", "memory: {size: 1Gi}\ndisks: [" + disks(13) + "]", "12 items"},
+			{"a disk of two sources", disk + "image: a, empty: {}, size: 1Gi}]", "give empty, or image, or persistentVolumeClaim"},
+			{"a claim that is empty besides", claim + "empty: {}, size: 1Gi}]", "give empty, or image, or persistentVolumeClaim"},
+			{"an empty disk of no size", disk + "empty: {}}]", "needs a size"},
+			{"a claim of no name", disk + "persistentVolumeClaim: {}}]", "give claimName"},
+			{"a claim of two names", disk + "persistentVolumeClaim: {claimName: a, templateName: t}}]\n" + templates, "and not both"},
+			{"a claim whose name is a path", disk + "persistentVolumeClaim: {claimName: ../a}}]", "must be that of a PersistentVolumeClaim"},
+			{"a template that is missing", disk + "persistentVolumeClaim: {templateName: u}}]\n" + templates, "must be the metadata.name of one of volumeClaimTemplates"},
+			{"a template where there are none", disk + "persistentVolumeClaim: {templateName: t}}]", "must be the metadata.name of one of volumeClaimTemplates"},
+			{"an ephemeral claim", claim + "ephemeral: true}]", "leave ephemeral out"},
+			{"a shared image", disk + "image: a, access: Shared}]", "for claims"},
+			{"an empty disk that is only read", disk + "empty: {}, size: 1Gi, access: ReadOnly}]", "for claims"},
+			{"a seed of what is only read", claim + "image: a, access: ReadOnly}]", "is seeded by nobody"},
+			{"a seed of what is shared", claim + "image: a, access: Shared}]", "is seeded by nobody"},
+			{"an access that is none", claim + "access: ReadWriteOnce}]", "supported values"},
+			{"a claim twice", claim + "}, {name: b, persistentVolumeClaim: {claimName: a}}]", "two disks have the same claim"},
+			{"a template twice", disk + "persistentVolumeClaim: {templateName: t}}, {name: b, persistentVolumeClaim: {templateName: t}}]\n" + templates, "two disks have the same claim"},
+			{"two templates of a name", ok + "volumeClaimTemplates: [{metadata: {name: t}, spec: {}}, {metadata: {name: t}, spec: {}}]", "need different metadata.name"},
+			{"nine templates", ok + "volumeClaimTemplates: [" + strings.Repeat("{metadata: {name: t}, spec: {}}, ", 8) + "{metadata: {name: u}, spec: {}}]", "at most 8 items"},
+			{"a template whose name is none of a claim", ok + "volumeClaimTemplates: [{metadata: {name: A_b}, spec: {}}]", "such as data"},
+			{"a template with our label", ok + "volumeClaimTemplates: [{metadata: {name: t, labels: {vm.berth.dev/name: x}}, spec: {}}]", "another prefix"},
+			{"a template with a typo", ok + "volumeClaimTemplates: [{metadata: {name: t}, spec: {accessMode: [ReadWriteOnce]}}]", "unknown field"},
+			{"a retention that is none", ok + "volumeClaimRetention: Keep", "supported values"},
 			{"two networks", ok + "networks: [{name: a, pod: {}}, {name: b, pod: {}}]", "at most 1 item"},
 			{"a network of no kind", ok + "networks: [{name: a}]", "pod"},
 			{"a kernel path that climbs", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: /boot/../etc/shadow}", ". or .."},
@@ -112,6 +139,18 @@ func TestSchema(t *testing.T) {
 		for _, name := range []string{"1-", "A"} {
 			if err := c.Create(t.Context(), object(t, name, ok), client.DryRunAll); err == nil {
 				t.Errorf("the name %q was accepted", name)
+			}
+		}
+	})
+
+	t.Run("accepts every source of a disk", func(t *testing.T) {
+		for _, spec := range []string{
+			disk + "image: a}, {name: b, empty: {}, size: 1Gi, ephemeral: true}, {name: c, empty: {}, size: 1Gi, access: ReadWrite}]",
+			claim + "image: a, size: 1Gi, access: ReadWrite}, {name: b, persistentVolumeClaim: {claimName: b}, access: Shared, ephemeral: false}]",
+			claim + "access: ReadOnly}, {name: b, persistentVolumeClaim: {templateName: t}}]\nvolumeClaimRetention: Delete\n" + templates,
+		} {
+			if err := c.Create(t.Context(), object(t, "vm", spec), client.FieldValidation(metav1.FieldValidationStrict), client.DryRunAll); err != nil {
+				t.Errorf("%s: %v", spec, err)
 			}
 		}
 	})

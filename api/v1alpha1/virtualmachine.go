@@ -76,6 +76,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="has(self.kernel) || has(self.disks) && size(self.disks) > 0",message="the guest has nothing to boot from: give disks or kernel"
 // +kubebuilder:validation:XValidation:rule="!(self.state == 'Paused' && has(self.livenessProbe))",message="a paused guest cannot answer its livenessProbe and would be restarted: remove the probe, or use state Stopped"
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, e.name == d.name))",message="disks need different names"
+// +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, !has(d.persistentVolumeClaim) || !has(d.persistentVolumeClaim.templateName) || has(self.volumeClaimTemplates) && self.volumeClaimTemplates.exists(t, t.metadata.name == d.persistentVolumeClaim.templateName))",message="a disk's persistentVolumeClaim.templateName must be the metadata.name of one of volumeClaimTemplates"
+// +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, !has(d.persistentVolumeClaim) || self.disks.exists_one(e, has(e.persistentVolumeClaim) && e.persistentVolumeClaim == d.persistentVolumeClaim))",message="two disks have the same claim: give each its own"
 // +kubebuilder:validation:XValidation:rule="!(self.restartPolicy == 'Always' && has(self.ttlSecondsAfterFinished))",message="a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never",fieldPath=".ttlSecondsAfterFinished"
 type VirtualMachineSpec struct {
 	// state is what the guest should be doing: Running, Stopped (no guest, no berth, node-local disks kept) or
@@ -121,6 +123,17 @@ type VirtualMachineSpec struct {
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=12
 	Disks []Disk `json:"disks,omitempty"`
+	// volumeClaimTemplates are what the claims of disks with a templateName are made from, as a StatefulSet's.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=8
+	// +kubebuilder:validation:XValidation:rule="self.all(t, self.exists_one(u, u.metadata.name == t.metadata.name))",message="volumeClaimTemplates need different metadata.name"
+	VolumeClaimTemplates []VolumeClaimTemplate `json:"volumeClaimTemplates,omitempty"`
+	// volumeClaimRetention says whether the claims that were made from volumeClaimTemplates stay when the VirtualMachine is
+	// deleted (Retain), for one of the same name to find again, or go with it (Delete).
+	// +optional
+	// +kubebuilder:default=Retain
+	VolumeClaimRetention VolumeClaimRetention `json:"volumeClaimRetention,omitempty"`
 	// networks are the guest's network interfaces. An empty list means none.
 	// +optional
 	// +listType=map
@@ -267,7 +280,14 @@ type Kernel struct {
 	CommandLine string `json:"commandLine,omitempty"`
 }
 
-// Disk is a disk of the guest.
+// Disk is a disk of the guest. Its source is image, empty or persistentVolumeClaim.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.image) || has(self.empty) || has(self.persistentVolumeClaim)",message="the disk has no source: give image, empty: {} or persistentVolumeClaim"
+// +kubebuilder:validation:XValidation:rule="!has(self.empty) || !has(self.image) && !has(self.persistentVolumeClaim)",message="an empty disk has no other source: give empty, or image, or persistentVolumeClaim, or the last two for a claim that is seeded from the image"
+// +kubebuilder:validation:XValidation:rule="!has(self.empty) || has(self.size)",message="an empty disk needs a size, such as 10Gi"
+// +kubebuilder:validation:XValidation:rule="!has(self.persistentVolumeClaim) || !has(self.ephemeral) || !self.ephemeral",message="a claim is never ephemeral: leave ephemeral out, or give empty: {} in place of the claim"
+// +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim) || !has(self.access) || self.access == 'ReadWrite'",message="access ReadOnly and Shared are for claims: leave access out, or give persistentVolumeClaim"
+// +kubebuilder:validation:XValidation:rule="!has(self.image) || !has(self.access) || self.access == 'ReadWrite'",message="a claim that is shared or only read is seeded by nobody: leave image out, or set access to ReadWrite"
 type Disk struct {
 	// name tells the disk from the others; the guest sees it as the disk's serial number.
 	// +required
@@ -275,14 +295,27 @@ type Disk struct {
 	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="a disk's name must be of lower case letters, digits and '-', such as root: it is the disk's serial number"
 	Name string `json:"name"`
 	// image is an OCI image that holds a raw or qcow2 disk, as a containerDisk (/disk/*) or an artifact. The disk is a
-	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted.
-	// +required
+	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted. Beside a
+	// persistentVolumeClaim it is what the claim is seeded from once, while it is blank.
+	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case and without https:// or spaces"
-	Image string `json:"image"`
+	Image string `json:"image,omitempty"`
+	// empty makes a blank disk on the node's own storage, which is kept until the VirtualMachine is deleted. It needs a size.
+	// +optional
+	Empty *EmptyDisk `json:"empty,omitempty"`
+	// persistentVolumeClaim makes the disk of a claim in the same namespace: of the file disk.img in a Filesystem volume,
+	// or of a Block volume itself. Its data outlives the node.
+	// +optional
+	PersistentVolumeClaim *DiskClaim `json:"persistentVolumeClaim,omitempty"`
+	// access says how the guest uses its claim: ReadWrite, alone, which is the default; ReadOnly, beside others that only
+	// read; or Shared, beside others that share it and see to it themselves that none destroys what another wrote.
+	// +optional
+	Access DiskAccess `json:"access,omitempty"`
 	// size is what the guest sees, such as 20Gi; the image's own size by default, if the administrator allows so much. It
-	// cannot be less than the image's.
+	// cannot be less than the image's. Of a Filesystem claim it is by default as much as the claim holds, and may grow; a Block
+	// claim has its own.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('1023Ki'))",message="size must be a quantity of at least 1Mi, such as 20Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
@@ -290,6 +323,78 @@ type Disk struct {
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
 }
+
+// EmptyDisk is a blank disk on the node's own storage.
+type EmptyDisk struct{}
+
+// DiskClaim names the claim of a disk.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.claimName) != has(self.templateName)",message="give claimName, of a claim that exists, or templateName, of one of volumeClaimTemplates, and not both"
+type DiskClaim struct {
+	// claimName is the name of a PersistentVolumeClaim in the same namespace.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$')`,message="claimName must be that of a PersistentVolumeClaim in the same namespace, such as web-data"
+	ClaimName string `json:"claimName,omitempty"`
+	// templateName is the name of one of volumeClaimTemplates, from which the claim is made.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	TemplateName string `json:"templateName,omitempty"`
+}
+
+// DiskAccess says how a guest uses a claim. "" is ReadWrite.
+//
+// +kubebuilder:validation:Enum=ReadWrite;ReadOnly;Shared
+type DiskAccess string
+
+// The ways to use a claim.
+const (
+	DiskReadWrite DiskAccess = "ReadWrite"
+	DiskReadOnly  DiskAccess = "ReadOnly"
+	DiskShared    DiskAccess = "Shared"
+)
+
+// VolumeClaimTemplate is what a claim of the VirtualMachine is made from.
+type VolumeClaimTemplate struct {
+	// metadata names the template, and adds metadata to its claim.
+	// +required
+	Metadata VolumeClaimMetadata `json:"metadata"`
+	// spec is the claim's. One that exists keeps it, but for a storage request that grows.
+	// +required
+	Spec corev1.PersistentVolumeClaimSpec `json:"spec"`
+}
+
+// VolumeClaimMetadata names a template, and adds metadata to its claim.
+type VolumeClaimMetadata struct {
+	// name is the template's, such as data. The claim's is the VirtualMachine's, '-' and this.
+	// +required
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="a template's name must be of lower case letters, digits and '-', such as data"
+	Name string `json:"name"`
+	// labels are put on the claim when it is made.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=64
+	// +kubebuilder:validation:XValidation:rule="self.all(k, !(k.startsWith('berth.dev/') || k.contains('.berth.dev/')))",message="labels of berth.dev are Berth's own: use another prefix"
+	Labels map[string]string `json:"labels,omitempty"`
+	// annotations are put on the claim when it is made.
+	// +optional
+	// +kubebuilder:validation:MaxProperties=64
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+// VolumeClaimRetention says what becomes of the claims that were made from volumeClaimTemplates.
+//
+// +kubebuilder:validation:Enum=Retain;Delete
+type VolumeClaimRetention string
+
+// The ways to treat claims when their VirtualMachine is deleted.
+const (
+	VolumeClaimRetain VolumeClaimRetention = "Retain"
+	VolumeClaimDelete VolumeClaimRetention = "Delete"
+)
 
 // Network is a network interface of the guest.
 type Network struct {

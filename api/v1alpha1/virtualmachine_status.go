@@ -1,6 +1,7 @@
 package v1alpha1
 
 import (
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -95,7 +96,7 @@ type VirtualMachineStatus struct {
 	// guest is what the guest agent and Berth's guest program tell.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
-	// disks are the guest's disks on the node, and those of the spec that were there, or on another node, and are absent.
+	// disks are the guest's disks on the node, its claims, and those disks of the spec that were there, or on another node, and are absent.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -198,7 +199,7 @@ type GuestInfo struct {
 	Tools string `json:"tools,omitempty"`
 }
 
-// DiskStatus is a node-local disk of a guest.
+// DiskStatus is a disk of a guest: the operator tells of its claim, the node's agent of the rest.
 type DiskStatus struct {
 	// name is the disk's name in the spec.
 	// +required
@@ -217,9 +218,66 @@ type DiskStatus struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=64
 	Size *resource.Quantity `json:"size,omitempty"`
-	// ephemeral is true for a disk that is fresh at every start. Every other disk binds its guest to the node.
+	// ephemeral is true for a disk that is fresh at every start. Every other disk without a claim binds its guest to the node.
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// claimName is the name of the disk's PersistentVolumeClaim.
+	// +optional
+	// +kubebuilder:validation:MaxLength=253
+	ClaimName string `json:"claimName,omitempty"`
+	// claimUID is that claim's UID.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
+	ClaimUID types.UID `json:"claimUID,omitempty"`
+	// capacity is what that claim's volume has.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	Capacity *resource.Quantity `json:"capacity,omitempty"`
+	// volumeMode is that claim's: Filesystem or Block.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
+	VolumeMode corev1.PersistentVolumeMode `json:"volumeMode,omitempty"`
+	// usedClaimUID is the UID of the claim that the guest's disk was made or found on. That one is never seeded again.
+	// +optional
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=64
+	UsedClaimUID types.UID `json:"usedClaimUID,omitempty"`
+	// seeded is true where the claim was seeded from image, and absent where it had data already or there is no image.
+	// +optional
+	Seeded bool `json:"seeded,omitempty"`
+	// progress is how far the making of the disk has come; absent once it is made.
+	// +optional
+	Progress *DiskProgress `json:"progress,omitempty"`
+}
+
+// DiskDoing is what is being done to make a disk.
+//
+// +kubebuilder:validation:Enum=Seeding
+type DiskDoing string
+
+// What is being done to make a disk.
+const (
+	DiskSeeding DiskDoing = "Seeding" // its claim is written from its image
+)
+
+// DiskProgress is how far the making of a disk has come.
+type DiskProgress struct {
+	// doing is what is being done: Seeding.
+	// +required
+	Doing DiskDoing `json:"doing"`
+	// done is how much of it is done.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	Done *resource.Quantity `json:"done,omitempty"`
+	// total is how much there is to do, if that is known.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	Total *resource.Quantity `json:"total,omitempty"`
 }
 
 // KernelStatus is the image that the guest's kernel is from.

@@ -6,6 +6,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -108,10 +109,11 @@ func run() error {
 	return novnc()
 }
 
-// foreign are the fields of a spec that are Kubernetes' own types: they keep
-// their schema and drop their descriptions, which are longer than all of ours.
+// foreign are the paths of a spec's fields that are Kubernetes' own types: they keep their schema, on one line, since its
+// indentation is half of it, and drop their descriptions, which are longer than all of ours.
 var foreign = []string{
 	"affinity", "tolerations", "topologySpreadConstraints", "readinessProbe", "livenessProbe", "startupProbe",
+	"volumeClaimTemplates.items.properties.spec",
 }
 
 // trimmed reads a CRD, drops the descriptions of foreign types and marks it to outlive an uninstall: with the CRD every guest would go.
@@ -131,22 +133,40 @@ func trimmed(path string) ([]byte, error) {
 		metadata["annotations"] = annotations
 	}
 	annotations["helm.sh/resource-policy"] = "keep"
+	var oneLine []string // each line, after what stands for it
 	for _, v := range crd["spec"].(map[string]any)["versions"].([]any) {
 		schema := v.(map[string]any)["schema"].(map[string]any)["openAPIV3Schema"].(map[string]any)
 		spec, ok := schema["properties"].(map[string]any)["spec"].(map[string]any)
 		if !ok {
 			continue
 		}
-		for _, name := range foreign {
-			if field, ok := spec["properties"].(map[string]any)[name].(map[string]any); ok {
-				own := field["description"]
-				dropDescriptions(field)
-				field["description"] = own
-				boundCommand(field)
+		for _, path := range foreign {
+			parent, name := spec["properties"].(map[string]any), path
+			for key, rest, deeper := strings.Cut(name, "."); deeper && parent != nil; key, rest, deeper = strings.Cut(name, ".") {
+				parent, _ = parent[key].(map[string]any)
+				name = rest
 			}
+			field, ok := parent[name].(map[string]any)
+			if !ok {
+				continue
+			}
+			own := field["description"]
+			dropDescriptions(field)
+			field["description"] = own
+			boundCommand(field)
+			line, err := json.Marshal(field)
+			if err != nil {
+				return nil, err
+			}
+			parent[name] = "schema of " + path
+			oneLine = append(oneLine, "schema of "+path, string(line))
 		}
 	}
-	return yaml.Marshal(crd)
+	text, err := yaml.Marshal(crd)
+	if err != nil {
+		return nil, err
+	}
+	return []byte(strings.NewReplacer(oneLine...).Replace(string(text))), nil
 }
 
 // boundCommand bounds the command of a probe, as its rules in CEL need it: the API server refuses one over what has no bound.
