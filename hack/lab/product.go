@@ -190,22 +190,36 @@ func (t *tool) pushGuests(dirs map[string]string) (map[string]string, error) {
 	return references, nil
 }
 
-// pushTools builds and pushes what pods talk to guests with, and returns its reference.
-func (t *tool) pushTools() (string, error) {
-	path, err := t.cache.Program(filepath.Join(t.root, "hack"), "./lab/tools")
+// busyboxNames are the programs of busybox that its image has.
+var busyboxNames = strings.Fields("blockdev cat chmod dd df ls mv rm sh sleep stat sync tail truncate")
+
+// pushPrograms pushes what runs in pods that are no guests', and adds their references.
+func (t *tool) pushPrograms(references map[string]string) error {
+	tools, err := t.cache.Program(filepath.Join(t.root, "hack"), "./lab/tools")
 	if err != nil {
-		return "", err
+		return err
 	}
-	img, err := build.Binary(path, "65532:65532")
-	if err != nil {
-		return "", err
+	for variable, program := range map[string]struct {
+		path  string
+		names []string
+	}{
+		build.ImageTools:   {tools, nil},
+		build.ImageBusybox: {"/bin/busybox", busyboxNames},
+	} {
+		img, err := build.Binary(program.path, "65532:65532", program.names...)
+		if err != nil {
+			return err
+		}
+		tag, err := build.ContentTag(map[string]v1.Image{variable: img})
+		if err != nil {
+			return err
+		}
+		references[variable] = fmt.Sprintf("%s/lab/%s:%s", cluster.Registry, filepath.Base(program.path), tag)
+		if err := build.Push(img, references[variable]); err != nil {
+			return err
+		}
 	}
-	tag, err := build.ContentTag(map[string]v1.Image{build.ImageTools: img})
-	if err != nil {
-		return "", err
-	}
-	reference := fmt.Sprintf("%s/lab/tools:%s", cluster.Registry, tag)
-	return reference, build.Push(img, reference)
+	return nil
 }
 
 var guestNames = map[string]string{build.ImageTiny: "tiny", build.ImageKernel: "kernel", build.ImageCloud: "cloud", build.ImageHostile: "hostile"}

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/berth-dev/berth/hack/lab/build"
 	"github.com/berth-dev/berth/hack/lab/cluster"
 )
 
@@ -50,7 +49,7 @@ func (t *tool) up(args []string) error {
 	if err != nil {
 		return err
 	}
-	if references[build.ImageTools], err = t.pushTools(); err != nil {
+	if err := t.pushPrograms(references); err != nil {
 		return err
 	}
 	if err := t.writeEnv(references, kvm); err != nil {
@@ -80,6 +79,9 @@ func (t *tool) components() (string, error) {
 		return "", err
 	}
 	t.lab.Bin = bin
+	if t.lab.Driver, err = t.cache.Program(hack, "./lab/csi"); err != nil {
+		return "", err
+	}
 	return t.cache.Program(hack, "./lab/pause")
 }
 

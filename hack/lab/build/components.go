@@ -39,6 +39,7 @@ var components = []component{
 	{name: "runc", module: "github.com/opencontainers/runc", tags: "seccomp", cgo: true},
 	{name: "cni", module: "github.com/containernetworking/plugins"},
 	{name: "coredns", module: "github.com/coredns/coredns"},
+	{name: "csi", module: "github.com/kubernetes-csi/external-provisioner/v6"},
 	{name: "helm", module: "helm.sh/helm/v3", stamp: []string{"helm.sh/helm/v3/internal/version.version=%s"}},
 }
 

@@ -27,6 +27,8 @@ const (
 	ImageHostile = "LAB_IMAGE_HOSTILE"
 	// ImageTools is no guest's: it is for pods that talk to guests.
 	ImageTools = "LAB_IMAGE_TOOLS"
+	// ImageBusybox is for pods that need a shell.
+	ImageBusybox = "LAB_IMAGE_BUSYBOX"
 )
 
 // embedded reads every file of a folder: its contents by name.

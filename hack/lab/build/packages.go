@@ -21,6 +21,7 @@ var debianPackages = []debianPackage{
 	{"nftables", "kube-proxy"},
 	{"kmod", "kernel modules, where they are not loaded"},
 	{"e2fsprogs", "file systems of test guests"},
+	{"xfsprogs", "file systems of volumes: xfs can grow on every machine, ext4 wants CAP_SYS_RESOURCE"},
 	{"busybox-static", "the tiny test guest"},
 	{"syslinux", "booting it from a disk"},
 	{"mtools", "filling that disk"},

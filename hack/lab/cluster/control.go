@@ -36,10 +36,21 @@ func controlKeys(a *authority) error {
 	return nil
 }
 
+// driverSocket is where the CSI driver's part for all nodes listens, in the control machine.
+const driverSocket = "/run/csi.sock"
+
 // controlSpec is the machine of the control plane and of the registry.
 func (l Lab) controlSpec() machine.Spec {
 	k, kubernetes := l.keys(), l.Bin["kubernetes"]
 	dir := string(l.machine(control))
+	sidecar := func(name string, more ...string) machine.Service {
+		return machine.Service{Name: name, After: "tcp:127.0.0.1:6443", Args: append([]string{
+			filepath.Join(l.Bin["csi"], name),
+			"--csi-address=" + driverSocket,
+			"--kubeconfig=" + k.kubeconfig("admin"),
+			"--kube-api-qps=100", "--kube-api-burst=200",
+		}, more...)}
+	}
 	return machine.Spec{
 		Name:    control,
 		Address: cidr(controlAddress),
@@ -87,6 +98,9 @@ func (l Lab) controlSpec() machine.Spec {
 				"--kubeconfig=" + k.kubeconfig("scheduler"),
 				"--leader-elect=false",
 			}},
+			{Name: "csi", Args: []string{l.Driver, driverSocket, l.volumes()}},
+			sidecar("csi-provisioner", "--default-fstype=xfs"),
+			sidecar("csi-resizer"),
 		},
 	}
 }

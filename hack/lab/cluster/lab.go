@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/hack/lab/build"
+	"github.com/berth-dev/berth/hack/lab/loop"
 	"github.com/berth-dev/berth/hack/lab/machine"
 	"github.com/berth-dev/berth/hack/lab/registry"
 )
@@ -33,8 +34,10 @@ const (
 // Lab is a cluster below one directory.
 type Lab struct {
 	Dir  string
-	Self string            // this program, for what it runs in machines
-	Bin  map[string]string // directories of binaries, by component
+	Self string // this program, for what it runs in machines
+	// Driver is the CSI driver's program.
+	Driver string
+	Bin    map[string]string // directories of binaries, by component
 	*build.Progress
 }
 
@@ -77,6 +80,9 @@ func (l Lab) Nodes() []string {
 
 func (l Lab) keys() keys          { return keys(filepath.Join(l.Dir, "pki")) }
 func (l Lab) registryDir() string { return filepath.Join(l.Dir, "registry") }
+
+// volumes is where the CSI driver keeps volumes, a file each: all nodes see it.
+func (l Lab) volumes() string { return filepath.Join(l.Dir, "volumes") }
 
 // made lists the directories that this host lacked.
 func (l Lab) made() string { return filepath.Join(l.Dir, "made") }
@@ -131,8 +137,12 @@ func (l Lab) Up(nodes int, images map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if err := l.wait("DNS", "control/apiserver", func() error {
-		return l.kubectl(addons, "apply", "--server-side", "--force-conflicts", "-f", "-")
+	storage, err := rendered("storage.yaml", nil)
+	if err != nil {
+		return err
+	}
+	if err := l.wait("DNS and storage", "control/apiserver", func() error {
+		return l.kubectl(append(addons, storage...), "apply", "--server-side", "--force-conflicts", "-f", "-")
 	}); err != nil {
 		return err
 	}
@@ -164,7 +174,7 @@ func (l Lab) start(spec machine.Spec) error {
 		return nil
 	}
 	return l.Step("start machine "+spec.Name, func() error {
-		if err := machine.Stop(dir); err != nil { // leftovers
+		if err := stop(dir); err != nil { // leftovers
 			return err
 		}
 		return machine.Start(dir, spec)
@@ -177,7 +187,15 @@ func (l Lab) Off(name string) error {
 	if err != nil {
 		return err
 	}
-	return machine.Stop(dir)
+	return stop(dir)
+}
+
+// stop switches a machine off, and takes what its kubelet had of the machine below: loop devices over block volumes.
+func stop(dir machine.Dir) error {
+	if err := machine.Stop(dir); err != nil {
+		return err
+	}
+	return loop.Free(dir.PrivatePath(kubeletPlugins + "kubernetes.io/csi/volumeDevices"))
 }
 
 // On switches a machine on that is off. One that is on stays so.
@@ -299,9 +317,12 @@ func (l Lab) Down() error {
 		return err
 	}
 	for _, name := range l.machines() {
-		if err := machine.Stop(l.machine(name)); err != nil {
+		if err := stop(l.machine(name)); err != nil {
 			return err
 		}
+	}
+	if err := loop.Free(l.volumes()); err != nil {
+		return err
 	}
 	if err := machine.RemoveSwitch(); err != nil {
 		return err

@@ -18,6 +18,9 @@ var nodePrivate = []string{
 	"/var/lib/berth", "/var/lib/cni", "/var/lib/containerd", "/var/lib/kubelet", "/var/lib/libvirt",
 }
 
+// kubeletPlugins is where a kubelet and storage drivers meet.
+const kubeletPlugins = "/var/lib/kubelet/plugins/"
+
 // kubeletSysctls are set by every kubelet, for the whole machine; and what it wants them to be.
 var kubeletSysctls = map[string]string{
 	"/proc/sys/vm/overcommit_memory":      "1",
@@ -114,6 +117,7 @@ func (l Lab) nodeSpec(n Node) machine.Spec {
 				filepath.Join(kubernetes, "kube-proxy"),
 				"--config=" + l.config(n, "kube-proxy.yaml"),
 			}},
+			{Name: "csi", Args: []string{l.Driver, kubeletPlugins + "csi.lab.berth.dev/csi.sock", l.volumes(), n.Name()}},
 		},
 	}
 }

@@ -141,6 +141,9 @@ func exists(path string) bool {
 	return err == nil
 }
 
+// loopDevices that a machine has nodes of. The devices are the machine below's, and made by the kernel when they are needed.
+const loopDevices = 128
+
 // mountDevices makes a /dev of the machine's own. present tells what the old one has.
 func mountDevices(present func(string) bool) error {
 	var wanted []device
@@ -151,6 +154,12 @@ func mountDevices(present func(string) bool) error {
 	}
 	if err := unix.Mount("tmpfs", "/dev", "tmpfs", unix.MS_NOSUID, "mode=755"); err != nil {
 		return fmt.Errorf("mounting /dev: %w", err)
+	}
+	for i := range loopDevices {
+		path := fmt.Sprintf("/dev/loop%d", i)
+		if err := unix.Mknod(path, unix.S_IFBLK|0o660, int(unix.Mkdev(7, uint32(i)))); err != nil {
+			return fmt.Errorf("making %s: %w", path, err)
+		}
 	}
 	for _, d := range wanted {
 		path := filepath.Join("/dev", d.name)
