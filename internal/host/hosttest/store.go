@@ -47,7 +47,7 @@ type seed struct {
 	content []byte // nil until it is written
 }
 
-// stored tells whether a path is that of a file in the store.
+// stored tells whether a path is that of a file in the store or on a volume.
 func (h *Host) stored(file string) bool {
 	dir, name := path.Split(file)
 	switch {
@@ -60,6 +60,13 @@ func (h *Host) stored(file string) bool {
 		}
 		_, ok := g.disks[strings.TrimSuffix(name, ".qcow2")]
 		return ok || name == toolsFile && g.tools
+	}
+	for _, volumes := range h.attached {
+		for _, a := range volumes {
+			if a.File == file && (a.Made || a.Block) {
+				return true
+			}
+		}
 	}
 	for _, i := range h.images {
 		if file == i.DiskPath() || file == i.KernelPath() || file == i.InitrdPath() {
@@ -288,7 +295,7 @@ func (s *Store) overlay(uid string, o store.Overlay, anew bool) (store.GuestDisk
 		delete(g.disks, o.Name)
 	}
 	base, ok := s.h.images[o.Base]
-	if !ok {
+	if !ok && o.Base != (store.Content{}) {
 		return store.GuestDisk{}, fmt.Errorf("making disk %s of guest %s: image %s: %w", o.Name, uid, o.Base.Digest, fs.ErrNotExist)
 	}
 	if o.Size == 0 && o.MaxSize > 0 && base.VirtualSize > o.MaxSize {
@@ -296,6 +303,9 @@ func (s *Store) overlay(uid string, o store.Overlay, anew bool) (store.GuestDisk
 	}
 	if o.Size == 0 {
 		o.Size = base.VirtualSize
+	}
+	if o.Size == 0 {
+		return store.GuestDisk{}, fmt.Errorf("disk %s: a blank disk of no size", o.Name)
 	}
 	if o.Size < base.VirtualSize {
 		return store.GuestDisk{}, fault.NewUser(v1alpha1.ReasonDiskTooSmall,

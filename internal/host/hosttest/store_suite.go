@@ -215,7 +215,11 @@ func testOverlay(t *testing.T, s StoreSetup) {
 		t.Errorf("it is over %+v, want %+v, %v", root.Base, image, err)
 	}
 	data := s.make(t, s.Overlay, uid, store.Overlay{Name: "data", Base: large, User: user}, 2*mib)
-	s.expectDisks(t, uid, data, root)
+	scratch := s.make(t, s.Overlay, uid, store.Overlay{Name: "scratch", Size: 3 * mib, User: user}, 3*mib)
+	if scratch.Base != (store.Image{}) {
+		t.Errorf("a blank disk is over %+v", scratch.Base)
+	}
+	s.expectDisks(t, uid, data, root, scratch)
 	for _, base := range []store.Content{small, large, absent} {
 		again, err := s.Overlay(uid, store.Overlay{Name: "root", Record: store.Record{Image: "b"}, Base: base, Size: 9 * mib, User: user})
 		if diff := cmp.Diff(root, again); diff != "" || err != nil {
@@ -226,7 +230,7 @@ func testOverlay(t *testing.T, s StoreSetup) {
 	if d := s.make(t, s.Overlay, other, store.Overlay{Name: "root", Base: small, User: otherUser}, mib); d.Path == root.Path {
 		t.Error("two guests share a disk")
 	}
-	s.expectDisks(t, uid, data, root)
+	s.expectDisks(t, uid, data, root, scratch)
 }
 
 func testRecreate(t *testing.T, s StoreSetup) {
@@ -236,6 +240,8 @@ func testRecreate(t *testing.T, s StoreSetup) {
 		anew := s.make(t, s.RecreateOverlay, uid, store.Overlay{Name: "root", Record: store.Record{Image: "b", Ephemeral: true}, Base: large, Size: 3 * mib, User: user}, 3*mib)
 		s.expectDisks(t, uid, anew)
 	}
+	blank := s.make(t, s.RecreateOverlay, uid, store.Overlay{Name: "root", Size: 3 * mib, User: user}, 3*mib)
+	s.expectDisks(t, uid, blank)
 }
 
 func testOverlayRefused(t *testing.T, s StoreSetup) {
@@ -245,6 +251,9 @@ func testOverlayRefused(t *testing.T, s StoreSetup) {
 		expectFault(t, "one smaller than its image", err, fault.User, v1alpha1.ReasonDiskTooSmall)
 		_, err = how(uid, store.Overlay{Name: "root", Base: large, MaxSize: 2*mib - 512, User: user})
 		expectFault(t, "one without size whose image is larger than such disks may be", err, fault.User, v1alpha1.ReasonDiskTooSmall)
+		if _, err = how(uid, store.Overlay{Name: "root", User: user}); err == nil {
+			t.Error("a blank disk without size is made")
+		}
 		_, err = how(uid, store.Overlay{Name: "root", Base: absent, User: user})
 		expectAbsence(t, "one without its image", err)
 		_, err = how(uuid.NewString(), store.Overlay{Name: "root", Base: small, User: user})

@@ -25,9 +25,10 @@ type Overlay struct {
 	// Name is the disk's in the spec.
 	Name string
 	Record
-	// Base is the image that shows through. It must be in the store.
+	// Base is the image that shows through, which must be in the store; zero for a blank disk.
 	Base Content
-	// Size is what the guest sees, in bytes; 0 for the image's own, if that is at most MaxSize; which is 0 for no bound.
+	// Size is what the guest sees, in bytes; 0 for the image's own, if that is at most MaxSize; which is 0 for no bound. A
+	// blank disk has no other.
 	Size, MaxSize int64
 	// User is the guest's, of EnsureGuest.
 	User int
@@ -49,7 +50,7 @@ type GuestDisk struct {
 	VirtualSize int64
 	// Allocated is the space that it takes beyond its image, in bytes.
 	Allocated int64
-	// Base is the image below it; only Content is set if it is missing.
+	// Base is the image below it, zero if it was made blank; only Content is set if it is missing.
 	Base Image
 }
 
@@ -80,7 +81,7 @@ func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
 		if disk, err = s.guestDisk(dir, o.Name); err != nil {
 			return err
 		}
-		if disk.Base.Dir == "" {
+		if disk.Base.Digest != "" && disk.Base.Dir == "" {
 			return fmt.Errorf("image %s below it is missing: %w", disk.Base.Digest, fs.ErrNotExist)
 		}
 		return nil
@@ -104,27 +105,27 @@ func (s *Store) RecreateOverlay(uid string, o Overlay) (GuestDisk, error) {
 }
 
 func (s *Store) makeOverlay(dir, path string, o Overlay) error {
-	base, err := s.Image(o.Base)
+	options := diskformat.OverlayOptions{Size: o.Size}
+	if o.Base == (Content{}) {
+		err := os.Remove(filepath.Join(dir, o.Name+baseSuffix)) // of the one before, which had an image
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	} else {
+		base, err := s.Image(o.Base)
+		if err != nil {
+			return err
+		}
+		if options, err = onBase(base, o); err != nil {
+			return err
+		}
+		// The disk comes last: one without a link would let its image be removed, one without a record would have no known origin.
+		if err := linkBase(dir, o.Name, filepath.Base(base.Dir)); err != nil {
+			return err
+		}
+	}
+	b, err := diskformat.Overlay(options)
 	if err != nil {
-		return err
-	}
-	if o.Size == 0 && o.MaxSize > 0 && base.VirtualSize > o.MaxSize {
-		return fault.NewUser(v1alpha1.ReasonDiskTooSmall, fmt.Errorf(
-			"disk %s: its image has %d bytes, and a disk without size may have %d on this node: give it a size of at least %d", o.Name, base.VirtualSize, o.MaxSize, base.VirtualSize))
-	}
-	if o.Size == 0 {
-		o.Size = base.VirtualSize
-	}
-	if o.Size < base.VirtualSize {
-		return fault.NewUser(v1alpha1.ReasonDiskTooSmall,
-			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: give it a larger size, or none", o.Name, o.Size, base.VirtualSize))
-	}
-	b, err := diskformat.Overlay(diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format})
-	if err != nil {
-		return err
-	}
-	// The disk comes last: one without a link would let its image be removed, one without a record would have no known origin.
-	if err := linkBase(dir, o.Name, filepath.Base(base.Dir)); err != nil {
 		return err
 	}
 	if err := writeJSON(filepath.Join(dir, o.Name+recordSuffix), 0o600, o.Record); err != nil {
@@ -136,18 +137,38 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	})
 }
 
+// onBase is a disk over an image, of the size that is asked for or of the image's own.
+func onBase(base Image, o Overlay) (options diskformat.OverlayOptions, err error) {
+	switch {
+	case o.Size == 0 && o.MaxSize > 0 && base.VirtualSize > o.MaxSize:
+		return options, fault.NewUser(v1alpha1.ReasonDiskTooSmall, fmt.Errorf(
+			"disk %s: its image has %d bytes, and a disk without size may have %d on this node: give it a size of at least %d", o.Name, base.VirtualSize, o.MaxSize, base.VirtualSize))
+	case o.Size == 0:
+		o.Size = base.VirtualSize
+	case o.Size < base.VirtualSize:
+		return options, fault.NewUser(v1alpha1.ReasonDiskTooSmall,
+			fmt.Errorf("disk %s: its size of %d bytes is less than its image's %d: give it a larger size, or none", o.Name, o.Size, base.VirtualSize))
+	}
+	return diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format}, nil
+}
+
 // guestDisk inspects a disk that is there, without trust in it: QEMU may write all of its bytes.
 func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	disk := GuestDisk{Name: name, Path: filepath.Join(dir, name+overlaySuffix)}
+	backing := "" // the directory of what shows through
 	key, err := readBase(filepath.Join(dir, name+baseSuffix))
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // it was made blank
+	case err != nil:
 		return disk, err
-	}
-	disk.Base, err = readImage(filepath.Join(s.images, key))
-	if errors.Is(err, fs.ErrNotExist) {
-		disk.Base = Image{Content: Content{Digest: "sha256:" + key}}
-	} else if err != nil {
-		return disk, err
+	default:
+		backing = filepath.Join(s.images, key)
+		disk.Base, err = readImage(backing)
+		if errors.Is(err, fs.ErrNotExist) {
+			disk.Base = Image{Content: Content{Digest: "sha256:" + key}}
+		} else if err != nil {
+			return disk, err
+		}
 	}
 	if err := readJSON(filepath.Join(dir, name+recordSuffix), &disk.Record); err != nil {
 		return disk, err
@@ -165,9 +186,9 @@ func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	if err != nil {
 		return disk, err
 	}
-	if want := filepath.Join(s.images, key); filepath.Dir(info.Backing) != want {
+	if info.Backing == "" != (backing == "") || backing != "" && filepath.Dir(info.Backing) != backing {
 		return disk, fault.NewUser(v1alpha1.ReasonImageUnsafe,
-			fmt.Errorf("disk %s was tampered with: its backing file is %q, it was created on %s", name, info.Backing, want))
+			fmt.Errorf("disk %s was tampered with: its backing file is %q, it was created on %q", name, info.Backing, backing))
 	}
 	disk.VirtualSize = info.VirtualSize
 	disk.Allocated, err = allocated(disk.Path)
