@@ -99,7 +99,7 @@ func (d Display) add(devices *libvirtxml.DomainDeviceList, l layout) {
 }
 
 func (d Disk) device(i int, at place) libvirtxml.DomainDisk {
-	return libvirtxml.DomainDisk{
+	device := libvirtxml.DomainDisk{
 		Device: "disk",
 		// A disk that is full or fails halts the guest, which loses nothing and is resumed: told of errors, it would give up.
 		Driver: &libvirtxml.DomainDiskDriver{
@@ -111,6 +111,26 @@ func (d Disk) device(i int, at place) libvirtxml.DomainDisk {
 		Serial:       d.Name,
 		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1},
 		Address:      at.address(),
+	}
+	if d.Volume != nil {
+		d.Volume.apply(&device, d.Path)
+	}
+	return device
+}
+
+// apply makes a disk one of a volume.
+func (v Volume) apply(d *libvirtxml.DomainDisk, path string) {
+	d.Driver.Type = string(Raw)
+	if v.Block {
+		d.Source = &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
+	}
+	if v.ReadOnly {
+		d.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+	}
+	if v.Shared {
+		// Each guest is to read what another wrote, and to hear of an error, which another node's guest may be halted by for ever.
+		d.Shareable = &libvirtxml.DomainDiskShareable{}
+		d.Driver.Cache, d.Driver.ErrorPolicy = "none", "report"
 	}
 }
 

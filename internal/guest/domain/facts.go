@@ -57,7 +57,7 @@ type Facts struct {
 	AgentConnected bool
 	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if libvirtd itself has that end.
 	AgentPTY int
-	// Paths are all files that the domain has as disks, kernel and initrd.
+	// Paths are all files and devices that the domain has as disks, kernel and initrd.
 	Paths []string
 }
 
@@ -115,6 +115,7 @@ type liveLayer struct {
 	Serial string `xml:"serial"`
 	Source struct {
 		File string `xml:"file,attr"`
+		Dev  string `xml:"dev,attr"`
 	} `xml:"source"`
 	Backing *liveLayer `xml:"backingStore"`
 }
@@ -166,8 +167,8 @@ func ParseFacts(doc string) (Facts, error) {
 	for _, disk := range l.Disks {
 		f.Tools = f.Tools || disk.Serial == toolsSerial
 		for layer := &disk; layer != nil; layer = layer.Backing {
-			if layer.Source.File != "" {
-				f.Paths = append(f.Paths, layer.Source.File)
+			if path := cmp.Or(layer.Source.File, layer.Source.Dev); path != "" {
+				f.Paths = append(f.Paths, path)
 			}
 		}
 	}

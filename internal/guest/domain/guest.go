@@ -74,13 +74,23 @@ type Kernel struct {
 	CommandLine  string
 }
 
-// Disk is a qcow2 file that the guest writes.
+// Disk is a disk of the guest: a qcow2 file of its own, or what is on a volume.
 type Disk struct {
 	// Name is the disk's serial number, at most 20 characters.
 	Name string
 	Path string
 	// Backing is the chain of read-only files below Path, nearest first. It is all of the chain: what is not named is not opened.
 	Backing []Backing
+	// Volume says how Path is on a volume; nil for a qcow2 file.
+	Volume *Volume
+}
+
+// Volume is where a disk's bytes are as they are: in a raw file, or on a block device.
+type Volume struct {
+	// Block: it is a block device.
+	Block bool
+	// ReadOnly: the guest only reads it. Shared: other guests write it, too.
+	ReadOnly, Shared bool
 }
 
 // Backing is a read-only file below a disk.

@@ -48,6 +48,15 @@ func TestXML(t *testing.T) {
 	for name, g := range map[string]Guest{
 		"disks":   web(),
 		"layout1": edited(func(g *Guest) { g.Hardware = Hardware{Layout: 1, Machine: "pc-q35-7.2"} }),
+		"volumes": edited(func(g *Guest) {
+			volumes := "/run/berth/volumes/u/"
+			g.Disks = []Disk{
+				{Name: "data", Path: volumes + "data/disk.img", Volume: &Volume{}},
+				{Name: "log", Path: volumes + "log.raw", Volume: &Volume{Block: true}},
+				{Name: "library", Path: volumes + "library/disk.img", Volume: &Volume{ReadOnly: true}},
+				{Name: "cluster", Path: volumes + "cluster.raw", Volume: &Volume{Block: true, Shared: true}},
+			}
+		}),
 		"display": edited(func(g *Guest) {
 			g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
 			g.Display = &Display{Type: v1alpha1.DisplayVGA, Socket: "/run/berth/displays/u/vnc.sock"}
