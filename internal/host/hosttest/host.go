@@ -16,6 +16,7 @@ type Host struct {
 	Processes *Processes
 	Cgroups   *Cgroups
 	Store     *Store
+	Volumes   *Volumes
 	Consoles  *Consoles
 	Network   *Network
 	Runtime   *Runtime
@@ -47,6 +48,9 @@ type Host struct {
 	guests map[string]*guest // by UID
 	seeds  map[string]*seed  // by UID
 	claims int               // that there have been
+
+	attached map[string]map[string]*attachment // by guest and disk
+	granted  map[int]bool                      // groups
 }
 
 // New is a host without guests, containers and images, on which everything works.
@@ -57,9 +61,10 @@ func New() *Host {
 		domains: map[string]*domain{}, stops: map[string]libvirtd.Exit{}, answers: map[string]libvirtd.Domain{}, logs: map[string]bool{},
 		pods: map[string]*pod{}, containers: map[string]*container{},
 		images: map[store.Content]store.Image{}, guests: map[string]*guest{}, seeds: map[string]*seed{},
+		attached: map[string]map[string]*attachment{}, granted: map[int]bool{},
 	}
 	h.Libvirt, h.Processes, h.Cgroups, h.Store = &Libvirt{h}, &Processes{h}, &Cgroups{h}, &Store{h}
-	h.Consoles, h.Network, h.Runtime = &Consoles{h}, &Network{h}, &Runtime{h}
+	h.Consoles, h.Network, h.Runtime, h.Volumes = &Consoles{h}, &Network{h}, &Runtime{h}, &Volumes{h}
 	return h
 }
 
@@ -103,6 +108,7 @@ type qemu struct {
 	pause         libvirtd.Pause
 	shutdownAsked bool
 	nmis          int
+	sizes         map[string]int64 // of disks by path, as ResizeDisk told
 	files, taps   []string
 	helper        *proc
 	// cause is how it ended, as libvirt will notice; "" while it lives.

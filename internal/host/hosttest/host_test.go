@@ -2,6 +2,7 @@ package hosttest_test
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/google/uuid"
@@ -11,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/runtime"
 	"github.com/berth-dev/berth/internal/host/store"
+	"github.com/berth-dev/berth/internal/host/volume"
 )
 
 // xml describes a guest with a console and a tap.
@@ -23,7 +25,7 @@ func xml(h *hosttest.Host, id, name string) string {
 func TestLibvirt(t *testing.T) {
 	h := hosttest.New()
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt,
+		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt, Resizer: h.Libvirt,
 		XML: func(_ *testing.T, id, name string) string { return xml(h, id, name) },
 		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
 			id, name = uuid.NewString(), "end_"+uuid.NewString()
@@ -106,4 +108,50 @@ func TestRuntime(t *testing.T) {
 	h, away := hosttest.New(), hosttest.New()
 	away.SetRuntimeDown(true)
 	hosttest.TestRuntime(t, hosttest.RuntimeSetup{Containers: h.Runtime, Kubelet: kubelet{h, map[string]string{}}, Away: away.Runtime})
+}
+
+func TestVolumes(t *testing.T) {
+	hosttest.TestVolumes(t, func(*testing.T) hosttest.VolumesSetup {
+		h := hosttest.New()
+		return hosttest.VolumesSetup{
+			Attachments: h.Volumes, Workers: h.Volumes,
+			Claim: func(*testing.T, bool) string { return uuid.NewString() },
+			Berth: func(_ *testing.T, claim string, block bool) (shim int, path string) {
+				pod := uuid.NewString()
+				h.MountVolume(pod, "/disks/data", claim, block)
+				_, shim = h.StartContainer(pod, "guest")
+				return shim, "/disks/data"
+			},
+			Use: func(t *testing.T, g volume.Guest, file string) (stop func()) {
+				disk := fmt.Sprintf(`<devices><disk><source file="%s"/></disk>`, file)
+				domain := strings.Replace(xml(h, g.UID, "user"), "<devices>", disk, 1)
+				if err := h.Libvirt.CreatePaused(t.Context(), domain); err != nil {
+					t.Fatal(err)
+				}
+				return func() { h.KillQEMU(g.UID) }
+			},
+		}
+	})
+}
+
+// TestADeviceIsDetachedUnderAQEMU: the kernel does not refuse it, so whoever does it is told.
+func TestADeviceIsDetachedUnderAQEMU(t *testing.T) {
+	h := hosttest.New()
+	g := volume.Guest{UID: uuid.NewString()}
+	h.MountVolume("pod", "/disks/data", "claim", true)
+	_, shim := h.StartContainer("pod", "guest")
+	if err := h.Volumes.Attach(t.Context(), g, shim, volume.Volume{Disk: "data", Path: "/disks/data", Block: true}); err != nil {
+		t.Fatal(err)
+	}
+	disk := fmt.Sprintf(`<devices><disk><source dev="/run/berth/volumes/%s/data.raw"/></disk>`, g.UID)
+	if err := h.Libvirt.CreatePaused(t.Context(), strings.Replace(xml(h, g.UID, "user"), "<devices>", disk, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Volumes.Detach(t.Context(), g.UID); err != nil {
+		t.Fatal(err)
+	}
+	expectBreach(t, h, "device data of guest "+g.UID)
+	if err := h.Volumes.Grant(t.Context(), 7); err != nil || !h.HasGroup(7) || h.HasGroup(8) {
+		t.Errorf("a group was not granted, %v", err)
+	}
 }

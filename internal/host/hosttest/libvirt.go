@@ -58,7 +58,8 @@ type description struct {
 	Kernel string `xml:"os>kernel"`
 	Initrd string `xml:"os>initrd"`
 	Disks  []struct {
-		File string `xml:"file,attr"`
+		File   string `xml:"file,attr"`
+		Device string `xml:"dev,attr"`
 	} `xml:"devices>disk>source"`
 	Interfaces []struct {
 		Tap string `xml:"dev,attr"`
@@ -113,7 +114,7 @@ func (d *description) files() []string {
 
 func (d *description) diskFiles() (files []string) {
 	for _, disk := range d.Disks {
-		files = append(files, disk.File)
+		files = append(files, disk.File+disk.Device)
 	}
 	return files
 }
@@ -305,7 +306,8 @@ func (l *Libvirt) CreatePaused(ctx context.Context, doc string) error {
 func (h *Host) start(d *description, doc string, files []string) {
 	p := h.newProcess(libvirtGroup, "")
 	p.qemu = &qemu{
-		uuid: d.UUID, user: d.user(), files: files, helper: h.newProcess(libvirtGroup, ""),
+		sizes: map[string]int64{},
+		uuid:  d.UUID, user: d.user(), files: files, helper: h.newProcess(libvirtGroup, ""),
 		state: libvirtd.Paused, pause: libvirtd.PausedByUser,
 	}
 	h.qemus[d.UUID] = append(h.qemus[d.UUID], p)
@@ -396,6 +398,30 @@ func (l *Libvirt) InjectNMI(ctx context.Context, id string) error {
 		d.process.qemu.nmis++
 	}
 	return err
+}
+
+// ResizeDisk is as libvirtd.Client's. DiskSize tells of it.
+func (l *Libvirt) ResizeDisk(ctx context.Context, id, path string, size int64) error {
+	l.h.mu.Lock()
+	defer l.h.mu.Unlock()
+	d, err := l.running(ctx, "resizing a disk of", id)
+	if err == nil && !strings.Contains(d.xml, `"`+path+`"`) {
+		err = fmt.Errorf("domain %s has no disk %s", id, path)
+	}
+	if err == nil {
+		d.process.qemu.sizes[path] = size
+	}
+	return err
+}
+
+// DiskSize is what ResizeDisk last said of a guest's disk, in bytes; 0 if it said nothing.
+func (h *Host) DiskSize(id, path string) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if d := h.domains[id]; d != nil {
+		return d.process.qemu.sizes[path]
+	}
+	return 0
 }
 
 // forget ends a domain. Who saw its guest panic knows that this was its end.

@@ -39,11 +39,17 @@ type Buttons interface {
 	InjectNMI(ctx context.Context, uuid string) error
 }
 
+// Resizer tells a libvirtd.Client's guests of disks that have grown.
+type Resizer interface {
+	ResizeDisk(ctx context.Context, uuid, path string, size int64) error
+}
+
 // LibvirtSetup is a libvirtd to be tested, and the world around it.
 type LibvirtSetup struct {
 	Domains
 	Power
 	Buttons
+	Resizer
 	// XML describes a domain whose guest has no guest agent and ignores the power button. Each has another name.
 	XML func(t *testing.T, uuid, name string) string
 	// End starts a guest, has it run and then end for the cause. It returns when libvirt has noticed.
@@ -126,6 +132,7 @@ func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
 		"asking its agent":   agentErr,
 		"resetting":          s.Reset(t.Context(), id),
 		"injecting an NMI":   s.InjectNMI(t.Context(), id),
+		"resizing a disk":    s.ResizeDisk(t.Context(), id, "/d.qcow2", mib),
 		"shutting it down":   s.Shutdown(t.Context(), id, libvirtd.ByACPI),
 		"by its guest agent": s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent),
 		"destroying":         s.Destroy(t.Context(), id),
@@ -138,7 +145,7 @@ func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
 	s.expectNone(t, id)
 	for doing, err := range s.calls(t, id) {
 		switch doing {
-		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI":
+		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI", "resizing a disk":
 			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
 		default:
 			if err != nil {

@@ -124,6 +124,16 @@ func (c *Client) Root() (string, error) {
 	return fmt.Sprintf("/proc/%d/root", c.peer), nil
 }
 
+// PID is libvirtd's process. It is good as Root is.
+func (c *Client) PID(context.Context) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, unreachable(c.err)
+	}
+	return c.peer, nil
+}
+
 // connected takes note of a connection to the daemon of process peer.
 func (c *Client) connected(peer int) {
 	c.mu.Lock()

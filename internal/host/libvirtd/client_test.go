@@ -169,7 +169,7 @@ func TestContract(t *testing.T) {
 		libvirtd.CauseSignalled:  {signal: syscall.SIGTERM},
 	}
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: c, Power: c, Buttons: c,
+		Domains: c, Power: c, Buttons: c, Resizer: c,
 		XML: func(t *testing.T, id, name string) string {
 			g := guest(t, l, name, env.Idle)
 			g.UUID, g.Name, g.Identity.VM = id, name, id
@@ -301,6 +301,35 @@ func TestRebootIsNoNewLife(t *testing.T) {
 	create(t, c, g)
 	if again := look(t, c, g.UUID); again.Resets != (libvirtd.Resets{}) {
 		t.Errorf("the next life begins with %+v", again.Resets)
+	}
+}
+
+// TestResizeDisk: QEMU gives a qcow2 disk and a raw one the size that it is told, to the byte's sector, also while its guest is
+// halted.
+func TestResizeDisk(t *testing.T) {
+	l := env.Libvirtd(t)
+	c, _ := run(t, libvirtd.Options{Sockets: []string{l.Socket}})
+	g := guest(t, l, "grow", env.Idle)
+	raw := filepath.Join(filepath.Dir(g.Console), "disk.img")
+	if err := errors.Join(os.WriteFile(raw, make([]byte, 1<<20), 0o600), os.Chown(raw, int(g.UID), int(g.GID))); err != nil {
+		t.Fatal(err)
+	}
+	g.Disks = append(g.Disks, domain.Disk{Name: "data", Path: raw, Volume: &domain.Volume{}})
+	create(t, c, g)
+	for i, d := range g.Disks {
+		want := int64(3<<30 + 512*i)
+		if err := c.ResizeDisk(t.Context(), g.UUID, d.Path, want); err != nil {
+			t.Fatal(err)
+		}
+		if said := l.Virsh("domblkinfo", g.Name, d.Path); !strings.Contains(said, fmt.Sprint(want)) {
+			t.Errorf("%s has not %d bytes: %s", d.Path, want, said)
+		}
+	}
+	if info, err := os.Stat(raw); err != nil || info.Size() != 3<<30+512 {
+		t.Errorf("the file has %v, %v", info, err)
+	}
+	if err := c.ResizeDisk(t.Context(), g.UUID, "/missing", 1<<30); err == nil {
+		t.Error("a disk that is not there grew")
 	}
 }
 

@@ -287,6 +287,14 @@ func (c *Client) InjectNMI(ctx context.Context, id string) error {
 	return c.act(ctx, "injecting an NMI into", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error { return l.DomainInjectNmi(d, 0) })
 }
 
+// ResizeDisk tells QEMU that the disk at path has size bytes now; a raw or qcow2 file it makes as long. QEMU and libvirt
+// shrink a disk without a word: whoever calls has to know that it grows. That there is no domain is an error.
+func (c *Client) ResizeDisk(ctx context.Context, id, path string, size int64) error {
+	return c.act(ctx, "resizing disk "+path+" of", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		return l.DomainBlockResize(d, path, uint64(size), golibvirt.DomainBlockResizeBytes) //nolint:gosec // no size is negative
+	})
+}
+
 // act does what is done anew each time it is asked for.
 func (c *Client) act(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
 	if err := c.withDomain(ctx, c.control, id, op); err != nil {

@@ -52,6 +52,7 @@ var (
 		{remoteProgram, 212}:          reflect.TypeFor[golibvirt.DomainGetStateRet](),
 		{remoteProgram, 234}:          noResult, // domain destroy flags
 		{remoteProgram, 245}:          noResult, // domain reset
+		{remoteProgram, 251}:          noResult, // domain block resize
 		{remoteProgram, 258}:          noResult, // domain shutdown flags
 		{remoteProgram, 273}:          reflect.TypeFor[golibvirt.ConnectListAllDomainsRet](),
 		{remoteProgram, procRegister}: reflect.TypeFor[golibvirt.ConnectDomainEventCallbackRegisterAnyRet](),
