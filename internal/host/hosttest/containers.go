@@ -20,7 +20,8 @@ const OOMScore = 985
 
 type pod struct {
 	runtime.Pod
-	containers []*container // oldest first
+	containers []*container     // oldest first
+	volumes    map[string]mount // by path
 }
 
 type container struct {

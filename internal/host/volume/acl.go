@@ -1,0 +1,178 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// An access control list of POSIX as the kernel has it in an extended attribute (linux/posix_acl_xattr.h): a version,
+// and entries of a tag, permissions and a user or group.
+const (
+	aclXattr   = "system.posix_acl_access"
+	aclVersion = 2
+	aclHeader  = 4
+	aclSize    = 8 // of an entry, in bytes
+	aclNoID    = ^uint32(0)
+
+	aclUserObj  = 0x01
+	aclUser     = 0x02
+	aclGroupObj = 0x04
+	aclGroup    = 0x08
+	aclMask     = 0x10
+	aclOther    = 0x20
+
+	permRead, permWrite, permPass = 4, 2, 1
+)
+
+type aclEntry struct {
+	tag, perm uint16
+	id        uint32 // of a user or a group
+}
+
+type acl []aclEntry
+
+func (l acl) encode() []byte {
+	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
+	for _, e := range l {
+		if e.tag != aclUser && e.tag != aclGroup {
+			e.id = aclNoID
+		}
+		b = binary.LittleEndian.AppendUint16(b, e.tag)
+		b = binary.LittleEndian.AppendUint16(b, e.perm)
+		b = binary.LittleEndian.AppendUint32(b, e.id)
+	}
+	return b
+}
+
+func decodeACL(b []byte) (acl, error) {
+	if len(b) < aclHeader || (len(b)-aclHeader)%aclSize != 0 || binary.LittleEndian.Uint32(b) != aclVersion {
+		return nil, fmt.Errorf("an access control list of %d bytes is not of version %d", len(b), aclVersion)
+	}
+	var l acl
+	for b = b[aclHeader:]; len(b) > 0; b = b[aclSize:] {
+		l = append(l, aclEntry{binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint32(b[4:])})
+	}
+	return l, nil
+}
+
+// ofMode is the list that a file has without one.
+func ofMode(mode fs.FileMode) acl {
+	m := uint16(mode.Perm()) //nolint:gosec // nine bits
+	return acl{{tag: aclUserObj, perm: m >> 6}, {tag: aclGroupObj, perm: m >> 3 & 7}, {tag: aclOther, perm: m & 7}}
+}
+
+// grant gives a group permissions beside those that it has, and tells whether it did not have them. Entries are in the
+// order of their tags and numbers, as the kernel asks, and the mask lets all of them through. Nobody else gains anything.
+func (l acl) grant(group uint32, perm uint16) (acl, bool) {
+	old, other := uint16(permRead|permWrite|permPass), uint16(0)
+	for _, e := range l {
+		switch e.tag {
+		case aclMask:
+			old = e.perm
+		case aclOther:
+			other = e.perm
+		}
+	}
+	mine := aclEntry{tag: aclGroup, id: group}
+	at := slices.IndexFunc(l, func(e aclEntry) bool { return e.tag == aclGroup && e.id == group })
+	if at >= 0 {
+		mine.perm = l[at].perm & old
+	}
+	if mine.perm&perm == perm || at < 0 && other&perm == perm {
+		return l, false
+	}
+	mine.perm |= perm
+	mask, wider := mine.perm, acl{mine}
+	for i, e := range l {
+		switch e.tag {
+		case aclMask:
+			continue
+		case aclUser, aclGroupObj, aclGroup:
+			if i == at {
+				continue
+			}
+			e.perm &= old // what the mask kept from others, they do not get with ours
+			mask |= e.perm
+		}
+		wider = append(wider, e)
+	}
+	l = append(wider, aclEntry{tag: aclMask, perm: mask})
+	slices.SortFunc(l, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id)) })
+	return l, true
+}
+
+func readACL(path string) (acl, error) {
+	b := make([]byte, 1<<16) // XATTR_SIZE_MAX of linux/limits.h
+	n, err := unix.Getxattr(path, aclXattr, b)
+	if err == nil {
+		return decodeACL(b[:n])
+	}
+	if !errors.Is(err, unix.ENODATA) {
+		return nil, &os.PathError{Op: "getxattr", Path: path, Err: err}
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	return ofMode(info.Mode()), nil
+}
+
+func writeACL(path string, l acl) error {
+	if err := unix.Setxattr(path, aclXattr, l.encode(), 0); err != nil {
+		return &os.PathError{Op: "setxattr", Path: path, Err: err}
+	}
+	return nil
+}
+
+// grants are what QEMU needs of the host, which only its usual group may have: libvirt gives a QEMU with a label of its
+// own no further group. Those that are not there are not needed: QEMU emulates, or keeps its state elsewhere.
+var grants = []struct {
+	path string
+	perm uint16
+}{
+	{"/dev/kvm", permRead | permWrite},
+	{"/var/lib/libvirt/qemu", permPass},
+}
+
+// Grant lets QEMUs of a group use KVM and pass to libvirt's state. libvirt copies the list of /dev/kvm into QEMU's own
+// /dev at each start; udev may have it go, so it is granted before each start.
+func (v *Volumes) Grant(ctx context.Context, group int) error {
+	host, err := v.namespace(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = inNamespace(host, func() (struct{}, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		for _, g := range grants {
+			if err := grantPath(g.path, uint32(group), g.perm); err != nil { //nolint:gosec // a group's number
+				return struct{}{}, fmt.Errorf("granting group %d %s: %w", group, g.path, err)
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+func grantPath(path string, group uint32, perm uint16) error {
+	have, err := readACL(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	want, differs := have.grant(group, perm)
+	if !differs {
+		return nil
+	}
+	return writeACL(path, want)
+}

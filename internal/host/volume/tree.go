@@ -1,0 +1,190 @@
+package volume
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// dirOptions are the tmpfs's: QEMUs pass through it and cannot list it. A record takes a page: there is room for a
+// thousand disks.
+const dirOptions = "mode=0711,size=4m"
+
+// Check tells why volumes cannot be attached on this host, nil if they can: the kernel is older than 5.12
+// (KernelTooOld), or what is mounted and unmounted on the host would not be so in its containers (MountsNotShared).
+func (v *Volumes) Check(ctx context.Context) error {
+	if err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}); errors.Is(err, unix.ENOSYS) {
+		return fault.NewUser(v1alpha1.ReasonKernelTooOld, errors.New("the kernel has no mount_setattr(2): claims need Linux 5.12 or newer"))
+	}
+	host, err := v.namespace(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = inNamespace(host, func() (struct{}, error) { return struct{}{}, v.checkShared() })
+	return err
+}
+
+// checkShared refuses a directory that lies on a mount that is not shared: a container that was given it, such as a
+// restarted agent, would keep each volume mounted after it was unmounted here.
+func (v *Volumes) checkShared() error {
+	table, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("listing the mounts of the host: %w", err)
+	}
+	defer table.Close()
+	at, shared, err := mountOf(table, v.dir)
+	if err != nil {
+		return fmt.Errorf("listing the mounts of the host: %w", err)
+	}
+	if !shared {
+		return fault.NewUser(v1alpha1.ReasonMountsNotShared, fmt.Errorf(
+			"the mount at %s is private, want it shared, as systemd has it: run mount --make-rshared / on the node", at))
+	}
+	return nil
+}
+
+// mountOf finds the mount that a directory's parents lie on in a table of mounts (proc_pid_mountinfo(5)): field 5 is the
+// mount point, optional fields begin with the seventh. Of two at one point the later one is above.
+func mountOf(table io.Reader, dir string) (at string, shared bool, err error) {
+	lines := bufio.NewReader(table) // a line of an overlay may be long
+	for {
+		line, err := lines.ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			return at, shared, nil
+		}
+		if err != nil {
+			return "", false, err
+		}
+		before, _, _ := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if len(fields) < 6 || len(fields[4]) < len(at) || !strings.HasPrefix(dir, strings.TrimSuffix(fields[4], "/")+"/") {
+			continue
+		}
+		at, shared = fields[4], false
+		for _, option := range fields[6:] {
+			shared = shared || strings.HasPrefix(option, "shared:")
+		}
+	}
+}
+
+// mountDir mounts the tmpfs that everything is on, if it is not there.
+func (v *Volumes) mountDir() error {
+	var stat unix.Statx_t
+	if err := os.MkdirAll(v.dir, 0o711); err != nil { //nolint:gosec // QEMU passes through it
+		return err
+	}
+	if err := unix.Statx(unix.AT_FDCWD, v.dir, unix.AT_SYMLINK_NOFOLLOW, 0, &stat); err != nil {
+		return &os.PathError{Op: "statx", Path: v.dir, Err: err}
+	}
+	if stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+		return nil
+	}
+	if err := v.checkShared(); err != nil {
+		return err
+	}
+	// With devices: /run, where it is, may have none. On a shared mount it is shared itself.
+	if err := unix.Mount("berth-volumes", v.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, dirOptions); err != nil {
+		return &os.PathError{Op: "mount", Path: v.dir, Err: err}
+	}
+	return nil
+}
+
+// makeGuestDir makes a guest's directory, which no user passes but root and the one of its QEMU: this alone keeps a
+// volume from other guests.
+func makeGuestDir(dir string, user int) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	passes := aclEntry{tag: aclUser, perm: permPass, id: uint32(user)} //nolint:gosec // a user's number
+	return writeACL(dir, acl{
+		{tag: aclUserObj, perm: permRead | permWrite | permPass}, passes, {tag: aclGroupObj}, {tag: aclMask, perm: permPass}, {tag: aclOther},
+	})
+}
+
+// makeNode makes a node of our own of a device. It is always made anew, and appears as a whole.
+func (v *Volumes) makeNode(g Guest, r record) error {
+	path := v.node(g.UID, r.Disk)
+	if err := removeIfThere(path + newSuffix); err != nil {
+		return err
+	}
+	mode := uint32(unix.S_IFBLK | 0o600)
+	if r.ReadOnly {
+		mode = unix.S_IFBLK | 0o400
+	}
+	if err := unix.Mknod(path+newSuffix, mode, int(unix.Mkdev(r.Major, r.Minor))); err != nil { //nolint:gosec // as the kernel has it
+		return &os.PathError{Op: "mknod", Path: path + newSuffix, Err: err}
+	}
+	if err := os.Lchown(path+newSuffix, g.User, g.Group); err != nil {
+		return err
+	}
+	return os.Rename(path+newSuffix, path)
+}
+
+// mount attaches a file system where it is not yet.
+func (v *Volumes) mount(uid, disk string, clone *os.File) error {
+	if mounted, err := v.mounted(uid, disk); mounted || err != nil {
+		return err
+	}
+	at := v.mountPoint(uid, disk)
+	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := unix.MoveMount(int(clone.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return &os.PathError{Op: "move_mount", Path: at, Err: err}
+	}
+	return nil
+}
+
+// mounted tells whether a file system is attached. A lookup that may not cross mounts ends at it with EXDEV, before it
+// asks anything of the file system.
+func (v *Volumes) mounted(uid, disk string) (bool, error) {
+	dir, err := unix.Open(v.guestDir(uid), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &os.PathError{Op: "open", Path: v.guestDir(uid), Err: err}
+	}
+	defer unix.Close(dir)
+	fd, err := unix.Openat2(dir, disk, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_XDEV})
+	switch {
+	case err == nil:
+		return false, unix.Close(fd)
+	case errors.Is(err, unix.EXDEV):
+		return true, nil
+	case errors.Is(err, unix.ENOENT):
+		return false, nil
+	default:
+		return false, &os.PathError{Op: "openat2", Path: filepath.Join(v.guestDir(uid), disk), Err: err}
+	}
+}
+
+// unmount takes a file system away, if it is there. umount(2) itself looks up no more than the mount; but if it is the
+// last one of the file system, it writes back all that was written.
+func (v *Volumes) unmount(uid, disk string) error {
+	for {
+		mounted, err := v.mounted(uid, disk)
+		if !mounted || err != nil {
+			return err
+		}
+		at := v.mountPoint(uid, disk)
+		err = unix.Unmount(at, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) { // by a process in any namespace that has the mount from us, as each QEMU's has
+			return fault.NewTransient(v1alpha1.ReasonVolumeInUse, fmt.Errorf("disk %s is used by a process, most likely a QEMU: umount %s: %w", disk, at, err))
+		}
+		if err != nil {
+			return &os.PathError{Op: "umount", Path: at, Err: err}
+		}
+	}
+}

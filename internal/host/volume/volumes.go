@@ -1,0 +1,423 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+)
+
+// Volumes are what is attached of guests' claims: below one directory in libvirtd's mount namespace, a directory for
+// each guest, which only its QEMU may pass. There is a file system as a mount, <disk>/, a block device as a node,
+// <disk>.raw, and beside it what is recorded of it, <disk>.json. All but the mounts is on a tmpfs: a boot of the host
+// leaves nothing. It may be used from many goroutines, for one guest from one at a time.
+type Volumes struct {
+	dir      string
+	libvirtd func(context.Context) (pid int, err error)
+
+	mu   sync.Mutex // over what is on the tmpfs
+	nsMu sync.Mutex
+	ns   *os.File // libvirtd's mount namespace, as last seen
+}
+
+// New tells of the volumes below dir, a path in the mount namespace of the process that libvirtd tells. Nothing is made
+// before the first is attached.
+func New(dir string, libvirtd func(context.Context) (pid int, err error)) *Volumes {
+	return &Volumes{dir: dir, libvirtd: libvirtd}
+}
+
+// Guest is whose QEMU gets a volume.
+type Guest struct {
+	// UID is the VirtualMachine's.
+	UID string
+	// User and Group are QEMU's.
+	User, Group int
+}
+
+// Volume is a claim as a guest's disk.
+type Volume struct {
+	// Disk is the disk's name.
+	Disk string
+	// Path is where kubelet put it in the berth.
+	Path string
+	// Claim is the claim's UID.
+	Claim string
+	// Block is a device, not a file system.
+	Block bool
+	// ReadOnly is not written to.
+	ReadOnly bool
+	// Shared may be attached to several guests, if it is Shared to all of them.
+	Shared bool
+}
+
+// Made is what a worker told of a disk.
+type Made struct {
+	// Size is what the guest sees, Target what it could see by the volume's size, when the claim had Capacity; in bytes.
+	Size     int64 `json:"size"`
+	Target   int64 `json:"target"`
+	Capacity int64 `json:"capacity"`
+	// Seed is the digest of the image that it was seeded from, "" if it was not.
+	Seed string `json:"seed,omitempty"`
+}
+
+// Attached is a volume that is there for QEMU.
+type Attached struct {
+	Volume
+	// File is the path of the disk as libvirt sees it. That of a file system need not exist before Made.
+	File string
+	// Made is that a worker was done with it since it was attached; what follows is as Made has it.
+	Made                   bool
+	Size, Target, Capacity int64
+	Seed                   string
+}
+
+// diskFile is the disk on a file system, as KubeVirt and CDI have it.
+const diskFile = "disk.img"
+
+var (
+	validUID  = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	validDisk = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+)
+
+// check refuses names that would be other paths.
+func check(uid, disk string) error {
+	switch {
+	case !validUID.MatchString(uid):
+		return fmt.Errorf("%q is no UID of a VirtualMachine", uid)
+	case !validDisk.MatchString(disk):
+		return fmt.Errorf("%q is no name of a disk", disk)
+	}
+	return nil
+}
+
+func (v *Volumes) guestDir(uid string) string { return filepath.Join(v.dir, uid) }
+
+// mountPoint is where a file system is attached, node where a device is.
+func (v *Volumes) mountPoint(uid, disk string) string { return filepath.Join(v.dir, uid, disk) }
+
+func (v *Volumes) node(uid, disk string) string { return filepath.Join(v.dir, uid, disk+".raw") }
+
+// Attach gives a volume of the berth whose shim is the process shim, held by a pidfd of the caller, to the guest's QEMU.
+// It takes what stands at the volume's path to be what kubelet put there, if it is the root of a mount or a device;
+// whether the berth may use that device, its cgroup tells the worker that opens it. What is attached already is looked at
+// again, and replaced if it is another: no QEMU may have it. It needs CAP_SYS_ADMIN, CAP_SYS_CHROOT, CAP_SYS_PTRACE and
+// CAP_MKNOD. Reasons: VolumeMissing, VolumeInUse, MountsNotShared.
+func (v *Volumes) Attach(ctx context.Context, g Guest, shim int, vol Volume) error {
+	if err := check(g.UID, vol.Disk); err != nil {
+		return err
+	}
+	host, err := v.namespace(ctx)
+	if err != nil {
+		return err
+	}
+	found, err := look(ctx, host, shim, vol)
+	if err != nil {
+		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
+	}
+	defer found.close()
+	want := newRecord(vol, found.id)
+	if err := v.detachOther(ctx, host, g.UID, want); err != nil {
+		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
+	}
+	_, err = inNamespace(host, func() (struct{}, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return struct{}{}, v.attach(g, want, found.clone)
+	})
+	if err != nil {
+		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
+	}
+	return nil
+}
+
+// attach is Attach in libvirtd's namespace. A file system's mount is there only if it is the one of the record, and a
+// device's node likewise: so the record is written before them, and goes after them.
+func (v *Volumes) attach(g Guest, want record, clone *os.File) error {
+	if err := v.mountDir(); err != nil {
+		return err
+	}
+	if err := v.lock(g.UID, want); err != nil {
+		return err
+	}
+	if err := makeGuestDir(v.guestDir(g.UID), g.User); err != nil {
+		return err
+	}
+	have, err := v.readRecord(g.UID, want.Disk)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	want.Made = have.Made
+	if err := v.writeRecord(g.UID, want); err != nil {
+		return err
+	}
+	if want.Block {
+		return v.makeNode(g, want)
+	}
+	return v.mount(g.UID, want.Disk, clone)
+}
+
+// detachOther detaches what is attached by the name of a disk, if it is another volume.
+func (v *Volumes) detachOther(ctx context.Context, host *os.File, uid string, want record) error {
+	other, err := inNamespace(host, func() (bool, error) {
+		have, err := v.readRecord(uid, want.Disk)
+		if errors.Is(err, fs.ErrNotExist) {
+			return false, nil
+		}
+		return err == nil && !have.same(want), err
+	})
+	if err != nil || !other {
+		return err
+	}
+	return v.detach(ctx, host, uid, []string{want.Disk})
+}
+
+// lock is the second lock on what one guest alone may write, after the Lease of the claim: two claims may be one device.
+func (v *Volumes) lock(uid string, want record) error {
+	uids, err := v.guests()
+	if err != nil {
+		return err
+	}
+	for _, other := range uids {
+		records, err := v.records(other)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if other == uid && r.Disk == want.Disk || !want.conflicts(r) {
+				continue
+			}
+			return fault.NewTransient(v1alpha1.ReasonVolumeInUse, fmt.Errorf(
+				"VirtualMachine %s has the same volume as its disk %s: stop it first, or set access to Shared in both", other, r.Disk))
+		}
+	}
+	return nil
+}
+
+// guests are those that have a directory.
+func (v *Volumes) guests() ([]string, error) {
+	entries, err := os.ReadDir(v.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var uids []string
+	for _, e := range entries {
+		if validUID.MatchString(e.Name()) {
+			uids = append(uids, e.Name())
+		}
+	}
+	return uids, nil
+}
+
+// List returns the UIDs of the guests of which anything is attached, half or whole.
+func (v *Volumes) List() ([]string, error) {
+	host, err := v.namespace(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return inNamespace(host, v.guests)
+}
+
+// Attached returns what is attached of a guest, from what is recorded and from the kernel: it touches no volume, and so
+// waits for none.
+func (v *Volumes) Attached(uid string) ([]Attached, error) {
+	host, err := v.namespace(context.Background())
+	if err != nil {
+		return nil, err
+	}
+	return inNamespace(host, func() ([]Attached, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		records, err := v.records(uid)
+		if err != nil {
+			return nil, err
+		}
+		var all []Attached
+		for _, r := range records {
+			there, err := v.there(uid, r)
+			if err != nil {
+				return nil, err
+			}
+			if there {
+				all = append(all, r.attached(v, uid))
+			}
+		}
+		return all, nil
+	})
+}
+
+// there tells whether the volume of a record is attached.
+func (v *Volumes) there(uid string, r record) (bool, error) {
+	if !r.Block {
+		return v.mounted(uid, r.Disk)
+	}
+	_, err := os.Lstat(v.node(uid, r.Disk))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// RecordMade keeps what a worker told of a disk, until it is detached.
+func (v *Volumes) RecordMade(uid, disk string, m Made) error {
+	if err := check(uid, disk); err != nil {
+		return err
+	}
+	host, err := v.namespace(context.Background())
+	if err != nil {
+		return err
+	}
+	_, err = inNamespace(host, func() (struct{}, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		r, err := v.readRecord(uid, disk)
+		if err != nil {
+			return struct{}{}, err
+		}
+		r.Made = &m
+		return struct{}{}, v.writeRecord(uid, r)
+	})
+	return err
+}
+
+// OpenForWorker opens the directory that the disk of a volume is in, and returns the disk's name in it: of a file system
+// its root, of a device the guest's own directory. It is that directory and no more: it has no parent, so whoever gets
+// it cannot leave it. It may wait for a volume's server, until ctx ends.
+func (v *Volumes) OpenForWorker(ctx context.Context, uid, disk string) (dir *os.File, name string, err error) {
+	if err := check(uid, disk); err != nil {
+		return nil, "", err
+	}
+	host, err := v.namespace(ctx)
+	if err != nil {
+		return nil, "", err
+	}
+	r, err := inNamespace(host, func() (record, error) {
+		r, err := v.readRecord(uid, disk)
+		if err != nil {
+			return r, err
+		}
+		if there, err := v.there(uid, r); err != nil || !there {
+			return r, errors.Join(err, fmt.Errorf("disk %s of guest %s is not attached", disk, uid))
+		}
+		return r, nil
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	at, name := v.guestDir(uid), disk+".raw"
+	if !r.Block {
+		at, name = v.mountPoint(uid, disk), diskFile
+	}
+	dir, err = inNamespaceUntil(ctx, host, closeFile, func() (*os.File, error) {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil {
+			return nil, &os.PathError{Op: "open_tree", Path: at, Err: err}
+		}
+		return os.NewFile(uintptr(fd), at), nil
+	})
+	return dir, name, err
+}
+
+// Detach takes all volumes from a guest, also those of which only half was attached; that there are none is no error. A
+// file system that a process still uses is refused with VolumeInUse: a QEMU lives. It may wait for a volume's server
+// until ctx ends, when kubelet has unmounted it already.
+func (v *Volumes) Detach(ctx context.Context, uid string) error {
+	if !validUID.MatchString(uid) {
+		return fmt.Errorf("%q is no UID of a VirtualMachine", uid)
+	}
+	host, err := v.namespace(ctx)
+	if err != nil {
+		return err
+	}
+	disks, err := inNamespace(host, func() ([]string, error) { return v.disks(uid) })
+	if err != nil {
+		return err
+	}
+	if err := v.detach(ctx, host, uid, disks); err != nil {
+		return fmt.Errorf("detaching the volumes of guest %s: %w", uid, err)
+	}
+	_, err = inNamespace(host, func() (struct{}, error) { return struct{}{}, removeIfThere(v.guestDir(uid)) })
+	return err
+}
+
+// detach detaches some disks.
+func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks []string) error {
+	// Not under the lock, which must never wait for a server.
+	_, err := inNamespaceUntil(ctx, host, nil, func() (struct{}, error) {
+		for _, disk := range disks {
+			if err := ctx.Err(); err != nil {
+				return struct{}{}, err // nobody waits any more, and it may be attached anew by now
+			}
+			if err := v.unmount(uid, disk); err != nil {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return err
+	}
+	_, err = inNamespace(host, func() (struct{}, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		for _, disk := range disks {
+			if err := v.removeDisk(uid, disk); err != nil {
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+// disks are the names of all that a guest's directory has anything of.
+func (v *Volumes) disks(uid string) ([]string, error) {
+	entries, err := os.ReadDir(v.guestDir(uid))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var disks []string
+	for _, e := range entries {
+		disk, _, _ := strings.Cut(e.Name(), ".")
+		disks = append(disks, disk)
+	}
+	slices.Sort(disks)
+	return slices.Compact(disks), nil
+}
+
+// removeDisk removes what is on the tmpfs of a disk, the record last. A mount point that is one still is refused by the
+// kernel (EBUSY of rmdir(2)); nothing is ever removed below it.
+func (v *Volumes) removeDisk(uid, disk string) error {
+	node, record := v.node(uid, disk), v.recordFile(uid, disk)
+	for _, path := range []string{v.mountPoint(uid, disk), node + newSuffix, node, record + newSuffix, record} {
+		if err := removeIfThere(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func closeFile(f *os.File) { _ = f.Close() }
