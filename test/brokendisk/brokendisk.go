@@ -20,6 +20,7 @@ type Disk struct {
 	at     string
 	server *fuse.Server
 	broken atomic.Bool
+	before atomic.Pointer[func(change string) bool]
 }
 
 // Mount mounts the files of one directory at another.
@@ -42,6 +43,10 @@ func Mount(directory, at string) (*Disk, error) {
 
 // Break has all that reads or writes fail with EIO, or nothing any more. What the kernel has cached stays.
 func (d *Disk) Break(is bool) { d.broken.Store(is) }
+
+// Before has each change to the disk asked for first: the first that is refused breaks it. A change is the call's name,
+// and a write's place: "write 0 512".
+func (d *Disk) Before(may func(change string) bool) { d.before.Store(&may) }
 
 // Unmount ends the disk, even for those who have files of it open.
 func (d *Disk) Unmount() error {
@@ -82,6 +87,14 @@ func (d *Disk) errno() syscall.Errno {
 	return 0
 }
 
+// change is asked for before anything on the disk changes.
+func (d *Disk) change(what string) syscall.Errno {
+	if may := d.before.Load(); may != nil && !d.broken.Load() && !(*may)(what) {
+		d.Break(true)
+	}
+	return d.errno()
+}
+
 // file fails with its disk.
 func (d *Disk) file(h fs.FileHandle) fs.FileHandle {
 	if f, ok := h.(*fs.LoopbackFile); ok {
@@ -112,7 +125,7 @@ func (n *node) OpendirHandle(ctx context.Context, flags uint32) (fs.FileHandle, 
 }
 
 func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("create"); errno != 0 {
 		return nil, nil, 0, errno
 	}
 	inode, h, flags, errno := n.LoopbackNode.Create(ctx, name, flags, mode, out)
@@ -120,7 +133,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 }
 
 func (n *node) Tmpfile(ctx context.Context, flags, mode uint32, out *fuse.EntryOut) (*fs.Inode, fs.FileHandle, uint32, syscall.Errno) {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("tmpfile"); errno != 0 {
 		return nil, nil, 0, errno
 	}
 	inode, h, flags, errno := n.LoopbackNode.Tmpfile(ctx, flags, mode, out)
@@ -131,7 +144,7 @@ func (n *node) Tmpfile(ctx context.Context, flags, mode uint32, out *fuse.EntryO
 }
 
 func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn, out *fuse.AttrOut) syscall.Errno {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("setattr"); errno != 0 {
 		return errno
 	}
 	if n.unnamed != nil {
@@ -141,7 +154,7 @@ func (n *node) Setattr(ctx context.Context, h fs.FileHandle, in *fuse.SetAttrIn,
 }
 
 func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("link"); errno != 0 {
 		return nil, errno
 	}
 	file := target.(*node)
@@ -161,21 +174,21 @@ func (n *node) Link(ctx context.Context, target fs.InodeEmbedder, name string, o
 }
 
 func (n *node) Mkdir(ctx context.Context, name string, mode uint32, out *fuse.EntryOut) (*fs.Inode, syscall.Errno) {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("mkdir"); errno != 0 {
 		return nil, errno
 	}
 	return n.LoopbackNode.Mkdir(ctx, name, mode, out)
 }
 
 func (n *node) Unlink(ctx context.Context, name string) syscall.Errno {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("unlink"); errno != 0 {
 		return errno
 	}
 	return n.LoopbackNode.Unlink(ctx, name)
 }
 
 func (n *node) Rename(ctx context.Context, name string, parent fs.InodeEmbedder, newName string, flags uint32) syscall.Errno {
-	if errno := n.disk.errno(); errno != 0 {
+	if errno := n.disk.change("rename"); errno != 0 {
 		return errno
 	}
 	return n.LoopbackNode.Rename(ctx, name, parent, newName, flags)
@@ -197,21 +210,21 @@ func (f *file) Read(ctx context.Context, buf []byte, at int64) (fuse.ReadResult,
 }
 
 func (f *file) Write(ctx context.Context, data []byte, at int64) (uint32, syscall.Errno) {
-	if errno := f.disk.errno(); errno != 0 {
+	if errno := f.disk.change(fmt.Sprintf("write %d %d", at, len(data))); errno != 0 {
 		return 0, errno
 	}
 	return f.LoopbackFile.Write(ctx, data, at)
 }
 
 func (f *file) Fsync(ctx context.Context, flags uint32) syscall.Errno {
-	if errno := f.disk.errno(); errno != 0 {
+	if errno := f.disk.change("fsync"); errno != 0 {
 		return errno
 	}
 	return f.LoopbackFile.Fsync(ctx, flags)
 }
 
 func (f *file) Allocate(ctx context.Context, at, size uint64, mode uint32) syscall.Errno {
-	if errno := f.disk.errno(); errno != 0 {
+	if errno := f.disk.change("allocate"); errno != 0 {
 		return errno
 	}
 	return f.LoopbackFile.Allocate(ctx, at, size, mode)
