@@ -81,6 +81,13 @@ func Run(o Options) (int, error) {
 	if err != nil {
 		return 1, fmt.Errorf("reading the host's name: %w", err)
 	}
+	if err := confine(map[string]uint64{
+		"/proc":          unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR | unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
+		o.ResolvConf:     unix.LANDLOCK_ACCESS_FS_READ_FILE,
+		o.TerminationLog: unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
+	}); err != nil {
+		return 1, err
+	}
 	s.sessions = guest.New(name, s.note, s.logf)
 	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
 		return 1, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -80,11 +81,32 @@ func look(fd int) (process int, peer *unix.Ucred, err error) {
 	return process, peer, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
 }
 
-// isOurs: the process has the shim's own mount namespace. One that has ended has none.
+// isOurs: the process has the shim's own mount namespace. The namespaces themselves are hidden from a shim that Landlock
+// confines, as it may trace nobody; its list of mounts is not, and a mount is of one namespace, as its ID is of one mount.
 func isOurs(process int) bool {
-	var own, its unix.Stat_t
-	return unix.Stat("/proc/self/ns/mnt", &own) == nil && unix.Fstatat(process, "ns/mnt", &its, 0) == nil &&
-		own.Dev == its.Dev && own.Ino == its.Ino
+	self, err := unix.Open("/proc/self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(self)
+	own, its := firstMount(self), firstMount(process)
+	return own != "" && own == its
+}
+
+// firstMount is the ID of the first mount that a process sees (proc_pid_mountinfo(5)), "" if it has ended.
+func firstMount(process int) string {
+	fd, err := unix.Openat(process, "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	line := make([]byte, 32)
+	n, _ := unix.Read(fd, line) // fails for a process that has ended
+	id, _, isWhole := strings.Cut(string(line[:max(n, 0)]), " ")
+	if !isWhole {
+		return ""
+	}
+	return id
 }
 
 // receive reads a packet, its descriptors, and who sent it.
