@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/guestlink"
 )
 
 // The ports' names on virtio-serial.
@@ -18,6 +20,10 @@ const (
 	exitPort  = "dev.berth.exit.0"
 
 	exitTimeout = 10_000 // milliseconds
+
+	// So many frames go to the host at once: each wait for it costs more than a frame's bytes.
+	spliceFrames = 3
+	spliceSize   = 256 << 10 // of a pipe: 64 pages, of which a frame takes 17 at most, with its header's
 )
 
 var errNoPort = errors.New("this machine has no such port: is it a guest of Berth's, with the module virtio_console?")
@@ -48,6 +54,72 @@ type port struct {
 	*os.File
 	once   sync.Once
 	begins chan struct{}
+
+	spliced, framed [2]int // pipes, empty but during Splice: one frame's bytes, and frames
+}
+
+func newPort(file *os.File) (*port, error) {
+	p := &port{File: file, begins: make(chan struct{})}
+	err := unix.Pipe2(p.spliced[:], unix.O_CLOEXEC)
+	if err == nil {
+		err = unix.Pipe2(p.framed[:], unix.O_CLOEXEC)
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(p.framed[0]), unix.F_SETPIPE_SZ, spliceSize)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making pipes for port %s: %w", file.Name(), err)
+	}
+	return p, nil
+}
+
+// release lets go of what Close leaves, once nobody splices any more.
+func (p *port) release() {
+	for _, fd := range append(p.spliced[:], p.framed[:]...) {
+		_ = unix.Close(fd)
+	}
+}
+
+// Splice moves pages from pipe to pipe, and the last has them sent: this program's one processor, often an emulated one,
+// copies nothing.
+func (p *port) Splice(pipe, most int, header func(length int) []byte) (n int, err error) {
+	rest := 0 // to be sent, headers and all
+	for range spliceFrames {
+		length, e := splice(pipe, p.spliced[1], min(most-n, guestlink.MaxFrame), unix.SPLICE_F_NONBLOCK)
+		if length <= 0 {
+			if n == 0 {
+				return 0, e
+			}
+			break // the next call meets the error, or the end
+		}
+		head := header(length)
+		n, rest = n+length, rest+len(head)+length
+		if _, err := unix.Write(p.framed[1], head); err != nil {
+			return n, err
+		}
+		if _, err := splice(p.spliced[0], p.framed[1], length, unix.SPLICE_F_NONBLOCK); err != nil {
+			return n, err
+		}
+	}
+	raw, err := p.SyscallConn() // keeps the descriptor, though the port be closed
+	if err != nil {
+		return n, err
+	}
+	failed := raw.Control(func(fd uintptr) {
+		for sent := 0; rest > 0 && err == nil; rest -= sent {
+			sent, err = splice(p.framed[0], int(fd), rest, 0)
+		}
+	})
+	return n, errors.Join(failed, err)
+}
+
+func splice(from, to, most, flags int) (int, error) {
+	for {
+		n, err := unix.Splice(from, nil, to, nil, most, flags)
+		if !errors.Is(err, unix.EINTR) {
+			return int(n), err
+		}
+	}
 }
 
 func (p *port) Read(b []byte) (int, error) {

@@ -1,9 +1,11 @@
 package guesttools
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,9 +19,10 @@ import (
 )
 
 const (
-	hangUpGrace = 10 * time.Second // from SIGHUP to SIGKILL
-	lastWords   = time.Second      // for a terminal's, if another process holds it
-	outputSize  = guestlink.MaxFrame - 8
+	hangUpGrace  = 10 * time.Second // from SIGHUP to SIGKILL
+	lastWords    = time.Second      // for a terminal's, if another process holds it
+	terminalSize = 4 << 10          // the kernel has no more of its output at once
+	pipeSize     = 128 << 10        // the command runs on while the host takes what it has written
 )
 
 // process is a command of a stream: its handler.
@@ -124,7 +127,9 @@ func (p *process) start() error {
 			}
 			if theirs[i], p.outputs[i] = w, r; i == guestlink.Stdin {
 				theirs[i], p.outputs[i], p.stdin = r, nil, w
+				continue
 			}
+			_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize) // else it has the kernel's size
 		}
 	}
 	pid, err := image.start(theirs, p.command.Terminal)
@@ -161,36 +166,37 @@ func (p *process) openTerminal(u user) (slave *os.File, err error) {
 	return slave, slave.Chown(int(u.uid), -1) // it may open its own terminal by name
 }
 
-// copy writes what a command writes to the stream.
+// copy writes what a command writes to the stream: what is in a pipe without reading it.
 func (p *process) copy(channel int, f *os.File) {
-	buf := make([]byte, outputSize)
-	for {
-		n, err := f.Read(buf)
-		if n > 0 && p.stream.Write(channel, buf[:n]) != nil {
-			return
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			p.copyRest(channel, f, buf)
-		}
-		if err != nil { // of a terminal EIO is the end
-			return
-		}
-	}
-}
-
-// copyRest writes what was there when the command ended: others may write for ever.
-func (p *process) copyRest(channel int, f *os.File, buf []byte) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return
 	}
-	_ = raw.Control(func(fd uintptr) {
-		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
-		for n := 0; err == nil && left > 0; left -= n {
-			if n, err = unix.Read(int(fd), buf[:min(left, len(buf))]); n <= 0 {
-				return
+	move := func(fd, most int) (int, error) { return p.stream.Splice(channel, fd, most) }
+	if p.terminal != nil {
+		buf := make([]byte, terminalSize)
+		move = func(fd, most int) (int, error) {
+			n, err := unix.Read(fd, buf[:min(most, len(buf))])
+			if n > 0 {
+				err = p.stream.Write(channel, buf[:n])
 			}
-			err = p.stream.Write(channel, buf[:n])
+			return n, err
+		}
+	}
+	for n := 1; n > 0 && err == nil; { // of a terminal EIO is the end
+		ended := raw.Read(func(fd uintptr) bool {
+			n, err = move(int(fd), math.MaxInt32)
+			return !errors.Is(err, unix.EAGAIN)
+		})
+		err = cmp.Or(ended, err)
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { // what was there when the command ended: others may write for ever
+		left, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		for n := 1; n > 0 && err == nil && left > 0; left -= n {
+			n, err = move(int(fd), left)
 		}
 	})
 }

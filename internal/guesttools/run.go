@@ -45,8 +45,13 @@ func Run(version string) error {
 		if err != nil {
 			return err
 		}
+		port, err := newPort(file)
+		if err != nil {
+			return err
+		}
 		link.Store(newLink(version))
-		logf("the host's end has closed: %v", link.Load().Serve(&port{File: file, begins: make(chan struct{})}))
+		logf("the host's end has closed: %v", link.Load().Serve(port))
+		port.release()
 	}
 }
 

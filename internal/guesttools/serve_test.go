@@ -40,7 +40,10 @@ func TestMain(m *testing.M) {
 	inheritable()
 	_ = os.Unsetenv("BERTH_TEST_GUEST")
 	link := newLink("v1.2")
-	err := link.Serve(&port{File: os.NewFile(3, "port"), begins: make(chan struct{})})
+	port, err := newPort(os.NewFile(3, "port"))
+	if err == nil {
+		err = link.Serve(port)
+	}
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(0)
 }
@@ -295,6 +298,19 @@ func TestATerminal(t *testing.T) {
 	c.write("\x1c")
 	if code, _, stderr := c.wait(); code != 5 || stderr != "" {
 		t.Errorf("code %d, %q", code, stderr)
+	}
+}
+
+func TestBytesArriveInOrder(t *testing.T) {
+	m := boot(t)
+	for _, size := range []int{1, 7, 2049, 4096, 10_000, 1 << 20} { // of a write: pages that are full, and that are not
+		want := strings.Repeat("0123456789abc", size)[:10*size]
+		c := m.open(guestlink.Command{Args: []string{"sh", "-c", fmt.Sprintf("tee /dev/stderr | dd bs=%d 2>/dev/null", size)}}, nil)
+		c.write(want)
+		c.stream.CloseStdin()
+		if code, stdout, stderr := c.wait(); code != 0 || stdout != want || stderr != want {
+			t.Errorf("writes of %d: code %d, %d and %d bytes of %d", size, code, len(stdout), len(stderr), len(want))
+		}
 	}
 }
 

@@ -31,19 +31,20 @@ type Link struct {
 	Accept func(*Stream, Command) Handler
 
 	mu          sync.Mutex
+	port        io.ReadWriteCloser
 	changed     sync.Cond // what may be written, or has been
 	streams     map[uint16]*Stream
 	last        uint16 // number of the stream opened last
 	nonce, peer uint64 // ours, and the last that was read
 	greet       bool   // a hello is to be written
-	writing     bool
+	writing     bool   // somebody does, without the lock: a frame stays whole
 	up, closed  bool
 }
 
 // Serve reads and writes until the port ends, of which it is the only user; then it closes it. It may be called once.
 func (l *Link) Serve(port io.ReadWriteCloser) error {
 	l.mu.Lock()
-	l.changed.L, l.streams = &l.mu, map[uint16]*Stream{}
+	l.port, l.changed.L, l.streams = port, &l.mu, map[uint16]*Stream{}
 	l.restart(nil)
 	l.mu.Unlock()
 	var writer sync.WaitGroup
@@ -62,6 +63,11 @@ func (l *Link) Serve(port io.ReadWriteCloser) error {
 	l.mu.Unlock()
 	_ = port.Close()
 	writer.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.writing { // a Splice may be under way
+		l.changed.Wait()
+	}
 	return err
 }
 
@@ -198,7 +204,10 @@ func (l *Link) write(port io.Writer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for err == nil && !l.closed {
-		frame := l.next(buf[:0])
+		var frame []byte
+		if !l.writing { // else a Splice is
+			frame = l.next(buf[:0])
+		}
 		if len(frame) == 0 {
 			l.changed.Wait()
 			continue

@@ -753,3 +753,50 @@ func heap() int {
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc)
 }
+
+// splicer is a port whose host reads nothing for a while.
+type splicer struct {
+	net.Conn
+	at, gate chan struct{}
+}
+
+func (p splicer) Splice(_, _ int, header func(int) []byte) (int, error) {
+	frame := append(header(3), "abc"...)
+	close(p.at)
+	<-p.gate
+	_, err := p.Write(frame)
+	return 3, err
+}
+
+func TestASpliceIsWholeAndHoldsUpNoReset(t *testing.T) {
+	a, b := sockets(t)
+	port := splicer{b, make(chan struct{}), make(chan struct{})}
+	host := &Link{}
+	up := serve(t, host, a)
+	begun, results := make(chan struct{}, 2), make(chan error, 2)
+	serve(t, guest(func(p *program) {
+		begun <- struct{}{}
+		_, err := p.stream.Splice(Stdout, 0, Window)
+		results <- err
+		p.stream.Exit(7)
+	}), port)
+	up.await(t, "v1")
+	first, second := newClient(), newClient()
+	open(t, host, first, "x")
+	<-port.at
+	s := open(t, host, second, "x")
+	<-begun
+	<-begun
+	s.Reset()
+	if err := <-results; !errors.Is(err, ErrReset) {
+		t.Errorf("a stream that waits for the port ended by %v", err)
+	}
+	close(port.gate)
+	if err := <-results; err != nil {
+		t.Error(err)
+	}
+	first.expect(t, 7, nil)
+	if got := first.text(Stdout); got != "abc" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"sync"
 )
 
@@ -68,6 +69,45 @@ func (s *Stream) Write(channel int, b []byte) error {
 		return cmp.Or(s.err, errEnded)
 	}
 	return s.err
+}
+
+// Splicer is a port that takes a pipe's bytes without a copy of them in this program.
+type Splicer interface {
+	// Splice writes what a pipe has now, at most so many bytes, as frames of at most MaxFrame bytes, each behind the header of
+	// its length. It does not wait for the pipe, and returns 0 at its end. If there are bytes and an error, the port is broken.
+	Splice(pipe, most int, header func(length int) []byte) (n int, err error)
+}
+
+// Splice is a Write of what a pipe has now, at most so many bytes, on the guest's side, to a port that is a Splicer.
+func (s *Stream) Splice(channel, pipe, most int) (n int, err error) {
+	l, k := s.link, kindStdin+kind(channel) //nolint:gosec // 0 to 2
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for s.err == nil && (s.credit == 0 || l.writing) {
+		l.changed.Wait()
+	}
+	if s.err != nil {
+		return 0, s.err
+	}
+	l.writing = true
+	most = min(most, s.credit)
+	l.mu.Unlock()
+	n, err = l.port.(Splicer).Splice(pipe, most, func(length int) []byte {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		s.credit -= length // before they are sent: new credit may come at once
+		return header(nil, k, s.id, length)
+	})
+	l.mu.Lock()
+	l.writing = false
+	l.changed.Broadcast()
+	l.mu.Unlock()
+	runtime.Gosched() // to who waited for the port: this stream may have more at once
+	l.mu.Lock()
+	if n > 0 && err != nil {
+		_ = l.port.Close() // as after a Write that fails
+	}
+	return n, err
 }
 
 // Heard is closed as soon as anything came of the stream: the guest's side says at once that it has it.
@@ -249,4 +289,5 @@ func (s *Stream) end(code int, err error) {
 	s.err = cmp.Or(err, errEnded)
 	s.pending, s.queues = [kinds][]byte{}, [channels][][]byte{}
 	s.sent.Broadcast()
+	s.link.changed.Broadcast()
 }
