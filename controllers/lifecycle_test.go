@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -119,6 +120,14 @@ func TestOperator(t *testing.T) {
 			t.Errorf("it asked for %d berths, want one", berths)
 		}
 	})
+	for name, leaders := range map[string]int{"may be killed after every write for a guest on a claim": 1, "may be two leaders all the while, that are killed so": 2} {
+		t.Run(name, func(t *testing.T) {
+			for range leaders {
+				startOperator(t, config, "one").setKillOnWrite(true)
+			}
+			onClaim(scenario{env.NewWorld(t, c)})
+		})
+	}
 	t.Run("creates one berth though it learns late that it exists", func(t *testing.T) {
 		o := startOperator(t, config, "one")
 		o.setDelayPods(true)
@@ -206,6 +215,56 @@ func lifecycle(w scenario) {
 	w.onlyUserWrites()
 	w.delete()
 	w.ends(fourth, true)
+}
+
+// onClaim leads a guest on a claim through starts and ends: the claim is taken by each berth that the status names, and by
+// none else.
+func onClaim(w scenario) {
+	t := w.T
+	spec := map[string]any{
+		"disks": []any{map[string]any{"name": "data", "persistentVolumeClaim": map[string]any{"templateName": "data"}}},
+		"volumeClaimTemplates": []any{map[string]any{
+			"metadata": map[string]any{"name": "data"},
+			"spec": map[string]any{
+				"accessModes": []any{"ReadWriteOnce"}, "resources": map[string]any{"requests": map[string]any{"storage": "1Gi"}},
+			},
+		}},
+	}
+	leases := func() []coordinationv1.Lease {
+		var list coordinationv1.LeaseList
+		if err := w.List(t.Context(), &list, client.InNamespace(w.Namespace)); err != nil {
+			t.Fatal(err)
+		}
+		return list.Items
+	}
+	runs := func() *corev1.Pod {
+		t.Helper()
+		pod := w.runs()
+		l := leases()
+		if len(l) != 1 || *l[0].Spec.HolderIdentity != string(w.VM(web).UID) || !slices.Contains(slices.Collect(maps.Values(l[0].Annotations)), string(pod.UID)) {
+			t.Fatalf("the guest runs in %s, and the Leases are %+v", pod.UID, l)
+		}
+		if pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName != "web-data" {
+			t.Errorf("the volumes are %+v", pod.Spec.Volumes)
+		}
+		return pod
+	}
+	w.apply(spec)
+	first := runs()
+	spec["restartedAt"] = "today"
+	w.apply(spec)
+	w.ends(first, false)
+	second := runs()
+	spec["state"] = "Stopped"
+	w.apply(spec)
+	w.ends(second, false)
+	env.Eventually(t, "the claim's release", func() bool { return len(leases()) == 0 })
+	spec["state"] = "Running"
+	w.apply(spec)
+	third := runs()
+	w.onlyUserWrites()
+	w.delete()
+	w.ends(third, true)
 }
 
 // scenario is a world with a user in it.

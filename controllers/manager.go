@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
-	coordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -52,7 +53,7 @@ func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 	}
 	config = rest.AddUserAgent(rest.CopyConfig(config), "leader-election") // which does not copy it
 	config.Timeout = 5 * time.Second                                       // half of the deadline for its renewal
-	leases, err := coordinationv1.NewForConfig(config)
+	leases, err := coordinationclient.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("creating a client for the Lease: %w", err)
 	}
@@ -91,8 +92,10 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Pod{}:              {Label: labels.NewSelector().Add(*berths), Transform: trimForCache},
-				&v1alpha1.VirtualMachine{}: {Transform: trimForCache},
+				&corev1.Pod{}:                   {Label: labels.NewSelector().Add(*berths), Transform: trimForCache},
+				&v1alpha1.VirtualMachine{}:      {Transform: trimForCache},
+				&corev1.PersistentVolumeClaim{}: {Transform: trimForCache},
+				&coordinationv1.Lease{}:         {Label: labels.NewSelector().Add(*berths)}, // of claims
 				// These are read with each VirtualMachine, and changed by nobody.
 				&corev1.Node{}:                 {Transform: trimForCache, UnsafeDisableDeepCopy: new(true)},
 				&v1alpha1.VirtualMachineHost{}: {UnsafeDisableDeepCopy: new(true)},
@@ -130,6 +133,8 @@ func trimForCache(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
 		berth.TrimForCache(o)
+	case *corev1.PersistentVolumeClaim:
+		virtualmachine.TrimClaim(o)
 	case *corev1.Node: // whose images are long
 		o.ManagedFields, o.Annotations = nil, nil
 		o.Status = corev1.NodeStatus{Conditions: o.Status.Conditions}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -60,7 +59,7 @@ type operator struct {
 	server *httptest.Server
 
 	mu          sync.Mutex
-	writes      []string      // "create pods", in order, without leases and Events
+	writes      []string      // "create pods", in order, without the leader's Lease and Events
 	killOnWrite bool          // it is killed after each write, before it gets the answer
 	delayPods   bool          // watches of pods are held back after it created one, until it has written something else
 	resume      chan struct{} // closed when watches go on; nil while they are not held back
@@ -194,7 +193,8 @@ func (o *operator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if path != nil && path[1] == "pods" && r.URL.Query().Get("watch") == "true" {
 		w = delayed{w, o, r.Context().Done()}
 	}
-	if verb == "" || path == nil || slices.Contains([]string{"leases", "events"}, path[1]) {
+	elects := path != nil && path[1] == "leases" && strings.Contains(r.URL.Path, "/namespaces/default/")
+	if verb == "" || path == nil || elects || path[1] == "events" {
 		o.proxy.ServeHTTP(w, r)
 		return
 	}

@@ -32,6 +32,7 @@ func run() error {
 	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "imagePullSecrets of berths, in the guest's namespace, comma-separated")
 	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "CPU request of a berth for each vCPU")
 	flag.StringVar(&unsizedDisk, "max-unsized-disk", "10Gi", "ephemeral-storage that a berth requests for a disk without size")
+	flag.Int64Var(&o.Berth.VolumeGroup, "volume-group", 0x70010000, "group that owns the file systems of claims, the fsGroup of their berths")
 	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "add the memory that emulation needs to the requests of berths")
 	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may set on their berths, comma-separated; a trailing * matches any rest")
 	flag.StringVar(&o.Namespace, "namespace", "berth-system", "namespace of the leader election lease")

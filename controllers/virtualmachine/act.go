@@ -45,7 +45,15 @@ func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 	case removeBerthFinalizer:
 		return r.removeBerthFinalizer(ctx, a.pod)
 	case createBerth:
-		return r.createBerth(ctx, seen.vm, a.node)
+		return r.createBerth(ctx, seen, a.node)
+	case takeClaims:
+		return r.takeClaims(ctx, seen, seen.berth.UID)
+	case releaseClaims:
+		return r.releaseClaims(ctx, seen.vm, a.leases)
+	case makeClaim:
+		return r.makeClaim(ctx, seen.vm, a.diskClaim)
+	case updateClaim:
+		return r.updateClaim(ctx, seen.vm, a)
 	case deleteBerth:
 		return r.deleteBerth(ctx, a)
 	case deleteFinished:
@@ -56,10 +64,17 @@ func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch;create
 
-// createBerth makes the pod. That it exists already is success if it is ours.
-func (r *Reconciler) createBerth(ctx context.Context, vm *v1alpha1.VirtualMachine, node string) error {
-	pod, err := berth.PodFor(berth.Input{VM: vm, Node: node, Options: r.Options})
+// createBerth makes the pod, once the claims are the VirtualMachine's. That it exists already is success if it is ours.
+func (r *Reconciler) createBerth(ctx context.Context, seen snapshot, node string) error {
+	vm := seen.vm
+	if err := seen.claimFault(); err != nil {
+		return err
+	}
+	pod, err := berth.PodFor(berth.Input{VM: vm, Node: node, Claims: seen.berthClaims(), Options: r.Options})
 	if err != nil {
+		return err
+	}
+	if err := r.takeClaims(ctx, seen, ""); err != nil {
 		return err
 	}
 	err = r.Client.Create(ctx, pod)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -56,12 +57,18 @@ func newHarness(t *testing.T, config *rest.Config, c client.Client) *harness {
 			return err
 		},
 		List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+			var o client.ListOptions
+			o.ApplyOptions(opts)
+			if leases, is := list.(*coordinationv1.LeaseList); is {
+				uid, _ := o.FieldSelector.RequiresExactMatch(indexHolder)
+				err := c.List(ctx, leases, client.InNamespace(o.Namespace))
+				leases.Items = slices.DeleteFunc(leases.Items, func(l coordinationv1.Lease) bool { return !slices.Contains(holders(&l), uid) })
+				return err
+			}
 			pods, is := list.(*corev1.PodList)
 			if !is {
 				return c.List(ctx, list, opts...)
 			}
-			var o client.ListOptions
-			o.ApplyOptions(opts)
 			name, _ := o.FieldSelector.RequiresExactMatch(indexOwner) // which the API server does not know
 			if err := c.List(ctx, pods, client.InNamespace(o.Namespace), client.HasLabels{berth.LabelVM}); err != nil {
 				return err
@@ -724,6 +731,9 @@ func TestAgainstAPIServer(t *testing.T) {
 	})
 
 	t.Run("a berth for kept disks", func(t *testing.T) { pinned(t, start) })
+	t.Run("claims", func(t *testing.T) { claims(t, start) })
+	t.Run("claims from templates", func(t *testing.T) { templates(t, start) })
+	t.Run("one writer", func(t *testing.T) { oneWriter(t, start) })
 
 	t.Run("an API server that fails is tried again", func(t *testing.T) {
 		s := start(t)

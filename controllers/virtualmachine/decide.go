@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
@@ -32,6 +33,12 @@ type (
 	}
 	// removeBerthFinalizer lets a pod go whose guest is gone.
 	removeBerthFinalizer struct{ pod *corev1.Pod }
+	// takeClaims takes the Leases of the claims for the berth, and releaseClaims gives up those that are needed no more.
+	takeClaims    struct{}
+	releaseClaims struct{ leases []coordinationv1.Lease }
+	// makeClaim makes a claim from its template, and updateClaim makes of the one that was seen what it is to be now.
+	makeClaim   struct{ diskClaim }
+	updateClaim struct{ seen, now *corev1.PersistentVolumeClaim }
 	// deleteFinished deletes the VirtualMachine of a guest that has ended for good, as long ago as its spec says.
 	deleteFinished struct{}
 )
@@ -41,6 +48,10 @@ func (removeFinalizer) isAction()      {}
 func (createBerth) isAction()          {}
 func (deleteBerth) isAction()          {}
 func (removeBerthFinalizer) isAction() {}
+func (takeClaims) isAction()           {}
+func (releaseClaims) isAction()        {}
+func (makeClaim) isAction()            {}
+func (updateClaim) isAction()          {}
 func (deleteFinished) isAction()       {}
 
 // decide is the whole policy. Restarts in place are kubelet's. The scheduler and the image's check need not wait for the
@@ -50,6 +61,10 @@ func decide(seen snapshot) []action {
 	if seen.lacksFinalizer() {
 		actions = append(actions, addFinalizer{})
 	}
+	if leases := seen.unneeded(); len(leases) > 0 {
+		actions = append(actions, releaseClaims{leases})
+	}
+	actions = append(actions, decideClaims(seen)...)
 	if left, counts := seen.timeToLive(); counts && left <= 0 {
 		actions = append(actions, deleteFinished{})
 	}
@@ -69,6 +84,8 @@ func decideBerth(seen snapshot) []action {
 		return seen.finish(placedBerth{seen.berth, seen.node, seen.host})
 	case !seen.wantsGuest(), seen.restartRequested(), seen.mustReplace():
 		return []action{deleteBerth{seen.berth, seen.grace()}}
+	case !seen.statusMatchesBerth() && seen.acceptable() && seen.lacksLeases():
+		return []action{takeClaims{}}
 	default:
 		return nil
 	}
@@ -92,6 +109,8 @@ func decideWithoutBerth(seen snapshot) []action {
 		return nil // the status tells first that the end of the guest before counts no more, so it is never taken for the next one's
 	case seen.wantsGuest() && (!seen.previousReleased() || len(seen.surplus) > 0):
 		return nil // a second guest must not start, so the agents of their nodes report first
+	case seen.wantsGuest() && seen.makesClaims():
+		return nil
 	case seen.wantsGuest():
 		return []action{createBerth{node: seen.pinnedNode()}}
 	case !seen.vm.DeletionTimestamp.IsZero() && seen.hasFinalizer() && seen.disksGone():
@@ -156,7 +175,7 @@ func (s *snapshot) wake() (wait time.Duration) {
 
 // pinnedNode is the node that has the guest's kept disks, "" if there are none.
 func (s *snapshot) pinnedNode() string {
-	if slices.ContainsFunc(s.vm.Status.Disks, func(d v1alpha1.DiskStatus) bool { return !d.Ephemeral }) {
+	if slices.ContainsFunc(s.vm.Status.Disks, berth.OnNode) {
 		return s.vm.Status.NodeName
 	}
 	return ""

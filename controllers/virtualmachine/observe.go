@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,6 +42,9 @@ type snapshot struct {
 	misplaced bool
 	// notStarted is why kubelet does not run the berth's container, in its words; "" if it says nothing.
 	notStarted string
+	// claims are the disks of the spec that have one, and leases those that the VirtualMachine has of claims.
+	claims []diskClaim
+	leases []coordinationv1.Lease
 	// shimImage is that of the operator's own shim.
 	shimImage string
 	now       time.Time
@@ -58,8 +62,11 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (sn
 	if err := r.observeBerths(ctx, &seen, name); err != nil {
 		return seen, err
 	}
-	if seen.berth == nil {
+	if seen.vm == nil {
 		return seen, nil
+	}
+	if err := r.observeClaims(ctx, &seen); err != nil || seen.berth == nil {
+		return seen, err
 	}
 	changes, err := berth.Changes(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
 	if err != nil {
@@ -166,7 +173,7 @@ func (r *Reconciler) compare(ctx context.Context, seen *snapshot) error {
 // made, so it may be bound to no node, or to the one where it is.
 func (r *Reconciler) unlike(pod *corev1.Pod, seen *snapshot) (mutation string, err error) {
 	for _, node := range []string{seen.pinnedNode(), "", pod.Spec.NodeName} {
-		made, err := berth.PodFor(berth.Input{VM: seen.vm, Node: node, Options: r.Options})
+		made, err := berth.PodFor(berth.Input{VM: seen.vm, Node: node, Claims: seen.berthClaims(), Options: r.Options})
 		if err != nil { // the administrator's options have changed
 			return err.Error(), nil //nolint:nilerr // it is told as such
 		}
@@ -179,9 +186,15 @@ func (r *Reconciler) unlike(pod *corev1.Pod, seen *snapshot) (mutation string, e
 	return mutation, nil
 }
 
-// accepted: the berth has a node, and its guest may be started there. Nothing is made there before the finalizer is set.
+// accepted: the berth has a node, and its guest may be started there. Nothing is made there before the finalizer is set, and
+// the claims are the berth's.
 func (s *snapshot) accepted() bool {
-	return s.berth.Spec.NodeName != "" && (s.statusMatchesBerth() || s.mutation == "" && !s.misplaced && len(s.outdated) == 0 && !s.lacksFinalizer())
+	return s.berth.Spec.NodeName != "" && (s.statusMatchesBerth() || s.acceptable() && !s.lacksFinalizer() && !s.lacksLeases())
+}
+
+// acceptable: the berth has a node, and is as the spec has it.
+func (s *snapshot) acceptable() bool {
+	return s.berth.Spec.NodeName != "" && s.mutation == "" && !s.misplaced && len(s.outdated) == 0
 }
 
 // observeVM reads the VirtualMachine, and the node and host of its status.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -80,6 +81,8 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 		{&v1alpha1.VirtualMachine{}, indexNode, func(o client.Object) []string { return []string{o.(*v1alpha1.VirtualMachine).Status.NodeName} }},
 		{&corev1.Pod{}, indexNode, func(o client.Object) []string { return []string{o.(*corev1.Pod).Spec.NodeName} }},
 		{&corev1.Pod{}, indexOwner, ownerName},
+		{&v1alpha1.VirtualMachine{}, indexClaim, claimNames},
+		{&coordinationv1.Lease{}, indexHolder, holders},
 	} {
 		if err := mgr.GetFieldIndexer().IndexField(ctx, index.object, index.field, index.values); err != nil {
 			return fmt.Errorf("indexing %T by %s: %w", index.object, index.field, err)
@@ -90,6 +93,8 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(onBerth)).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.onNode), builder.WithPredicates(nodeChange)).
 		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.onHost), builder.WithPredicates(hostChange)).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.onClaim)).
+		Watches(&coordinationv1.Lease{}, handler.EnqueueRequestsFromMapFunc(r.onLease)).
 		WithOptions(controller.Options{
 			MaxConcurrentReconciles: workers,
 			// What failed is tried again within ten seconds: the API server may be back.

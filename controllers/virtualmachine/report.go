@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -51,12 +52,12 @@ func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (
 	return 0, err
 }
 
-// debounce is for how long the status may leave out that a berth is being created or deleted. The berth's name is
-// written at once, since the agent of its node waits for that; so is what goes wrong, and that the deletion is over.
+// debounce is for how long the status may leave out that a berth is being created or deleted. The berth's name and its claims
+// are written at once, since the agent of its node waits for them; so is what goes wrong, and that the deletion is over.
 func (s *snapshot) debounce(want, have *v1alpha1.VirtualMachineStatus) time.Duration {
 	var since time.Time
 	switch {
-	case want.Berth != nil && !equality.Semantic.DeepEqual(want.Berth, have.Berth), !equality.Semantic.DeepEqual(want.Ended, have.Ended),
+	case want.Berth != nil && (!equality.Semantic.DeepEqual(want.Berth, have.Berth) || !equality.Semantic.DeepEqual(want.Disks, have.Disks)), !equality.Semantic.DeepEqual(want.Ended, have.Ended),
 		slices.ContainsFunc(want.Conditions, isWarning), slices.ContainsFunc(have.Conditions, isWarning):
 		return 0
 	case !s.vm.DeletionTimestamp.IsZero():
@@ -96,8 +97,37 @@ func owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
 	return &v1alpha1.VirtualMachineStatus{
 		ObservedGeneration: s.ObservedGeneration, Phase: s.Phase, NodeName: s.NodeName, Berth: s.Berth,
 		Addresses: s.Addresses, Image: s.Image, VCPUs: s.VCPUs, Restarts: s.Restarts, Ended: s.Ended,
-		Conditions: condition.Of(s.Conditions, ownConditions),
+		Conditions: condition.Of(s.Conditions, ownConditions), Disks: ownedDisks(s.Disks),
 	}
+}
+
+// ownedDisks are, by their names, those that have a claim, and the claim's part of them.
+func ownedDisks(all []v1alpha1.DiskStatus) (disks []v1alpha1.DiskStatus) {
+	for _, d := range all {
+		if d.ClaimName != "" {
+			disks = append(disks, v1alpha1.DiskStatus{Name: d.Name, ClaimName: d.ClaimName, ClaimUID: d.ClaimUID, Capacity: d.Capacity, VolumeMode: d.VolumeMode})
+		}
+	}
+	slices.SortFunc(disks, func(a, b v1alpha1.DiskStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return disks
+}
+
+// disks are the disks of the spec that have a claim.
+func (s *snapshot) disks() (disks []v1alpha1.DiskStatus) {
+	for _, d := range s.claims {
+		told := v1alpha1.DiskStatus{Name: d.disk.Name, ClaimName: d.name}
+		if c := d.claim; c != nil {
+			told.ClaimUID, told.VolumeMode = c.UID, corev1.PersistentVolumeFilesystem
+			if isBlock(c) {
+				told.VolumeMode = corev1.PersistentVolumeBlock
+			}
+			if capacity, bound := c.Status.Capacity[corev1.ResourceStorage]; bound {
+				told.Capacity = &capacity
+			}
+		}
+		disks = append(disks, told)
+	}
+	return ownedDisks(disks)
 }
 
 // statusOf builds the operator's part of the status, whole.
@@ -109,6 +139,7 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 		Image:              bootImage(vm),
 		VCPUs:              berth.VCPUs(vm),
 		Ended:              seen.ended(),
+		Disks:              seen.disks(),
 	}
 	if pod == nil && !seen.previousReleased() {
 		s.Berth = vm.Status.Berth
@@ -156,10 +187,12 @@ func (s *snapshot) usersFor(ready *metav1.Condition) time.Duration {
 }
 
 func bootImage(vm *v1alpha1.VirtualMachine) string {
-	if len(vm.Spec.Disks) > 0 {
-		return vm.Spec.Disks[0].Image
+	switch s := &vm.Spec; {
+	case len(s.Disks) > 0 && s.Disks[0].Image != "" || s.Kernel == nil:
+		return s.Disks[0].Image
+	default:
+		return s.Kernel.Image
 	}
-	return vm.Spec.Kernel.Image
 }
 
 func guestStatus(pod *corev1.Pod) *corev1.ContainerStatus {

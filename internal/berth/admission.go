@@ -69,6 +69,9 @@ func leavesOfPod(pod *corev1.Pod) (map[string]string, error) {
 // inGuest begins the patterns of the container's fields.
 const inGuest = `spec\.containers\[guest\]\.`
 
+// diskMounts begins the fields of a claim's mount, to which nothing is added: not even that it is only read.
+const diskMounts = "spec.containers[guest].volumeMounts[" + diskVolumes
+
 var (
 	// freeFields may be anything: they decide where and when the pod runs, and not what.
 	freeFields = pattern(
@@ -116,7 +119,7 @@ func admitted(field, from, to string) bool {
 		return allDifferent(strings.Fields(strings.Trim(to, "[]")))
 	case field == "spec.containers[guest].image":
 		return SameImage(to, from)
-	case from != "":
+	case from != "", strings.HasPrefix(field, diskMounts):
 		return false
 	case strings.HasPrefix(field, "annotations"):
 		key := strings.Trim(strings.TrimPrefix(field, "annotations"), ".[]")

@@ -76,6 +76,9 @@ func TrimForCache(pod *corev1.Pod) {
 		AnnotationSpec: pod.Annotations[AnnotationSpec], AnnotationRestartedAt: pod.Annotations[AnnotationRestartedAt],
 	}
 	trimmed := corev1.PodSpec{NodeName: spec.NodeName, TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds}
+	if c := spec.SecurityContext; c != nil && c.FSGroup != nil {
+		trimmed.SecurityContext = &corev1.PodSecurityContext{FSGroup: c.FSGroup}
+	}
 	for _, c := range spec.EphemeralContainers {
 		trimmed.EphemeralContainers = append(trimmed.EphemeralContainers,
 			corev1.EphemeralContainer{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: c.Name}})

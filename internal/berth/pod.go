@@ -41,6 +41,8 @@ type Options struct {
 	Emulation bool
 	// AllowedAnnotations are the annotations that a VirtualMachine may put on its berth; a trailing * matches any rest.
 	AllowedAnnotations []string
+	// VolumeGroup is the group that owns the file systems of claims.
+	VolumeGroup int64
 }
 
 // GraceSeconds is the termination grace period of the VirtualMachine's berth, in seconds.
@@ -58,13 +60,15 @@ type Input struct {
 	VM *v1alpha1.VirtualMachine
 	// Node pins the berth to the node of this name; "" leaves the choice to the scheduler.
 	Node string
+	// Claims are those of the disks that have one, by the disks' names.
+	Claims map[string]Claim
 	// Options are the administrator's.
 	Options Options
 }
 
 // PodFor makes the berth of a VirtualMachine: an unprivileged pod of the same
 // name, owned by the VirtualMachine, whose one container runs the shim.
-// A User fault says that the spec asks for what the administrator does not allow.
+// A User fault says that the spec asks for what the administrator does not allow, or for a claim that is not there.
 func PodFor(in Input) (*corev1.Pod, error) {
 	vm := in.VM
 	record, err := Record(&vm.Spec)
@@ -87,6 +91,10 @@ func PodFor(in Input) (*corev1.Pod, error) {
 	annotations[AnnotationSpec] = record
 	annotations[AnnotationRestartedAt] = vm.Spec.RestartedAt
 
+	spec := podSpec(in)
+	if err := addClaims(&spec, in); err != nil {
+		return nil, err
+	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Name: vm.Name, Namespace: vm.Namespace,
@@ -94,7 +102,7 @@ func PodFor(in Input) (*corev1.Pod, error) {
 			Finalizers:      []string{PodFinalizer},
 			OwnerReferences: []metav1.OwnerReference{*metav1.NewControllerRef(vm, v1alpha1.GroupVersion.WithKind("VirtualMachine"))},
 		},
-		Spec: podSpec(in),
+		Spec: spec,
 	}, nil
 }
 

@@ -25,7 +25,7 @@ var update = flag.Bool("update", false, "write the goldens")
 
 var options = Options{
 	ShimImage: "registry.example/berth-shim:1", PullPolicy: corev1.PullIfNotPresent,
-	CPURequest: resource.MustParse("100m"), AllowedAnnotations: []string{"prometheus.io/*", "sidecar.istio.io/inject"},
+	CPURequest: resource.MustParse("100m"), AllowedAnnotations: []string{"prometheus.io/*", "sidecar.istio.io/inject"}, VolumeGroup: 1879113728,
 }
 
 func vm(changes ...func(*v1alpha1.VirtualMachineSpec)) *v1alpha1.VirtualMachine {
@@ -67,12 +67,13 @@ func TestPodFor(t *testing.T) {
 		vm   *v1alpha1.VirtualMachine
 		node string
 	}{
-		"plain": {vm(), ""},
-		"full":  {vm(everything), "n1"},
-		"live":  {vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Ephemeral = true }), ""},
+		"plain":  {vm(), ""},
+		"full":   {vm(everything), "n1"},
+		"live":   {vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Ephemeral = true }), ""},
+		"claims": {vm(onClaims), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			pod, err := PodFor(Input{VM: tt.vm, Node: tt.node, Options: options})
+			pod, err := PodFor(Input{VM: tt.vm, Node: tt.node, Claims: claims, Options: options})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -155,6 +155,12 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 // clearUnrecorded takes out of a spec what acts at once and has no place in a record.
 func clearUnrecorded(s *v1alpha1.VirtualMachineSpec) {
 	s.State, s.RestartedAt, s.TTLSecondsAfterFinished = "", "", nil
+	s.VolumeClaimTemplates, s.VolumeClaimRetention = nil, ""
+	for i := range s.Disks {
+		if s.Disks[i].PersistentVolumeClaim != nil {
+			s.Disks[i].Size = nil
+		}
+	}
 }
 
 // actsAtOnce is a field of records whose change is never pending.

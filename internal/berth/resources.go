@@ -77,7 +77,9 @@ func resources(vm *v1alpha1.VirtualMachine, o Options) corev1.ResourceRequiremen
 // localStorage is what the guest's disks may grow to on the node.
 func localStorage(vm *v1alpha1.VirtualMachine, o Options) (sum resource.Quantity) {
 	for _, d := range vm.Spec.Disks {
-		sum.Add(diskSize(vm, d, o))
+		if d.PersistentVolumeClaim == nil {
+			sum.Add(diskSize(vm, d, o))
+		}
 	}
 	return sum
 }
@@ -97,7 +99,7 @@ func diskSize(vm *v1alpha1.VirtualMachine, d v1alpha1.Disk, o Options) resource.
 // HasLocalDisks is true when the guest has disks that outlive its berth, on the node where they were made.
 func HasLocalDisks(vm *v1alpha1.VirtualMachine) bool {
 	for _, d := range vm.Spec.Disks {
-		if !d.Ephemeral {
+		if !d.Ephemeral && d.PersistentVolumeClaim == nil {
 			return true
 		}
 	}

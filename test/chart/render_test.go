@@ -80,6 +80,7 @@ func TestValues(t *testing.T) {
 			{"no replica", "operator.replicas=0", "replicas"},
 			{"a CPU request of nothing", "operator.cpuRequestPerVCPU=0", "cpuRequestPerVCPU"},
 			{"a CPU request that is no quantity", "operator.cpuRequestPerVCPU=much", "cpuRequestPerVCPU"},
+			{"root's group for volumes", "operator.volumeGroup=0", "volumeGroup"},
 			{"a directory that is relative", "agent.stateDir=var/lib/berth", "stateDir"},
 			{"a port out of range", "agent.metricsPort=70000", "metricsPort"},
 			{"a registry with a scheme", "agent.insecureRegistries={http://r}", "insecureRegistries"},
@@ -106,6 +107,7 @@ func TestValues(t *testing.T) {
 		tests := []struct{ name, value, says string }{
 			{"a mirror", "image.registry=mirror:5000/berth", "mirror:5000/berth/berth-operator:"},
 			{"a whole CPU for each vCPU", "operator.cpuRequestPerVCPU=1", "-cpu-request-per-vcpu=1\n"},
+			{"a group for volumes", "operator.volumeGroup=1879113729", "-volume-group=1879113729\n"},
 			{"a share of one", "operator.cpuRequestPerVCPU=0.5", "-cpu-request-per-vcpu=0.5\n"},
 			{"a tag", "image.tag=v9", "ghcr.io/berth-dev/berth-shim:v9"},
 			{"emulation", "agent.acceleration=Emulation", "-emulation=true"},
