@@ -1,7 +1,9 @@
-// Command berth-agent runs the guests of one node. It runs as a DaemonSet.
+// Command berth-agent runs the guests of one node. It runs as a DaemonSet. `berth-agent worker` is the program that it
+// starts, confined, to make disks on volumes.
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -17,6 +19,8 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/agent"
 	"github.com/berth-dev/berth/internal/host/cgroup" //nolint:depguard // the process re-executes itself before anything else runs
+	"github.com/berth-dev/berth/internal/host/sandbox"
+	"github.com/berth-dev/berth/internal/worker"
 )
 
 // version is set by the linker.
@@ -30,6 +34,14 @@ func main() {
 }
 
 func run() error {
+	if len(os.Args) > 1 && os.Args[1] == "worker" {
+		if err := sandbox.Enter(); err != nil {
+			return err
+		}
+		dir, image := os.NewFile(3, "volume"), os.NewFile(4, "image")
+		defer image.Close() // held until then: without a seed, descriptor 4 may be Go's own
+		return worker.Run(context.Background(), os.Stdin, os.Stdout, dir, image)
+	}
 	if err := cgroup.EnterHostNamespace(); err != nil {
 		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
 	}

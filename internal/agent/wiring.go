@@ -24,6 +24,7 @@ import (
 	"github.com/berth-dev/berth/internal/agent/pulls"
 	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
+	"github.com/berth-dev/berth/internal/agent/volumes"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
@@ -36,6 +37,7 @@ import (
 	"github.com/berth-dev/berth/internal/host/process"
 	"github.com/berth-dev/berth/internal/host/qga"
 	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/internal/host/sandbox"
 	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/host/volume"
 	"github.com/berth-dev/berth/internal/kube"
@@ -93,6 +95,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			go w.guests.ResyncAll()
 		},
 	})
+	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), w.libvirt.PID)
 	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
 	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
 	w.pulls = pulls.New(ctx, pulls.Options{
@@ -109,7 +112,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	})
 	w.host = host.New(ctx, host.Options{
 		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: w.cgroups.Unified(), RequireConfinement: o.RequireConfinement, KeepStrayDisks: o.KeepStrayDisks, Client: mgr.GetClient(),
-		Libvirt: w.libvirt, Store: identified{images, w.resync}, FindQEMU: process.Find, PodOf: podOf, Now: time.Now,
+		Libvirt: w.libvirt, CheckVolumes: attachments.Check, Store: identified{images, w.resync}, FindQEMU: process.Find, PodOf: podOf, Now: time.Now,
 		VirtualMachine: func(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
 			return w.guests.VirtualMachine(ctx, uid)
 		},
@@ -120,7 +123,10 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		Host: virtualmachine.Host{
 			Libvirt: w.libvirt, Processes: process.Table{}, Cgroups: w.cgroups, Store: images, Consoles: consoles, Network: podnet.Pods{},
 			OpenGuestAgent: openGuestAgent,
-			ReadFile:       volume.ReadFile, Shims: sessionsOf{sessions}, Images: w.pulls, Facts: w.host,
+			Volumes: volumes.New(ctx, volumes.Options{
+				Host: attachments, Disks: attachments, Run: sandbox.Run, Wake: w.enqueue, Now: time.Now,
+			}),
+			ReadFile: volume.ReadFile, Shims: sessionsOf{sessions}, Images: w.pulls, Facts: w.host,
 		},
 		Partition: w.partition, HoldBackPulls: registry.HoldBack, Tools: tools,
 		Cache: mgr.GetClient(), Live: mgr.GetAPIReader(),

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/kubelet"
 )
 
@@ -40,7 +41,7 @@ func (r *Reconciler) checks(seen *snapshot, cpus int32) []check {
 	list = append(list, checkKubelet(seen.kubelet, seen.kubeletErr, cpus)...)
 	return append(list,
 		checkForeignDomains(seen.foreignRunning, seen.foreignErr), checkCPU(seen.cpuinfo.text, seen.cpuinfo.err, r.Acceleration),
-		checkCgroups(r.UnifiedCgroups), checkSELinux(seen.selinux.text, seen.selinux.err))
+		checkCgroups(r.UnifiedCgroups), checkSELinux(seen.selinux.text, seen.selinux.err), checkVolumes(seen.volumesErr))
 }
 
 func checkControllers(conf string, err error) check {
@@ -118,6 +119,19 @@ func checkSELinux(enforce string, err error) check {
 	c := check{name: "SELinux", unknown: err != nil}
 	if strings.TrimSpace(enforce) == "1" {
 		c.message = "SELinux is enforcing, which Berth does not support: it has no policy, so guests may be denied their disks; run guests on hosts without SELinux"
+	}
+	return c
+}
+
+// checkVolumes tells why guests get no volumes of claims here.
+func checkVolumes(err error) check {
+	c := check{name: string(v1alpha1.ReasonMountsNotShared)}
+	switch {
+	case err == nil:
+	case fault.ClassOf(err) == fault.User:
+		c.message = "guests with claims do not start here: " + err.Error()
+	default:
+		c.unknown = true
 	}
 	return c
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/kubelet"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
@@ -58,6 +59,9 @@ func TestChecks(t *testing.T) {
 		"SELinux is off":                 {checks: []check{checkSELinux("", nil)}},
 		"SELinux is permissive":          {checks: []check{checkSELinux("0", nil)}},
 		"SELinux is enforcing":           {checks: []check{checkSELinux("1", nil)}, want: "SELinux", says: "does not support"},
+		"volumes can be attached":        {checks: []check{checkVolumes(nil)}},
+		"the root mount is private":      {checks: []check{checkVolumes(fault.NewUser(v1alpha1.ReasonMountsNotShared, errors.New("run mount --make-rshared /")))}, want: "MountsNotShared", says: "run mount --make-rshared /"},
+		"libvirtd does not say, so far":  {checks: []check{checkVolumes(errors.New("no"))}},
 		"SELinux cannot be read, so far": {checks: []check{checkSELinux("", errors.New("no"))}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -39,6 +39,7 @@ type snapshot struct {
 	foreignErr     error
 	kubelet        kubelet.Config
 	kubeletErr     error
+	volumesErr     error // why volumes cannot be attached
 
 	qemuConf, cpuinfo, selinux file
 }
@@ -69,6 +70,7 @@ func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
 	seen.strays = r.observeStrays(ctx, s)
 	s.ForeignDomains, seen.foreignRunning, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)
 	seen.kubelet, seen.kubeletErr = kubelet.Read()
+	seen.volumesErr = r.CheckVolumes(ctx)
 	root, err := r.Libvirt.Root()
 	seen.qemuConf, seen.selinux = readFile(root, "etc/libvirt/qemu.conf", err), readFile(root, "sys/fs/selinux/enforce", err)
 	seen.cpuinfo = readFile("/proc", "cpuinfo", nil)

@@ -144,7 +144,7 @@ func TestReleasedBerths(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := &Reconciler{Options: Options{
 				Client:         fake.NewClientBuilder().WithScheme(kube.Scheme()).WithObjects(c.pod).Build(),
-				VirtualMachine: virtualMachines, FindQEMU: findQEMU, PodOf: podOf,
+				VirtualMachine: virtualMachines, CheckVolumes: attachable, FindQEMU: findQEMU, PodOf: podOf,
 			}}
 			if diff := cmp.Diff(c.want, r.releasedBerths(t.Context(), c.had)); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
@@ -171,7 +171,7 @@ func TestReleasedBerthsOfALargeNode(t *testing.T) {
 		},
 	}).Build()
 	r := &Reconciler{Options: Options{
-		Client: c, VirtualMachine: virtualMachines, FindQEMU: func(string) ([]process.Process, error) { return nil, nil },
+		Client: c, VirtualMachine: virtualMachines, CheckVolumes: attachable, FindQEMU: func(string) ([]process.Process, error) { return nil, nil },
 	}}
 	if diff := cmp.Diff(all[:maxListed], r.releasedBerths(t.Context(), proven)); diff != "" {
 		t.Errorf("one more than can be listed, -want +got:\n%s", diff)
@@ -216,7 +216,7 @@ func TestObserve(t *testing.T) {
 func newReconciler(t *testing.T, c client.Client, libvirt Libvirt, s Store) *Reconciler {
 	return New(t.Context(), Options{
 		Node: "n1", Version: "v1", Acceleration: v1alpha1.AccelerationEmulation, Client: c, Libvirt: libvirt, Store: s,
-		VirtualMachine: virtualMachines, FindQEMU: process.Find, Now: time.Now,
+		VirtualMachine: virtualMachines, CheckVolumes: attachable, FindQEMU: process.Find, Now: time.Now,
 	})
 }
 

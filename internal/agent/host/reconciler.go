@@ -58,7 +58,8 @@ type Strays interface {
 type Options struct {
 	Node, Version  string // the node's name, which is its VirtualMachineHost's, and the agent's version
 	Acceleration   v1alpha1.Acceleration
-	UnifiedCgroups bool // the host uses cgroup v2
+	CheckVolumes   func(context.Context) error // tells why volumes cannot be attached
+	UnifiedCgroups bool                        // the host uses cgroup v2
 	// RequireConfinement: no guest starts where QEMU is not confined by seccomp and a security driver.
 	RequireConfinement bool
 	// KeepStrayDisks is for how long disks are kept whose VirtualMachine nobody knows; 0 is for ever.

@@ -74,7 +74,7 @@ func TestRemoveStrays(t *testing.T) {
 		}
 		r := New(t.Context(), Options{
 			Store: s, Libvirt: libvirt, KeepStrayDisks: c.keep, Now: func() time.Time { return now },
-			FindQEMU: func(string) ([]process.Process, error) { return c.qemus, c.qemu },
+			CheckVolumes: attachable, FindQEMU: func(string) ([]process.Process, error) { return c.qemus, c.qemu },
 		})
 		if err := r.removeStrays(t.Context(), []stray{{Guest: c.stray, since: now.Add(-c.age)}}); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -54,6 +54,12 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 			r.Host.Images.Start(g.uid, g.Machine.Namespace, i, r.keys(o.session, s.Secrets))
 		}
 		return nil
+	case plan.AttachVolumes:
+		return r.attachVolumes(ctx, &g.Machine, o.session, s.Disks)
+	case plan.MakeVolumes:
+		return r.makeVolumes(&g.Machine, o.session, s.Disks)
+	case plan.GrowDisk:
+		return r.growDisk(ctx, uid, s)
 	case plan.MakeDisk:
 		return r.makeDisk(g, s)
 	case plan.KeepKernel:
@@ -96,7 +102,7 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 	case plan.EndShim:
 		return r.endShim(ctx, g, o.session, s.Exit)
 	case plan.CleanUp:
-		return errors.Join(r.Host.Consoles.Remove(uid), r.Host.Store.RemoveSeed(uid))
+		return errors.Join(r.Host.Consoles.Remove(uid), r.Host.Store.RemoveSeed(uid), r.Host.Volumes.Detach(ctx, uid))
 	case plan.RemoveDisks:
 		return r.removeDisks(ctx, g)
 	}

@@ -43,6 +43,11 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 	if err := r.makeFiles(m, &guest, user); err != nil {
 		return err
 	}
+	if m.Group != 0 { // which is not the one that the host lets in
+		if err := r.Host.Volumes.Grant(ctx, int(m.Group)); err != nil {
+			return err
+		}
+	}
 	xml, err := domain.XML(guest)
 	if err != nil {
 		return fmt.Errorf("describing the domain: %w", err)
@@ -97,10 +102,7 @@ func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID, user int) 
 		Console:   r.Host.Consoles.Path(uid, console.Serial),
 		GuestPort: r.Host.Consoles.Path(uid, console.GuestPort), ExitPort: r.Host.Consoles.Path(uid, console.ExitPort),
 		UID: uint32(user), //nolint:gosec // a uid
-		GID: r.Host.Libvirt.KVMGroup(),
-	}
-	if g.GID == 0 { // nobody may open /dev/kvm
-		g.GID = g.UID
+		GID: r.group(m, user),
 	}
 	if len(m.NICs) > 0 {
 		g.NIC = &domain.NIC{Tap: m.NICs[0].Tap, MAC: hardware.MAC(m.UID, m.NICs[0].Name, 0)}
@@ -110,14 +112,23 @@ func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID, user int) 
 		return g, fmt.Errorf("reading disks: %w", err)
 	}
 	for _, want := range m.Disks {
+		if want.Claim != nil {
+			disk, err := r.volumeDisk(uid, want)
+			if err != nil {
+				return g, err
+			}
+			g.Disks = append(g.Disks, disk)
+			continue
+		}
 		i := slices.IndexFunc(made, func(d store.GuestDisk) bool { return d.Name == want.Name })
 		if i < 0 {
 			return g, fmt.Errorf("disk %s of the spec is missing in the VM's directory on node %s", want.Name, r.Node)
 		}
-		base := made[i].Base
-		g.Disks = append(g.Disks, domain.Disk{Name: want.Name, Path: made[i].Path, Backing: []domain.Backing{
-			{Path: base.DiskPath(), Format: domain.Format(base.Format)},
-		}})
+		disk := domain.Disk{Name: want.Name, Path: made[i].Path}
+		if base := made[i].Base; base.Digest != "" {
+			disk.Backing = []domain.Backing{{Path: base.DiskPath(), Format: domain.Format(base.Format)}}
+		}
+		g.Disks = append(g.Disks, disk)
 	}
 	if k := m.Kernel; k != nil {
 		kernel, err := r.Host.Store.Image(contentOf(k.Image))

@@ -23,7 +23,10 @@ import (
 	"github.com/berth-dev/berth/internal/host/hosttest"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/runtime"
+	"github.com/berth-dev/berth/internal/host/sandbox"
 	"github.com/berth-dev/berth/internal/host/store"
+	"github.com/berth-dev/berth/internal/host/volume"
+	"github.com/berth-dev/berth/internal/worker"
 )
 
 // fakeSession is a session that is good for its process alone.
@@ -367,12 +370,40 @@ func (n *node) startAgent() {
 		Node: n.name, Guests: n.world.guests,
 		Host: Host{
 			Libvirt: libvirt{n.host.Libvirt, n}, Processes: n.host.Processes, Cgroups: n.host.Cgroups, Store: disk{n.host.Store, n}, Consoles: n.host.Consoles,
-			Network: n.host.Network, ReadFile: n.host.ReadFile, Shims: n, Images: n, Facts: facts{},
+			Network: n.host.Network, Volumes: claims{n.host.Volumes}, ReadFile: n.host.ReadFile, Shims: n, Images: n, Facts: facts{},
 		},
 		Partition: func(string) string { return "" }, HoldBackPulls: func() func() { return func() {} },
 		Cache: reader{n}, Live: reader{n}, Status: n,
 		Events: recorder{n}, Metrics: n.world.metrics, Enqueue: n.enqueue, Now: n.clock,
 	})
+}
+
+// claims are volumes whose workers are done at once.
+type claims struct{ *hosttest.Volumes }
+
+func (c claims) State(vm types.UID) (list []plan.Volume, err error) {
+	attached, err := c.Attached(string(vm))
+	for _, a := range attached {
+		list = append(list, plan.Volume{Disk: a.Disk, Claim: types.UID(a.Claim), Made: a.Made, Size: a.Size, Target: a.Target, Capacity: a.Capacity, Seed: a.Seed})
+	}
+	return list, err
+}
+
+func (c claims) Start(vm types.UID, disk string, r worker.Request, _ sandbox.Job) {
+	made := volume.Made{Size: r.Capacity, Target: r.Capacity, Capacity: r.Capacity}
+	attached, _ := c.Attached(string(vm)) // else RecordMade fails
+	for _, a := range attached {
+		if a.Disk == disk && a.Made {
+			made.Size = a.Size
+		}
+	}
+	if err := c.RecordMade(string(vm), disk, made); err != nil {
+		panic(err)
+	}
+}
+
+func (c claims) Grown(uid string, a volume.Attached, size int64) error {
+	return c.RecordMade(uid, a.Disk, volume.Made{Size: size, Target: a.Target, Capacity: a.Capacity})
 }
 
 // recorder keeps the reasons of Events.

@@ -17,7 +17,10 @@ import (
 	"github.com/berth-dev/berth/internal/host/podnet"
 	"github.com/berth-dev/berth/internal/host/process"
 	"github.com/berth-dev/berth/internal/host/qga"
+	"github.com/berth-dev/berth/internal/host/sandbox"
 	"github.com/berth-dev/berth/internal/host/store"
+	"github.com/berth-dev/berth/internal/host/volume"
+	"github.com/berth-dev/berth/internal/worker"
 )
 
 // Host is all that a Reconciler uses of the host that it runs on. Each part is what the package of internal/host of that
@@ -28,6 +31,7 @@ type Host struct {
 		DomainLogs
 		Power
 		Buttons
+		Resizer
 	}
 	Processes interface {
 		Processes
@@ -45,6 +49,10 @@ type Host struct {
 		Displays
 	}
 	Network Network
+	Volumes interface {
+		Attachments
+		Volumes
+	}
 	// OpenGuestAgent opens a guest agent's port, by QEMU's process and the number of the pseudo-terminal.
 	OpenGuestAgent func(ctx context.Context, pid, pts int) (GuestAgent, error)
 	// ReadFile reads a file, of limit bytes at most, in the mount namespace of a process.
@@ -82,6 +90,27 @@ type Power interface {
 type Buttons interface {
 	Reset(ctx context.Context, uuid string) error
 	InjectNMI(ctx context.Context, uuid string) error
+}
+
+// Resizer tells guests of disks that have grown.
+type Resizer interface {
+	ResizeDisk(ctx context.Context, uuid, path string, size int64) error
+}
+
+// Attachments are the claims' volumes of guests on the host.
+type Attachments interface {
+	Attach(ctx context.Context, g volume.Guest, shim int, v volume.Volume) error
+	Attached(uid string) ([]volume.Attached, error)
+	Detach(ctx context.Context, uid string) error
+	List() (uids []string, err error)
+	Grant(ctx context.Context, group int) error
+}
+
+// Volumes is what becomes of the disks on them.
+type Volumes interface {
+	State(vm types.UID) ([]plan.Volume, error)
+	Start(vm types.UID, disk string, r worker.Request, as sandbox.Job)
+	Grown(uid string, v volume.Attached, size int64) error
 }
 
 // Processes are the QEMUs of the host, whatever libvirt says.

@@ -128,7 +128,7 @@ func (w *world) operate(node string) {
 	switch {
 	case pod == nil && wanted && released && (vm.Spec.RestartPolicy != v1alpha1.RestartNever || w.pods == 0):
 		for _, d := range s.Disks {
-			if !d.Ephemeral { // it is where it is
+			if berth.OnNode(d) { // it is where it is
 				node = s.NodeName
 			}
 		}
@@ -157,7 +157,13 @@ func (w *world) operateElsewhere() {
 }
 
 func (w *world) makeBerth(node string) {
-	pod, err := berth.PodFor(berth.Input{VM: w.cluster.vm, Options: berth.Options{ShimImage: "shim"}})
+	claims := map[string]berth.Claim{}
+	for _, d := range w.cluster.vm.Status.Disks {
+		if d.ClaimName != "" {
+			claims[d.Name] = berth.Claim{Name: d.ClaimName, UID: d.ClaimUID, Block: d.VolumeMode == corev1.PersistentVolumeBlock}
+		}
+	}
+	pod, err := berth.PodFor(berth.Input{VM: w.cluster.vm, Claims: claims, Options: berth.Options{ShimImage: "shim", VolumeGroup: 1879113728}})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -101,6 +101,9 @@ func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 	o.Left = r.Host.Consoles.Exists(uid)
 	seed, seedErr := r.Host.Store.HasSeed(uid)
 	o.Left = o.Left || seed
+	if o.Volumes, err = r.Host.Volumes.State(g.uid); err != nil {
+		return errors.Join(err, seedErr)
+	}
 	o.Kept, err = r.Host.Store.Has(uid)
 	if err = errors.Join(err, seedErr); err != nil || g.VM == nil {
 		return err
@@ -243,6 +246,9 @@ func (r *Reconciler) observeDisks(g *target, o *observed) error {
 		o.Disks = append(o.Disks, machine.Disk{
 			Name: d.Name, Image: machine.Image{For: d.Name, Reference: d.Image, Digest: d.Base.Digest}, Size: d.VirtualSize, Ephemeral: d.Ephemeral,
 		})
+	}
+	for _, v := range o.Volumes {
+		kept[v.Disk] = kept[v.Disk] || v.Made
 	}
 	o.Images = map[string]plan.Image{}
 	keys := r.keys(o.session, g.Machine.PullSecrets)

@@ -182,6 +182,13 @@ func (r *Reconciler) resync(worth func(types.UID, libvirtd.Domain) bool) {
 	for _, uid := range consoles {
 		known[uid] = true
 	}
+	attached, err := r.Host.Volumes.List()
+	if err != nil {
+		log.V(1).Info("Listing the guests' volumes", "err", err.Error()) // without libvirtd, which another line tells
+	}
+	for _, uid := range attached {
+		known[uid] = true
+	}
 	domains, err := r.Host.Libvirt.States(ctx)
 	if err != nil {
 		domains = nil // the next connect asks again

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,6 +49,7 @@ func (r *Reconciler) announce(ctx context.Context, vm *v1alpha1.VirtualMachine, 
 			r.Events.Eventf(vm, nil, e.Reason.Event(), string(e.Reason), "Stop", "%s (exit code %d)", cmp.Or(e.Message, strings.TrimSuffix(e.Reason.When(), ".")), e.ExitCode)
 		}
 	}
+	r.announceData(vm, had, has)
 	for _, c := range has.Conditions {
 		old, reason := meta.FindStatusCondition(had.Conditions, c.Type), v1alpha1.Reason(c.Reason)
 		if old != nil && old.Reason == c.Reason && old.Message == c.Message {
@@ -66,6 +68,18 @@ func (r *Reconciler) announce(ctx context.Context, vm *v1alpha1.VirtualMachine, 
 			}
 		case reason.IsWarning() && c.Message != "" && (has.LastExit == nil || reason != has.LastExit.Reason):
 			r.Events.Eventf(vm, nil, reason.Event(), c.Reason, "Prepare", "%s", c.Message)
+		}
+	}
+}
+
+// announceData tells of each claim that was to be seeded and had data.
+func (r *Reconciler) announceData(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
+	for _, d := range has.Disks {
+		known := slices.ContainsFunc(had.Disks, func(old v1alpha1.DiskStatus) bool { return old.Name == d.Name && old.UsedClaimUID == d.UsedClaimUID })
+		wanted := slices.ContainsFunc(vm.Spec.Disks, func(s v1alpha1.Disk) bool { return s.Name == d.Name && s.Image != "" })
+		if d.UsedClaimUID != "" && !d.Seeded && !known && wanted {
+			reason := v1alpha1.ReasonClaimNotBlank
+			r.Events.Eventf(vm, nil, reason.Event(), string(reason), "Seed", "The claim of disk %s had data already: its image was not written to it", d.Name)
 		}
 	}
 }

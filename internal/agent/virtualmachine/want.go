@@ -57,6 +57,9 @@ func (r *Reconciler) want(ctx context.Context, uid types.UID) (*target, error) {
 			return g, err
 		}
 		g.berthRecord = pod.Annotations[berth.AnnotationSpec]
+		if c := pod.Spec.SecurityContext; c != nil && c.FSGroup != nil && g.Machine.OnFileSystems() {
+			g.Machine.Group = *c.FSGroup
+		}
 	}
 	if g.Berth == nil && vm.Status.ReleasedBerth != vm.Status.Berth.PodUID {
 		g.Vanished, err = r.vanished(ctx, vm)

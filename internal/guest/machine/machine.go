@@ -2,7 +2,9 @@ package machine
 
 import (
 	"net/netip"
+	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -31,6 +33,8 @@ type Machine struct {
 	Seed *Seed
 	// Tools: it gets the disk with the guest program.
 	Tools bool
+	// Group is the gid that QEMU needs for the claims' file systems, which is the berth's fsGroup; 0 for none.
+	Group int64
 	// Display is the type of its screen; "" if it has none.
 	Display v1alpha1.DisplayType
 	// PullSecrets are the Secrets for its images.
@@ -61,12 +65,28 @@ type Kernel struct {
 
 // Disk is a disk of a guest, as it is to be or as it is.
 type Disk struct {
-	Name  string
+	Name string
+	// Image has no Reference if the disk begins blank.
 	Image Image
 	// Size is what the guest sees, in bytes; 0 asks for the image's own, if that is at most MaxSize.
 	Size, MaxSize int64
 	// Ephemeral: it is made anew at each start.
 	Ephemeral bool
+	// Claim is the PersistentVolumeClaim that has it; nil for the node's own storage.
+	Claim *Claim
+}
+
+// Claim is a PersistentVolumeClaim that has a disk, as far as the operator has told of it.
+type Claim struct {
+	// UID and Capacity, in bytes, are zero before.
+	UID      types.UID
+	Capacity int64
+	// Block: its volume is a block device, and not a file system.
+	Block bool
+	// ReadOnly: guests only read it. Shared: several write it.
+	ReadOnly, Shared bool
+	// Used: the guest has had its disk there, which is not seeded again.
+	Used bool
 }
 
 // NIC is a network interface of a guest.
@@ -126,20 +146,8 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 			m.Kernel.Image.Digest = had.ImageDigest
 		}
 	}
-	for _, d := range spec.Disks {
-		disk := Disk{Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral}
-		if d.Size != nil {
-			disk.Size = d.Size.Value()
-		}
-		for _, had := range vm.Status.Disks {
-			if had.Name == d.Name && had.Image == d.Image {
-				disk.Image.Digest = had.ImageDigest
-				if had.Size != nil && disk.MaxSize > 0 { // it was allowed once
-					disk.MaxSize = max(disk.MaxSize, had.Size.Value())
-				}
-			}
-		}
-		m.Disks = append(m.Disks, disk)
+	for i := range spec.Disks {
+		m.Disks = append(m.Disks, diskOf(vm, &spec.Disks[i], on))
 	}
 	for _, n := range spec.Networks {
 		gateway := on.GuestSubnet.Masked().Addr().Next()
@@ -152,6 +160,36 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 		m.PullSecrets = append(m.PullSecrets, types.NamespacedName{Namespace: vm.Namespace, Name: s.Name})
 	}
 	return m, nil
+}
+
+// diskOf is what a disk of the spec is to be, by what the status says that it was.
+func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
+	disk := Disk{Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral}
+	if d.Size != nil {
+		disk.Size = d.Size.Value()
+	}
+	var had v1alpha1.DiskStatus
+	if i := slices.IndexFunc(vm.Status.Disks, func(s v1alpha1.DiskStatus) bool { return s.Name == d.Name }); i >= 0 {
+		had = vm.Status.Disks[i]
+	}
+	if had.Image == d.Image {
+		disk.Image.Digest = had.ImageDigest
+	}
+	if d.PersistentVolumeClaim != nil {
+		disk.Claim = &Claim{ReadOnly: d.Access == v1alpha1.DiskReadOnly, Shared: d.Access == v1alpha1.DiskShared}
+		if had.ClaimName == berth.ClaimName(vm, d) {
+			disk.Claim.UID, disk.Claim.Block = had.ClaimUID, had.VolumeMode == corev1.PersistentVolumeBlock
+			disk.Claim.Used = had.ClaimUID != "" && had.UsedClaimUID == had.ClaimUID
+			if had.Capacity != nil {
+				disk.Claim.Capacity = had.Capacity.Value()
+			}
+		}
+		return disk
+	}
+	if had.Image == d.Image && had.Size != nil && disk.MaxSize > 0 { // it was allowed once
+		disk.MaxSize = max(disk.MaxSize, had.Size.Value())
+	}
+	return disk
 }
 
 // seedOf is the seed of a guest that gets tools, or none.
@@ -179,10 +217,17 @@ func (m *Machine) ReservedPorts() []uint16 {
 	return []uint16{displayPort}
 }
 
-// Images are those that the machine needs.
+// OnFileSystems: claims have file systems for its disks.
+func (m *Machine) OnFileSystems() bool {
+	return slices.ContainsFunc(m.Disks, func(d Disk) bool { return d.Claim != nil && !d.Claim.Block })
+}
+
+// Images are those that the machine needs: of claims, only those that are still to be seeded.
 func (m *Machine) Images() (list []Image) {
 	for _, d := range m.Disks {
-		list = append(list, d.Image)
+		if d.Image.Reference != "" && (d.Claim == nil || !d.Claim.Used) {
+			list = append(list, d.Image)
+		}
 	}
 	if m.Kernel != nil {
 		list = append(list, m.Kernel.Image)

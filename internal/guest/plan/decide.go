@@ -64,6 +64,11 @@ func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 		look := min(max(age(m.shimStarting, now), shimLook), lastShimLook) // each takes twice as long to come as the one before
 		next.Wake = min(cmp.Or(next.Wake, look), look)
 	}
+	for _, v := range h.Volumes {
+		if left := v.rests(now); left > 0 && len(next.Steps) == 0 {
+			next.Wake = min(cmp.Or(next.Wake, left), left)
+		}
+	}
 	next, m.tools = m.tools.startTools(next, h, now)
 	return next, m
 }
@@ -144,13 +149,13 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	case h.Shim.Terminating:
 		return stop(w, h)
 	default:
-		return keep(w, h, age(m.diskError, now))
+		return keep(w, h, age(m.diskError, now), now)
 	}
 }
 
 // start goes on with a guest whose QEMU exists and whose shim waits.
 func start(w Want, h Have) []Step {
-	list := []Step{MoveToCgroup{}}
+	list := append([]Step{MoveToCgroup{}}, grown(h)...)
 	if len(w.Machine.NICs) > 0 {
 		list = append(list, ConnectNICs{w.Machine.NICs, w.Machine.ReservedPorts()})
 	}
@@ -187,7 +192,7 @@ func stop(w Want, h Have) Next {
 }
 
 // keep holds a guest in the state that the spec asks for; diskError is for how long its disk has been full or failing.
-func keep(w Want, h Have, diskError time.Duration) Next {
+func keep(w Want, h Have, diskError time.Duration, now time.Time) Next {
 	switch {
 	case h.Shim.asks():
 		return steps(h.Shim.actions()...)
@@ -197,6 +202,10 @@ func keep(w Want, h Have, diskError time.Duration) Next {
 		return steps(Resume{PausedExternally: condition.Is(w.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)}, NotifyShim{})
 	case !h.Shim.Running, h.LatestResets[0].After(h.Shim.ResetTold):
 		return steps(NotifyShim{Paused: h.Domain == DomainPaused, Reset: h.LatestResets[0]})
+	case len(grown(h)) > 0:
+		return steps(grown(h)...)
+	case len(outgrown(w, h, now)) > 0:
+		return Next{Steps: []Step{MakeVolumes{outgrown(w, h, now)}}, Wake: pullProgress}
 	case h.Domain == DomainPausedOnIOError && diskError < retryIOAfter:
 		return Next{Wake: retryIOAfter - diskError}
 	case h.Domain == DomainPausedOnIOError:
@@ -242,6 +251,8 @@ func decideEmpty(w Want, h Have, m Memory, now time.Time) Next {
 	case h.draining() && age(m.draining, now) < drainLimit:
 		return Next{Wake: drainLimit - age(m.draining, now)}
 	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
+		return steps(CleanUp{})
+	case len(h.Volumes) > 0 && h.Shim == nil && h.Container != ContainerAlive: // its container ended, or there is none
 		return steps(CleanUp{})
 	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Terminating):
 		return steps(append(exit(w, h), RemoveDisks{})...)
@@ -339,11 +350,14 @@ func prepare(w Want, h Have, now time.Time) Next {
 		return Next{Steps: []Step{PullImages{missing, w.Machine.PullSecrets}}, Wake: pullProgress}
 	case wake < never:
 		return Next{Wake: wake}
-	case h.Shim == nil:
-		return steps(create(w, h)...)
-	default:
-		return steps(append(create(w, h), start(w, h)...)...)
 	}
+	if next, done := attach(w, h, now); !done {
+		return next
+	}
+	if h.Shim == nil {
+		return steps(create(w, h)...)
+	}
+	return steps(append(create(w, h), start(w, h)...)...)
 }
 
 // create makes all that is missing of the guest, up to its halted QEMU. Its images are there.
@@ -358,7 +372,7 @@ func create(w Want, h Have) (list []Step) {
 	}
 	for _, d := range m.Disks {
 		has := h.disk(d.Name)
-		if has != nil && !has.Ephemeral {
+		if d.Claim != nil || has != nil && !has.Ephemeral {
 			continue
 		}
 		d.Image.Digest = h.Images[d.Name].Digest

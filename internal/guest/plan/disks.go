@@ -36,7 +36,9 @@ func unusableDisks(w Want, h Have) error {
 // ephemeral ones that were made elsewhere, whose digests stay theirs.
 func absentDisks(w Want, h Have) (list []v1alpha1.DiskStatus) {
 	for _, had := range w.VM.Status.Disks {
-		wanted := slices.ContainsFunc(w.Machine.Disks, func(d machine.Disk) bool { return d.Name == had.Name && d.Image.Reference == had.Image })
+		wanted := slices.ContainsFunc(w.Machine.Disks, func(d machine.Disk) bool {
+			return d.Name == had.Name && d.Image.Reference == had.Image && d.Claim == nil
+		})
 		if wanted && h.disk(had.Name) == nil {
 			list = append(list, had)
 		}
@@ -49,7 +51,7 @@ func absentDisks(w Want, h Have) (list []v1alpha1.DiskStatus) {
 func diskMismatch(w Want, h Have) error {
 	for _, want := range w.Machine.Disks {
 		had := h.disk(want.Name)
-		if had == nil || had.Ephemeral ||
+		if had == nil || had.Ephemeral || want.Claim != nil ||
 			(had.Image.Reference == "" || had.Image.Reference == want.Image.Reference) && !want.Ephemeral && (want.Size == 0 || want.Size == had.Size) {
 			continue
 		}
@@ -81,6 +83,7 @@ func diskStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
 	if !w.deleting() {
 		list = absentDisks(w, h)
 	}
+	list = append(list, volumeStatus(w, h)...)
 	for _, d := range h.Disks {
 		list = append(list, v1alpha1.DiskStatus{
 			Name: d.Name, Image: d.Image.Reference, ImageDigest: d.Image.Digest, Ephemeral: d.Ephemeral,
@@ -88,5 +91,15 @@ func diskStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
 		})
 	}
 	slices.SortFunc(list, func(a, b v1alpha1.DiskStatus) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
+// ownedDisks is the agent's part of what a status tells of disks.
+func ownedDisks(s *v1alpha1.VirtualMachineStatus) (list []v1alpha1.DiskStatus) {
+	for _, d := range s.Disks {
+		if d = ownedOf(d); d != (v1alpha1.DiskStatus{Name: d.Name}) {
+			list = append(list, d)
+		}
+	}
 	return list
 }

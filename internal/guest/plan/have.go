@@ -4,6 +4,8 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/guest/machine"
 )
@@ -30,6 +32,8 @@ type Have struct {
 	Images map[string]Image
 	// Disks are the guest's disks that exist on this node.
 	Disks []machine.Disk
+	// Volumes are the claims' volumes that are attached for the guest on this node.
+	Volumes []Volume
 	// Kept: the guest has a directory on this node.
 	Kept bool
 	// RanWithoutSeed: it had no cloud-init data at its first start on this node; read only if nobody asks for any.
@@ -138,6 +142,24 @@ type Image struct {
 	Retry time.Time
 	// Digest is the image's digest once known.
 	Digest string
+}
+
+// Volume is a claim's volume that is attached for a guest.
+type Volume struct {
+	// Disk is the name of the disk that it has, Claim the claim's UID.
+	Disk  string
+	Claim types.UID
+	// Made: the disk is there. Seed is the digest of the image that it was seeded from, "" if it was not.
+	Made bool
+	Seed string
+	// Size is what the guest sees, Target what it could see by the volume's size, when the claim had Capacity; in bytes.
+	Size, Target, Capacity int64
+	// Working: a worker makes it, or looks how much it can have. Done and Total are bytes of its image, 0 without one.
+	Working     bool
+	Done, Total int64
+	// Err is why the worker failed last, also while the next works, Retry when that may begin.
+	Err   error
+	Retry time.Time
 }
 
 // ImageState is the state of an image on this node.

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
 )
@@ -31,7 +32,7 @@ var ownConditions = []string{
 func Owned(s *v1alpha1.VirtualMachineStatus) *v1alpha1.VirtualMachineStatus {
 	return &v1alpha1.VirtualMachineStatus{
 		Resets: s.Resets, LastReset: s.LastReset,
-		Guest: s.Guest, Disks: s.Disks, Kernel: s.Kernel, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth, PendingChanges: s.PendingChanges,
+		Guest: s.Guest, Disks: ownedDisks(s), Kernel: s.Kernel, LastExit: s.LastExit, ReleasedBerth: s.ReleasedBerth, PendingChanges: s.PendingChanges,
 		Conditions: condition.Of(s.Conditions, ownConditions),
 	}
 }
@@ -56,7 +57,7 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 	}
 	conditions := []metav1.Condition{run}
 	if h.Unknown != nil || h.StartUnknown != nil { // what cannot be seen stays as it was: the disks say which node the VirtualMachine is bound to
-		s.Disks, s.PendingChanges = had.Disks, had.PendingChanges
+		s.Disks, s.PendingChanges = ownedDisks(had), had.PendingChanges
 	}
 	if h.Unknown != nil {
 		s.Guest = had.Guest
@@ -166,16 +167,20 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 			pulling = append(pulling, strings.TrimSpace(cmp.Or(image.For, "kernel")+" "+has.Progress))
 		}
 	}
-	unusable := unusableDisks(w, h)
+	unusable, unmade, volumes := unusableDisks(w, h), volumesFailed(w, h), volumesReady(w, h)
 	switch {
+	case unmade != nil:
+		return *unmade
 	case h.guest() || !w.accepts(&h):
-		return is(len(h.Disks) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
+		return is(len(h.Disks)+len(volumeStatus(w, h)) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
 	case unusable != nil:
 		return is(false, fault.ReasonOf(unusable), unusable.Error())
 	case len(failed) > 0:
 		return is(false, reason, strings.Join(failed, "; "))
 	case len(pulling) > 0:
 		return is(false, v1alpha1.ReasonPullingImage, strings.Join(pulling, "; "))
+	case volumes != nil:
+		return *volumes
 	default:
 		return is(true, v1alpha1.ReasonDisksReady, "")
 	}
@@ -270,9 +275,9 @@ func missed(w Want) (Exit, bool) {
 // made that is to be kept, and of which the status does not tell yet; then the guest would be started on another node, with
 // a new one.
 func gone(w Want, h Have) bool {
-	kept := slices.ContainsFunc(w.VM.Spec.Disks, func(d v1alpha1.Disk) bool { return !d.Ephemeral })
-	told := slices.ContainsFunc(w.VM.Status.Disks, func(d v1alpha1.DiskStatus) bool { return !d.Ephemeral })
-	return h.Unknown == nil && !h.guest() && (h.StartUnknown == nil || !kept || told || w.deleting())
+	kept := berth.HasLocalDisks(w.VM)
+	told := slices.ContainsFunc(w.VM.Status.Disks, berth.OnNode)
+	return h.Unknown == nil && !h.guest() && len(h.Volumes) == 0 && (h.StartUnknown == nil || !kept || told || w.deleting())
 }
 
 // released names the berth of which nothing is left, for as long as no other is named.

@@ -21,6 +21,16 @@ type (
 		Images  []machine.Image
 		Secrets []types.NamespacedName
 	}
+	// AttachVolumes takes the volumes of claims from the berth's container to where QEMU reaches them.
+	AttachVolumes struct{ Disks []machine.Disk }
+	// MakeVolumes has workers make the disks on them, from images that have their digests, or look how large those can be,
+	// and does not wait.
+	MakeVolumes struct{ Disks []machine.Disk }
+	// GrowDisk tells QEMU that a disk has so many bytes, which are more than it had.
+	GrowDisk struct {
+		Disk string
+		Size int64
+	}
 	// MakeDisk makes an overlay, whose image has its digest. Anew replaces one that is there.
 	MakeDisk struct {
 		Disk machine.Disk
@@ -69,7 +79,7 @@ type (
 	Kill struct{}
 	// EndShim has the shim end as the guest did.
 	EndShim struct{ Exit Exit }
-	// CleanUp removes the sockets and the seed of a guest that is gone.
+	// CleanUp removes the sockets and the seed of a guest that is gone, and detaches its volumes.
 	CleanUp struct{}
 	// RemoveDisks removes the guest's directory.
 	RemoveDisks struct{}
@@ -79,6 +89,9 @@ type (
 func Name(s Step) string { return s.name() }
 
 func (PullImages) name() string     { return "PullImages" }
+func (AttachVolumes) name() string  { return "AttachVolumes" }
+func (MakeVolumes) name() string    { return "MakeVolumes" }
+func (GrowDisk) name() string       { return "GrowDisk" }
 func (MakeDisk) name() string       { return "MakeDisk" }
 func (KeepKernel) name() string     { return "KeepKernel" }
 func (CreateDomain) name() string   { return "CreateDomain" }

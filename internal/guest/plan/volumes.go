@@ -1,0 +1,187 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/machine"
+)
+
+// volume is what is attached for one of the guest's disks, nil if nothing is.
+func (h *Have) volume(disk string) *Volume {
+	if i := slices.IndexFunc(h.Volumes, func(v Volume) bool { return v.Disk == disk }); i >= 0 {
+		return &h.Volumes[i]
+	}
+	return nil
+}
+
+// rests is for how long the worker of a volume that failed is left alone.
+func (v *Volume) rests(now time.Time) time.Duration {
+	if v.Err == nil {
+		return 0
+	}
+	return max(0, v.Retry.Sub(now))
+}
+
+// attach goes on with the volumes of a guest that is about to start. It is done once there is a disk on each.
+func attach(w Want, h Have, now time.Time) (next Next, done bool) {
+	var absent, unmade []machine.Disk
+	wake, done := never, true
+	for _, d := range w.Machine.Disks {
+		if d.Claim == nil {
+			continue
+		}
+		has := h.volume(d.Name)
+		if has != nil && has.Made && has.Claim == d.Claim.UID {
+			continue
+		}
+		done = false
+		switch {
+		case d.Claim.UID == "" || d.Claim.Capacity == 0, h.Shim == nil:
+			return Next{}, false // the operator tells of the claim, and kubelet mounts it: both wake us
+		case has == nil || has.Claim != d.Claim.UID:
+			absent, unmade = append(absent, d), append(unmade, withDigest(d, h))
+		case has.Working:
+			wake = min(wake, pullProgress)
+		case has.rests(now) > 0: // Decide wakes for it
+		default:
+			unmade = append(unmade, withDigest(d, h))
+		}
+	}
+	if len(absent) > 0 {
+		next.Steps = append(next.Steps, AttachVolumes{absent})
+	}
+	if len(unmade) > 0 {
+		next.Steps = append(next.Steps, MakeVolumes{unmade})
+		wake = min(wake, pullProgress)
+	}
+	if wake < never {
+		next.Wake = wake
+	}
+	return next, done
+}
+
+// withDigest is a disk that is seeded from its image as it is on this node.
+func withDigest(d machine.Disk, h Have) machine.Disk {
+	d.Image.Digest = cmp.Or(h.Images[d.Name].Digest, d.Image.Digest)
+	return d
+}
+
+// grown are the disks that QEMU is to be told of: their volumes have more room than when it opened them.
+func grown(h Have) (list []Step) {
+	for _, v := range h.Volumes {
+		if v.Made && v.Target > v.Size {
+			list = append(list, GrowDisk{v.Disk, v.Target})
+		}
+	}
+	return list
+}
+
+// outgrown are the disks that are to be larger than when their sizes were decided: their claim has more capacity, or the spec
+// asks for more.
+func outgrown(w Want, h Have, now time.Time) (list []machine.Disk) {
+	for _, d := range w.Machine.Disks {
+		if d.Claim == nil {
+			continue
+		}
+		v := h.volume(d.Name)
+		if v == nil || !v.Made || v.Claim != d.Claim.UID || v.Working || v.rests(now) > 0 {
+			continue
+		}
+		if d.Claim.Capacity > v.Capacity || d.Size > v.Target && !d.Claim.Block {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// volumesFailed is why claims do not have their disks, or not as large as they are to be; nil if nothing is in the way.
+func volumesFailed(w Want, h Have) *metav1.Condition {
+	var failed []string
+	var reason v1alpha1.Reason
+	for _, d := range w.Machine.Disks {
+		if v := h.volume(d.Name); d.Claim != nil && v != nil && v.Err != nil {
+			failed, reason = append(failed, fmt.Sprintf("disk %s: %v", d.Name, v.Err)), fault.ReasonOf(v.Err)
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return new(condition.New(v1alpha1.ConditionDisksReady, false, reason, strings.Join(failed, "; ")))
+}
+
+// volumesReady is what the claims' disks of a guest that is to start wait for, nil for nothing.
+func volumesReady(w Want, h Have) *metav1.Condition {
+	var waiting, seeding []string
+	for _, d := range w.Machine.Disks {
+		if d.Claim == nil {
+			continue
+		}
+		v := h.volume(d.Name)
+		switch {
+		case d.Claim.UID == "" || d.Claim.Capacity == 0:
+			waiting = append(waiting, d.Name)
+		case v == nil || v.Made:
+		case v.Total > 0:
+			seeding = append(seeding, fmt.Sprintf("%s: %d of %d MiB", d.Name, v.Done>>20, v.Total>>20))
+		}
+	}
+	is := func(reason v1alpha1.Reason, message string) *metav1.Condition {
+		return new(condition.New(v1alpha1.ConditionDisksReady, false, reason, message))
+	}
+	switch {
+	case len(seeding) > 0:
+		return is(v1alpha1.ReasonSeeding, strings.Join(seeding, "; "))
+	case len(waiting) > 0:
+		return is(v1alpha1.ReasonClaimPending, "the capacity of these disks' claims is not known yet: "+strings.Join(waiting, ", "))
+	}
+	return nil
+}
+
+// volumeStatus is what a status tells of the disks on claims. What a guest has had stays in it wherever its volume is: it is
+// never seeded again.
+func volumeStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
+	for _, d := range w.Machine.Disks {
+		if d.Claim == nil {
+			continue
+		}
+		s := v1alpha1.DiskStatus{Name: d.Name}
+		if i := slices.IndexFunc(w.VM.Status.Disks, func(had v1alpha1.DiskStatus) bool { return had.Name == d.Name }); i >= 0 && d.Claim.Used {
+			s = ownedOf(w.VM.Status.Disks[i])
+			s.Progress = nil
+		}
+		v := h.volume(d.Name)
+		switch {
+		case v == nil || v.Claim != d.Claim.UID:
+		case v.Made:
+			s.Size, s.UsedClaimUID = resource.NewQuantity(v.Size, resource.BinarySI), v.Claim
+			if v.Seed != "" {
+				s.Seeded, s.Image, s.ImageDigest = true, d.Image.Reference, v.Seed
+			}
+		case v.Total > 0:
+			s.Progress = &v1alpha1.DiskProgress{
+				Doing: v1alpha1.DiskSeeding,
+				Done:  resource.NewQuantity(v.Done, resource.BinarySI), Total: resource.NewQuantity(v.Total, resource.BinarySI),
+			}
+		}
+		if s != (v1alpha1.DiskStatus{Name: d.Name}) {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// ownedOf is the agent's part of what a status tells of a disk: of its claim the operator does.
+func ownedOf(s v1alpha1.DiskStatus) v1alpha1.DiskStatus {
+	s.ClaimName, s.ClaimUID, s.Capacity, s.VolumeMode = "", "", nil, ""
+	return s
+}
