@@ -83,7 +83,7 @@ func decodeExample(t *testing.T, file string, raw []byte) []*unstructured.Unstru
 	}
 }
 
-// useLabImages replaces images by the lab's: its kernel, and for every disk its Debian.
+// useLabImages replaces images by the lab's: its kernel, and for every disk that has one its Debian.
 func useLabImages(o *unstructured.Unstructured) {
 	spec, ok := o.Object["spec"].(map[string]any)
 	if !ok || o.GetKind() != "VirtualMachine" {
@@ -94,7 +94,9 @@ func useLabImages(o *unstructured.Unstructured) {
 	}
 	disks, _ := spec["disks"].([]any)
 	for _, d := range disks {
-		d.(map[string]any)["image"] = os.Getenv("LAB_IMAGE_CLOUD")
+		if disk := d.(map[string]any); disk["image"] != nil {
+			disk["image"] = os.Getenv("LAB_IMAGE_CLOUD")
+		}
 	}
 }
 

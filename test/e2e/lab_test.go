@@ -111,7 +111,7 @@ func (l *lab) tryKubectl(stdin string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// apply applies manifests as a user would; $TINY, $KERNEL, $HOSTILE, $CLOUD, $TOOLS and $REGISTRY stand for the lab's.
+// apply applies manifests as a user would; $TINY, $KERNEL, $HOSTILE, $CLOUD, $TOOLS, $BUSYBOX and $REGISTRY stand for the lab's.
 func (l *lab) apply(manifest string) {
 	l.Helper()
 	l.kubectl(expand(manifest), "apply", "-f", "-")
@@ -120,7 +120,8 @@ func (l *lab) apply(manifest string) {
 func expand(manifest string) string {
 	return strings.NewReplacer(
 		"$TINY", os.Getenv("LAB_IMAGE_TINY"), "$KERNEL", os.Getenv("LAB_IMAGE_KERNEL"),
-		"$HOSTILE", os.Getenv("LAB_IMAGE_HOSTILE"), "$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$TOOLS", os.Getenv("LAB_IMAGE_TOOLS"), "$REGISTRY", os.Getenv("LAB_REGISTRY"),
+		"$HOSTILE", os.Getenv("LAB_IMAGE_HOSTILE"), "$CLOUD", os.Getenv("LAB_IMAGE_CLOUD"), "$TOOLS", os.Getenv("LAB_IMAGE_TOOLS"), "$BUSYBOX", os.Getenv("LAB_IMAGE_BUSYBOX"),
+		"$REGISTRY", os.Getenv("LAB_REGISTRY"),
 	).Replace(manifest)
 }
 

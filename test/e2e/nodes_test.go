@@ -14,7 +14,7 @@ import (
 )
 
 // TestNodeLost cuts a node's power: its guests are unknown, and nobody starts them elsewhere, until the node is back or
-// an administrator confirms that it is off. Then a guest without kept disks goes to another node, and one with them waits.
+// an administrator confirms that it is off. Then a guest without kept disks goes to another node, one with a claim takes that along, and one with kept disks waits.
 func TestNodeLost(t *testing.T) {
 	other, home := nodes(t)[0], nodes(t)[1]
 	l := startOn(t, home)
@@ -32,13 +32,16 @@ func TestNodeLost(t *testing.T) {
 	l.kubectl("", "cordon", other)
 	l.apply(strings.Replace(tiny, "name: tiny", "name: moves", 1))
 	l.apply(strings.Replace(disked, "name: disked", "name: stays", 1))
-	names := []string{"moves", "stays"}
+	l.apply(claimOf("files", "Filesystem", "ReadWriteOnce", "300Mi") + guestWith("takes", claimed("files", "")))
+	names := []string{"moves", "stays", "takes"}
 	before := map[string]*v1alpha1.VirtualMachine{}
 	for _, name := range names {
 		before[name] = l.vm(name, "to be Ready", isReady)
 	}
 	l.kubectl("", "uncordon", other)
-	one := watchOne(string(before["moves"].UID))
+	l.kept("takes", "", "files")
+	l.keep("takes", "kept", "files")
+	one := watchOne(string(before["moves"].UID), string(before["takes"].UID))
 	lost := func(vm *v1alpha1.VirtualMachine) bool {
 		return phase(v1alpha1.PhaseUnknown)(vm) && has(vm, v1alpha1.ConditionScheduled, metav1.ConditionUnknown, v1alpha1.ReasonNodeLost)
 	}
@@ -69,7 +72,10 @@ func TestNodeLost(t *testing.T) {
 		l.vm(name, "to be lost", lost)
 	}
 	l.kubectl("", "taint", "node", home, outOfService)
-	l.vm("moves", "to be Ready elsewhere", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.NodeName == other })
+	for _, name := range []string{"moves", "takes"} {
+		l.vm(name, "to be Ready elsewhere", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && vm.Status.NodeName == other })
+	}
+	l.kept("takes", "kept", "files")
 	l.vm("stays", "to wait for its disks", func(vm *v1alpha1.VirtualMachine) bool {
 		c := meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionScheduled)
 		return c != nil && c.Reason == string(v1alpha1.ReasonUnschedulable) && strings.Contains(c.Message, "disks are on node "+home)

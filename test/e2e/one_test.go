@@ -9,6 +9,16 @@ import (
 // watchOne watches, ten times a second, that each guest has one QEMU at most on all nodes: their processes are this
 // machine's too. What it returns ends that, and names those of one guest that were there at once, "" if there never were.
 func watchOne(uids ...string) (end func() string) {
+	return watchQEMUs(uids, func(uid string) string { return uid })
+}
+
+// watchOneOf watches that some guests, which cannot run at once, have one QEMU at most.
+func watchOneOf(uids ...string) (end func() string) {
+	return watchQEMUs(uids, func(string) string { return "any of them" })
+}
+
+// watchQEMUs watches that there is one QEMU at most of what guests stand for.
+func watchQEMUs(uids []string, of func(uid string) string) (end func() string) {
 	stop, done := make(chan struct{}), make(chan struct{})
 	several := ""
 	go func() {
@@ -23,10 +33,11 @@ func watchOne(uids ...string) (end func() string) {
 					if !isOf(line, uid) {
 						continue
 					}
-					if seen[uid] != "" && several == "" {
-						several = fmt.Sprintf("%s: %s %s", uid, seen[uid], pid)
+					one := of(uid)
+					if seen[one] != "" && several == "" {
+						several = fmt.Sprintf("%s: %s %s", one, seen[one], pid)
 					}
-					seen[uid] = pid
+					seen[one] = pid
 				}
 			})
 			select {
