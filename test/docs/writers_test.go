@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -18,7 +19,7 @@ import (
 )
 
 // TestWriters finds each field and condition of a VirtualMachine's status in docs/architecture.md, with the process that
-// writes it: the agent what the plan owns, the operator all else.
+// writes it: the agent what the plan owns, the operator all else, of some each a part.
 func TestWriters(t *testing.T) {
 	raw, err := os.ReadFile(filepath.Join(env.Root(), "docs", "architecture.md"))
 	if err != nil {
@@ -44,6 +45,7 @@ func TestWriters(t *testing.T) {
 			field.SetInt(1)
 		}
 	}
+	full.Disks[0] = v1alpha1.DiskStatus{Name: "data", ClaimName: "data", Size: new(resource.MustParse("1Gi"))} // each writes its part of one
 	full.Conditions = nil
 	for _, c := range []string{
 		v1alpha1.ConditionScheduled, v1alpha1.ConditionDisksReady, v1alpha1.ConditionRunning, v1alpha1.ConditionGuestAgentConnected,
@@ -53,17 +55,23 @@ func TestWriters(t *testing.T) {
 	}
 	owned := plan.Owned(&full)
 	owns := map[string][]string{}
-	add := func(name string, agents bool) {
-		writer := map[bool]string{false: "operator", true: "agent"}[agents]
-		owns[writer] = append(owns[writer], name)
+	add := func(name string, agents, whole bool) {
+		if agents {
+			owns["agent"] = append(owns["agent"], name)
+		}
+		if !whole {
+			owns["operator"] = append(owns["operator"], name)
+		}
 	}
 	for field, value := range reflect.ValueOf(owned).Elem().Fields() {
 		if name, _, _ := strings.Cut(field.Tag.Get("json"), ","); name != "conditions" {
-			add(name, !value.IsZero())
+			whole := reflect.ValueOf(&full).Elem().FieldByIndex(field.Index)
+			add(name, !value.IsZero(), reflect.DeepEqual(value.Interface(), whole.Interface()))
 		}
 	}
 	for _, c := range full.Conditions {
-		add(c.Type, slices.Contains(owned.Conditions, c))
+		agents := slices.Contains(owned.Conditions, c)
+		add(c.Type, agents, agents)
 	}
 	for _, writer := range []string{"operator", "agent"} {
 		slices.Sort(written[writer])
