@@ -7,6 +7,7 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -69,6 +70,38 @@ func TestAnnounce(t *testing.T) {
 			}
 			if all := strings.Join(told, "\n"); (all == "") != (tt.event == "") || !strings.HasPrefix(all, tt.event) || len(told) > 1 {
 				t.Errorf("told %q, want %q", all, tt.event)
+			}
+		})
+	}
+}
+
+// TestAnnounceData: that a claim had data in place of its image is told once, when the guest first has it.
+func TestAnnounceData(t *testing.T) {
+	disk := func(used, image string, isSeeded bool) *v1alpha1.VirtualMachineStatus {
+		return &v1alpha1.VirtualMachineStatus{Disks: []v1alpha1.DiskStatus{{Name: "data", UsedClaimUID: types.UID(used), Image: image, Seeded: isSeeded}}}
+	}
+	none, found, seeded := &v1alpha1.VirtualMachineStatus{}, disk("1", "", false), disk("1", "a", true)
+	for name, tt := range map[string]struct {
+		image    string // that the spec asks for
+		had, has *v1alpha1.VirtualMachineStatus
+		told     bool
+	}{
+		"data in place of an image":   {"a", none, found, true},
+		"the same, told already":      {"a", found, found, false},
+		"the data of another claim":   {"a", found, disk("2", "", false), true},
+		"a claim that was seeded":     {"a", none, seeded, false},
+		"a claim that has no image":   {"", none, found, false},
+		"a disk that is still a wish": {"a", none, disk("", "", false), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			recorder := events.NewFakeRecorder(2)
+			r := &Reconciler{Options: Options{Events: recorder}}
+			vm := &v1alpha1.VirtualMachine{Spec: v1alpha1.VirtualMachineSpec{Disks: []v1alpha1.Disk{{Name: "data", Image: tt.image}}}}
+			r.announce(t.Context(), vm, tt.had, tt.has)
+			close(recorder.Events)
+			told := <-recorder.Events
+			if strings.HasPrefix(told, "Normal ClaimNotBlank The claim of disk data had data already") != tt.told || (told == "") == tt.told {
+				t.Errorf("told %q", told)
 			}
 		})
 	}
