@@ -86,18 +86,19 @@ func grown(h Have) (list []Step) {
 	return list
 }
 
-// outgrown are the disks that are to be larger than when their sizes were decided: their claim has more capacity, or the spec
-// asks for more.
+// outgrows: a disk is to be larger than when its size was decided. Its claim has more capacity, or the spec asks for more.
+func outgrows(d machine.Disk, v *Volume) bool {
+	return d.Claim.Capacity > v.Capacity || d.Size > v.Target && !d.Claim.Block
+}
+
+// outgrown are the disks that are to be larger, and of which no worker finds out how large they can be.
 func outgrown(w Want, h Have, now time.Time) (list []machine.Disk) {
 	for _, d := range w.Machine.Disks {
 		if d.Claim == nil {
 			continue
 		}
 		v := h.volume(d.Name)
-		if v == nil || !v.Made || v.Claim != d.Claim.UID || v.Working || v.rests(now) > 0 {
-			continue
-		}
-		if d.Claim.Capacity > v.Capacity || d.Size > v.Target && !d.Claim.Block {
+		if v != nil && v.Made && v.Claim == d.Claim.UID && outgrows(d, v) && !v.Working && v.rests(now) == 0 {
 			list = append(list, d)
 		}
 	}
@@ -109,7 +110,7 @@ func volumesFailed(w Want, h Have) *metav1.Condition {
 	var failed []string
 	var reason v1alpha1.Reason
 	for _, d := range w.Machine.Disks {
-		if v := h.volume(d.Name); d.Claim != nil && v != nil && v.Err != nil {
+		if v := h.volume(d.Name); d.Claim != nil && v != nil && v.Err != nil && (!v.Made || outgrows(d, v)) {
 			failed, reason = append(failed, fmt.Sprintf("disk %s: %v", d.Name, v.Err)), fault.ReasonOf(v.Err)
 		}
 	}

@@ -130,6 +130,11 @@ func TestVolumes(t *testing.T) {
 				v.Err, v.Retry = fault.NewUser(v1alpha1.ReasonVolumeTooSmall, errors.New("it holds 1 GiB")), now.Add(3*time.Second)
 			})), nil, 3 * time.Second, v1alpha1.ReasonVolumeTooSmall,
 		},
+		"until it asks for that no more": {
+			vm(withClaim), live(changed(madeVolume, func(v *Volume) {
+				v.Err = fault.NewUser(v1alpha1.ReasonVolumeTooSmall, errors.New("it holds 1 GiB"))
+			})), nil, 0, v1alpha1.ReasonDisksReady,
+		},
 		"once at a time": {
 			vm(withClaim), live(changed(madeVolume, func(v *Volume) { v.Capacity, v.Working = gib/2, true })), nil, 0, v1alpha1.ReasonDisksReady,
 		},
