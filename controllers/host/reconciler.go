@@ -2,13 +2,11 @@ package host
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/validation"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -26,23 +24,21 @@ type Reconciler struct {
 	Client client.Client
 }
 
-// snapshot is a node and its host; either may be missing.
-type snapshot struct {
-	node *corev1.Node
-	host *v1alpha1.VirtualMachineHost
-}
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts,verbs=get;list;watch;delete
 
 // Reconcile brings the labels of one node, and its host's existence, up to date.
 func (r *Reconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	seen, err := r.observe(ctx, req.Name)
+	node, err := kube.Read[corev1.Node](ctx, r.Client, req.NamespacedName)
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	host, err := kube.Read[v1alpha1.VirtualMachineHost](ctx, r.Client, req.NamespacedName)
 	switch {
-	case seen.node == nil && seen.host != nil:
-		err = r.deleteHost(ctx, seen.host)
-	case seen.node != nil:
-		err = r.label(ctx, seen.node, decide(seen))
+	case err != nil:
+	case node != nil:
+		err = r.label(ctx, node, decide(node, host))
+	case host != nil:
+		err = r.Client.Delete(ctx, host, client.Preconditions{UID: &host.UID})
 	}
 	return kube.Outcome(err, 0)
 }
@@ -55,32 +51,18 @@ func (r *Reconciler) Setup(mgr ctrl.Manager) error {
 		Complete(r)
 }
 
-func (r *Reconciler) observe(ctx context.Context, name string) (seen snapshot, err error) {
-	var node corev1.Node
-	if err = r.Client.Get(ctx, types.NamespacedName{Name: name}, &node); err == nil {
-		seen.node = &node
-	} else if client.IgnoreNotFound(err) != nil {
-		return seen, fmt.Errorf("reading node: %w", err)
-	}
-	var host v1alpha1.VirtualMachineHost
-	if err = r.Client.Get(ctx, types.NamespacedName{Name: name}, &host); err == nil {
-		seen.host = &host
-	}
-	return seen, client.IgnoreNotFound(err)
-}
-
-// decide returns the labels of *.berth.dev that the node should have.
-func decide(seen snapshot) map[string]string {
+// decide returns the labels of *.berth.dev that the node should have; it may have no host.
+func decide(node *corev1.Node, host *v1alpha1.VirtualMachineHost) map[string]string {
 	labels := map[string]string{}
-	if seen.host == nil {
+	if host == nil {
 		return labels
 	}
-	status := &seen.host.Status
+	status := &host.Status
 	switch condition.Reason(status.Conditions, v1alpha1.ConditionHostReady) {
 	case v1alpha1.ReasonHostReady:
 		labels[berth.LabelHost], labels[berth.LabelReady] = "true", "true"
 	case v1alpha1.ReasonLibvirtUnreachable, v1alpha1.ReasonStoreFailed, v1alpha1.ReasonStoreFull:
-		if had := seen.node.Labels[berth.LabelHost]; had != "" { // this passes: keep what the label was
+		if had := node.Labels[berth.LabelHost]; had != "" { // this passes: keep what the label was
 			labels[berth.LabelHost] = had
 		}
 	}
@@ -104,36 +86,15 @@ func isBerthLabel(key string) bool {
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
 
 func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[string]string) error {
-	change := map[string]any{}
-	for key, value := range want {
-		if node.Labels[key] != value {
-			change[key] = value
-		}
-	}
-	for key := range maps.Keys(node.Labels) {
-		if _, wanted := want[key]; isBerthLabel(key) && !wanted {
-			change[key] = nil
-		}
-	}
-	if len(change) == 0 {
+	was, now := node.DeepCopy(), node.DeepCopy()
+	was.UID = "" // so that the patch has the UID, and changes no other node that has got the name
+	maps.DeleteFunc(now.Labels, func(key, _ string) bool { return isBerthLabel(key) })
+	maps.Copy(want, now.Labels)
+	if now.Labels = want; maps.Equal(now.Labels, node.Labels) {
 		return nil
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"uid": node.UID, "labels": change}})
-	if err != nil {
-		return fmt.Errorf("encoding labels: %w", err)
-	}
-	if err := r.Client.Patch(ctx, node.DeepCopy(), client.RawPatch(types.MergePatchType, patch)); err != nil {
+	if err := r.Client.Patch(ctx, now, client.MergeFrom(was)); err != nil {
 		return fmt.Errorf("labelling node %s: %w", node.Name, err)
-	}
-	return nil
-}
-
-// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachinehosts,verbs=get;list;watch;delete
-
-func (r *Reconciler) deleteHost(ctx context.Context, host *v1alpha1.VirtualMachineHost) error {
-	err := r.Client.Delete(ctx, host, client.Preconditions{UID: &host.UID})
-	if client.IgnoreNotFound(err) != nil {
-		return fmt.Errorf("deleting host %s: %w", host.Name, err)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/conversion"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
@@ -33,35 +33,22 @@ type StatusWriter struct {
 	Client  client.Client
 	Manager string
 
-	mu     sync.Mutex
-	recent map[types.UID]write
-}
-
-type write struct {
-	owned any
-	at    time.Time
+	once   sync.Once
+	recent *cache.Expiring // what was written last to the objects of these UIDs
 }
 
 // Write makes the manager's part of obj's status what want says, if have, that
 // part as the cache has it, differs. It returns whether it wrote.
 func (w *StatusWriter) Write(ctx context.Context, obj client.Object, want, have any) (bool, error) {
-	if equality.Semantic.DeepEqual(want, have) || w.wroteRecently(obj.GetUID(), want) {
+	w.once.Do(func() { w.recent = cache.NewExpiring() })
+	last, _ := w.recent.Get(obj.GetUID())
+	if equality.Semantic.DeepEqual(want, have) || ignoringTransitionTimes.DeepEqual(last, want) {
 		return false, nil
 	}
 	if err := w.apply(ctx, obj, want); err != nil {
 		return false, err
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.recent == nil {
-		w.recent = map[types.UID]write{}
-	}
-	for uid, old := range w.recent {
-		if time.Since(old.at) > cacheLag {
-			delete(w.recent, uid)
-		}
-	}
-	w.recent[obj.GetUID()] = write{want, time.Now()}
+	w.recent.Set(obj.GetUID(), want, cacheLag)
 	return true, nil
 }
 
@@ -77,14 +64,6 @@ var ignoringTransitionTimes = func() conversion.Equalities {
 	}
 	return e
 }()
-
-// wroteRecently: the same was written a moment ago, and the cache does not have it yet.
-func (w *StatusWriter) wroteRecently(uid types.UID, want any) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	last, ok := w.recent[uid]
-	return ok && time.Since(last.at) < cacheLag && ignoringTransitionTimes.DeepEqual(last.owned, want)
-}
 
 // apply writes by server-side apply: what the manager owned before and left out
 // now is removed. It fails with a conflict if the object was deleted and created again meanwhile.

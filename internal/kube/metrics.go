@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -32,7 +32,7 @@ func MetricsFilter(config *rest.Config, httpClient *http.Client) (server.Filter,
 	if err != nil {
 		return nil, fmt.Errorf("making client: %w", err)
 	}
-	g := &authorizer{client: c, now: time.Now, decisions: map[[sha256.Size]byte]decision{}}
+	g := &authorizer{client: c, decisions: cache.NewLRUExpireCache(maxDecisions)}
 	return func(log logr.Logger, metrics http.Handler) (http.Handler, error) {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			switch status, err := g.authorize(r); {
@@ -50,17 +50,8 @@ func MetricsFilter(config *rest.Config, httpClient *http.Client) (server.Filter,
 
 // authorizer caches for a while whom the API server lets.
 type authorizer struct {
-	client client.Client
-	now    func() time.Time
-
-	mu        sync.Mutex
-	decisions map[[sha256.Size]byte]decision
-}
-
-// decision is an HTTP status.
-type decision struct {
-	status int
-	until  time.Time
+	client    client.Client
+	decisions *cache.LRUExpireCache // HTTP statuses, by hashes of requests and tokens
 }
 
 // authorize returns the status that a request deserves: OK, Unauthorized or Forbidden.
@@ -70,11 +61,8 @@ func (g *authorizer) authorize(r *http.Request) (int, error) {
 		return http.StatusUnauthorized, nil
 	}
 	key := sha256.Sum256([]byte(r.Method + " " + r.URL.Path + " " + token))
-	g.mu.Lock()
-	cached, ok := g.decisions[key]
-	g.mu.Unlock()
-	if ok && g.now().Before(cached.until) {
-		return cached.status, nil
+	if status, ok := g.decisions.Get(key); ok {
+		return status.(int), nil
 	}
 	status, err := g.review(r.Context(), token, r.URL.Path, strings.ToLower(r.Method))
 	if err != nil {
@@ -84,12 +72,7 @@ func (g *authorizer) authorize(r *http.Request) (int, error) {
 	if status == http.StatusOK {
 		ttl = allowedTTL
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if len(g.decisions) >= maxDecisions {
-		clear(g.decisions)
-	}
-	g.decisions[key] = decision{status, g.now().Add(ttl)}
+	g.decisions.Add(key, status, ttl)
 	return status, nil
 }
 

@@ -23,10 +23,7 @@ func Outcome(err error, wake time.Duration) (ctrl.Result, error) {
 		// to somebody else's must be tried again even if nothing else changes.
 		return ctrl.Result{RequeueAfter: 50 * time.Millisecond}, nil
 	case fault.ClassOf(err) == fault.User:
-		if wake == 0 || wake > userErrorRetry {
-			wake = userErrorRetry
-		}
-		return ctrl.Result{RequeueAfter: wake}, nil
+		return ctrl.Result{RequeueAfter: MinWait(wake, userErrorRetry)}, nil
 	default:
 		return ctrl.Result{}, err
 	}
