@@ -7,8 +7,9 @@ package v1alpha1
 // +kubebuilder:validation:MaxLength=64
 type Reason string
 
-// Reasons of the condition Scheduled.
+// The reasons, by the condition that has each first.
 const (
+	// Reasons of the condition Scheduled.
 	ReasonScheduled      Reason = "Scheduled"      // the berth has a node
 	ReasonNotWanted      Reason = "NotWanted"      // the spec asks for no guest
 	ReasonPending        Reason = "Pending"        // the berth is not scheduled, or its agent has not answered yet
@@ -23,10 +24,8 @@ const (
 	ReasonClaimNameTaken Reason = "ClaimNameTaken" // a claim that is not this VM's has a template's name
 	ReasonClaimAccess    Reason = "ClaimAccess"    // the claim cannot be used as the disk asks
 	ReasonBerthVanished  Reason = "BerthVanished"  // the berth was removed by force
-)
 
-// Reasons of the condition DisksReady.
-const (
+	// Reasons of the condition DisksReady.
 	ReasonDisksReady          Reason = "DisksReady"          // every disk exists on the node
 	ReasonPullingImage        Reason = "PullingImage"        // an image is being pulled
 	ReasonImageInvalid        Reason = "ImageInvalid"        // the image reference cannot be read
@@ -52,10 +51,8 @@ const (
 	ReasonVolumeInUse         Reason = "VolumeInUse"         // another QEMU has the volume
 	ReasonSeeding             Reason = "Seeding"             // a claim is written from its image
 	ReasonDisksRemoved        Reason = "DisksRemoved"        // the disks of a deleted VM are gone
-)
 
-// Reasons of the condition Running, and of lastExit.
-const (
+	// Reasons of the condition Running, and of lastExit.
 	ReasonStarting             Reason = "Starting"             // the guest is being prepared
 	ReasonStarted              Reason = "Started"              // the vCPUs run
 	ReasonGuestResetLoop       Reason = "GuestResetLoop"       // the guest resets again and again
@@ -87,10 +84,8 @@ const (
 	ReasonRuntimeUnreachable   Reason = "RuntimeUnreachable"   // the container runtime does not answer
 	ReasonShimProtocolError    Reason = "ShimProtocolError"    // the shim does not keep to the protocol
 	ReasonInternalError        Reason = "InternalError"        // a bug of Berth's
-)
 
-// Reasons of the conditions GuestAgentConnected, Ready and UpToDate.
-const (
+	// Reasons of the conditions GuestAgentConnected, Ready and UpToDate.
 	ReasonGuestAgentConnected    Reason = "GuestAgentConnected"    // the guest agent answers
 	ReasonGuestAgentNotConnected Reason = "GuestAgentNotConnected" // no guest agent answers
 	ReasonReady                  Reason = "Ready"                  // the guest runs and its probes pass
@@ -101,17 +96,13 @@ const (
 	ReasonUpToDate               Reason = "UpToDate"               // the guest has the spec as it is
 	ReasonChangesPending         Reason = "ChangesPending"         // pendingChanges wait for a restart
 	ReasonShimOutdated           Reason = "ShimOutdated"           // the shim cannot do what the guest needs
-)
 
-// Reasons of Events alone.
-const (
+	// Reasons of Events alone.
 	ReasonTTLExpired    Reason = "TTLExpired"    // the VM of a finished guest was deleted
 	ReasonClaimNotBlank Reason = "ClaimNotBlank" // a claim with an image had data, and was not seeded
 	ReasonClaimNotGrown Reason = "ClaimNotGrown" // a claim does not take its template's request
-)
 
-// Reasons of a VirtualMachineHost's conditions.
-const (
+	// Reasons of a VirtualMachineHost's conditions.
 	ReasonHostReady       Reason = "HostReady"       // guests can start on this host
 	ReasonLibvirtTooOld   Reason = "LibvirtTooOld"   // libvirt or QEMU is too old or missing
 	ReasonKernelTooOld    Reason = "KernelTooOld"    // the kernel is older than 5.6
