@@ -50,12 +50,8 @@ func MergeTransitionTimes(wanted, have []metav1.Condition, generation int64, now
 func ByType(a, b metav1.Condition) int { return strings.Compare(a.Type, b.Type) }
 
 // Of are those conditions of a list that have one of these types, in the order of their types.
-func Of(list []metav1.Condition, types []string) (part []metav1.Condition) {
-	for _, c := range list {
-		if slices.Contains(types, c.Type) {
-			part = append(part, c)
-		}
-	}
+func Of(list []metav1.Condition, types []string) []metav1.Condition {
+	part := slices.DeleteFunc(slices.Clone(list), func(c metav1.Condition) bool { return !slices.Contains(types, c.Type) })
 	slices.SortFunc(part, ByType)
 	return part
 }
