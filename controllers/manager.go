@@ -3,6 +3,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -105,22 +106,17 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return fmt.Errorf("creating the manager: %w", err)
 	}
-	for name, check := range map[string]func(string, healthz.Checker) error{"healthz": mgr.AddHealthzCheck, "readyz": mgr.AddReadyzCheck} {
-		if err := check(name, healthz.Ping); err != nil {
-			return fmt.Errorf("adding %s: %w", name, err)
-		}
+	if err := errors.Join(mgr.AddHealthzCheck("healthz", healthz.Ping), mgr.AddReadyzCheck("readyz", healthz.Ping)); err != nil {
+		return fmt.Errorf("adding health checks: %w", err)
 	}
 	vms := &virtualmachine.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Events: mgr.GetEventRecorder("berth-operator"),
 		Status:  &kube.StatusWriter{Client: mgr.GetClient(), Manager: kube.OperatorManager},
 		Options: o.Berth, Now: time.Now,
 	}
-	if err := vms.Setup(ctx, mgr); err != nil {
-		return fmt.Errorf("setting up the VirtualMachine controller: %w", err)
-	}
 	hosts := &host.Reconciler{Client: mgr.GetClient()}
-	if err := hosts.Setup(mgr); err != nil {
-		return fmt.Errorf("setting up the VirtualMachineHost controller: %w", err)
+	if err := errors.Join(vms.Setup(ctx, mgr), hosts.Setup(mgr)); err != nil {
+		return fmt.Errorf("setting up the controllers: %w", err)
 	}
 	return mgr.Start(ctx)
 }

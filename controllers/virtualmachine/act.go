@@ -2,17 +2,15 @@ package virtualmachine
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -39,11 +37,11 @@ func (r *Reconciler) act(ctx context.Context, seen snapshot, actions []action) e
 func (r *Reconciler) do(ctx context.Context, seen snapshot, a action) error {
 	switch a := a.(type) {
 	case addFinalizer:
-		return r.setFinalizers(ctx, seen.vm, append(seen.vm.Finalizers, berth.DiskFinalizer))
+		return r.setFinalizer(ctx, seen.vm, controllerutil.AddFinalizer, berth.DiskFinalizer)
 	case removeFinalizer:
-		return r.setFinalizers(ctx, seen.vm, without(seen.vm.Finalizers, berth.DiskFinalizer))
+		return r.setFinalizer(ctx, seen.vm, controllerutil.RemoveFinalizer, berth.DiskFinalizer)
 	case removeBerthFinalizer:
-		return r.removeBerthFinalizer(ctx, a.pod)
+		return r.setFinalizer(ctx, a.pod, controllerutil.RemoveFinalizer, berth.PodFinalizer)
 	case createBerth:
 		return r.createBerth(ctx, seen, a.node)
 	case takeClaims:
@@ -77,17 +75,23 @@ func (r *Reconciler) createBerth(ctx context.Context, seen snapshot, node string
 	if err := r.takeClaims(ctx, seen, ""); err != nil {
 		return err
 	}
-	err = r.Client.Create(ctx, pod)
+	if err := r.create(ctx, "berth", pod); !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	return r.checkNameTaken(ctx, vm)
+}
+
+// create makes a berth or a claim. Somebody has to correct what the API server refuses: the spec, or a quota or policy.
+func (r *Reconciler) create(ctx context.Context, what string, o client.Object, options ...client.CreateOption) error {
+	err := r.Client.Create(ctx, o, options...)
 	switch {
 	case err == nil:
-		ctrl.LoggerFrom(ctx).Info("Created berth", "berth", pod.Name, "uid", pod.UID)
+		ctrl.LoggerFrom(ctx).Info("Created "+what, "name", o.GetName(), "uid", o.GetUID())
 		return nil
-	case apierrors.IsAlreadyExists(err):
-		return r.checkNameTaken(ctx, vm)
 	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		return fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses the berth: %w", err))
+		return fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses %s %s: %w", what, o.GetName(), err))
 	default:
-		return fmt.Errorf("creating berth: %w", err)
+		return fmt.Errorf("creating %s %s: %w", what, o.GetName(), err)
 	}
 }
 
@@ -138,56 +142,18 @@ func (r *Reconciler) deleteFinished(ctx context.Context, vm *v1alpha1.VirtualMac
 	return nil
 }
 
-func (r *Reconciler) removeBerthFinalizer(ctx context.Context, pod *corev1.Pod) error {
-	if err := r.setFinalizers(ctx, pod, without(pod.Finalizers, berth.PodFinalizer)); err != nil {
-		return err
-	}
-	ctrl.LoggerFrom(ctx).Info("Removed finalizer of berth", "berth", pod.Name, "uid", pod.UID, "node", pod.Spec.NodeName)
-	return nil
-}
-
-// finalizerPatch replaces the finalizers of exactly the object that was seen.
-type finalizerPatch struct {
-	Metadata struct {
-		UID             types.UID `json:"uid"`
-		ResourceVersion string    `json:"resourceVersion"`
-		Finalizers      []string  `json:"finalizers"`
-	} `json:"metadata"`
-}
-
 // +kubebuilder:rbac:groups="",resources=pods,verbs=patch
 // +kubebuilder:rbac:groups="",resources=pods/finalizers,verbs=update
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/finalizers,verbs=update
 
-func (r *Reconciler) setFinalizers(ctx context.Context, o client.Object, finalizers []string) error {
-	var p finalizerPatch
-	p.Metadata.UID, p.Metadata.ResourceVersion, p.Metadata.Finalizers = o.GetUID(), o.GetResourceVersion(), finalizers
-	raw, err := json.Marshal(p)
-	if err != nil {
-		return fmt.Errorf("encoding finalizers: %w", err)
-	}
-	target := &metav1.PartialObjectMetadata{}
-	switch o.(type) {
-	case *corev1.Pod:
-		target.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Pod"))
-	case *v1alpha1.VirtualMachine:
-		target.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachine"))
-	}
-	target.SetNamespace(o.GetNamespace())
-	target.SetName(o.GetName())
-	err = r.Client.Patch(ctx, target, client.RawPatch(types.MergePatchType, raw))
+// setFinalizer adds or removes a finalizer of exactly the object that was seen.
+func (r *Reconciler) setFinalizer(ctx context.Context, o client.Object, change func(client.Object, string) bool, finalizer string) error {
+	now := o.DeepCopyObject().(client.Object)
+	change(now, finalizer)
+	err := r.Client.Patch(ctx, now, client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{}))
 	if client.IgnoreNotFound(err) != nil {
 		return fmt.Errorf("setting finalizers of %s: %w", o.GetName(), err)
 	}
+	ctrl.LoggerFrom(ctx).Info("Set finalizers", "name", o.GetName(), "uid", o.GetUID(), "finalizers", now.GetFinalizers())
 	return nil
-}
-
-func without(list []string, item string) []string {
-	rest := []string{}
-	for _, s := range list {
-		if s != item {
-			rest = append(rest, s)
-		}
-	}
-	return rest
 }

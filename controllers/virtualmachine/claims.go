@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -12,20 +13,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/kube"
 )
 
 // claimsManager is the field manager of the claims that are made from templates.
 const claimsManager = "berth-operator-claims"
-
-// indexClaim finds VirtualMachines by the names of their disks' claims.
-const indexClaim = "claim"
 
 func claimNames(o client.Object) (names []string) {
 	vm := o.(*v1alpha1.VirtualMachine)
@@ -40,21 +38,9 @@ func claimNames(o client.Object) (names []string) {
 // onClaim wakes the VirtualMachines that name a claim, and the one that it was made for: of one that is large, the cache does
 // not know what it names.
 func (r *Reconciler) onClaim(ctx context.Context, claim client.Object) []reconcile.Request {
-	requests := r.usersOf(ctx, claim.GetNamespace(), claim.GetName())
+	requests := r.find(ctx, indexClaim, claim.GetName(), claim.GetNamespace())
 	if vm, ok := claim.GetLabels()[berth.LabelVM]; ok {
-		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: claim.GetNamespace(), Name: vm}})
-	}
-	return requests
-}
-
-func (r *Reconciler) usersOf(ctx context.Context, namespace, claim string) (requests []reconcile.Request) {
-	var vms v1alpha1.VirtualMachineList
-	if err := r.Client.List(ctx, &vms, client.InNamespace(namespace), client.MatchingFields{indexClaim: claim}, client.UnsafeDisableDeepCopy); err != nil {
-		ctrl.LoggerFrom(ctx).Error(err, "Listing VirtualMachines of a claim", "claim", claim)
-		return nil
-	}
-	for i := range vms.Items {
-		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&vms.Items[i])})
+		requests = append(requests, wake(claim.GetNamespace(), vm)...)
 	}
 	return requests
 }
@@ -99,7 +85,7 @@ func (r *Reconciler) observeClaims(ctx context.Context, seen *snapshot) error {
 			d.template = &vm.Spec.VolumeClaimTemplates[t]
 		}
 		var err error
-		if d.claim, err = read[corev1.PersistentVolumeClaim](ctx, r.Client, types.NamespacedName{Namespace: vm.Namespace, Name: d.name}); err != nil {
+		if d.claim, err = kube.Read[corev1.PersistentVolumeClaim](ctx, r.Client, types.NamespacedName{Namespace: vm.Namespace, Name: d.name}); err != nil {
 			return err
 		}
 		seen.claims = append(seen.claims, d)
@@ -113,18 +99,18 @@ func (r *Reconciler) observeClaims(ctx context.Context, seen *snapshot) error {
 }
 
 // berthClaims is what a berth has to know of the claims.
-func (s *snapshot) berthClaims() map[string]berth.Claim {
-	claims := map[string]berth.Claim{}
+func (s *snapshot) berthClaims() map[string]corev1.PersistentVolumeMode {
+	modes := map[string]corev1.PersistentVolumeMode{}
 	for _, d := range s.claims {
 		if d.claim != nil {
-			claims[d.disk.Name] = berth.Claim{Name: d.name, UID: d.claim.UID, Block: isBlock(d.claim)}
+			modes[d.disk.Name] = volumeMode(d.claim)
 		}
 	}
-	return claims
+	return modes
 }
 
-func isBlock(c *corev1.PersistentVolumeClaim) bool {
-	return c.Spec.VolumeMode != nil && *c.Spec.VolumeMode == corev1.PersistentVolumeBlock
+func volumeMode(c *corev1.PersistentVolumeClaim) corev1.PersistentVolumeMode {
+	return *cmp.Or(c.Spec.VolumeMode, new(corev1.PersistentVolumeFilesystem))
 }
 
 // claimFault is why no berth can be made with the claims as they are, nil if there is nothing in the way. Each of it goes
@@ -157,7 +143,7 @@ func (d diskClaim) fault(vm *v1alpha1.VirtualMachine) (reason v1alpha1.Reason, m
 		return v1alpha1.ReasonClaimAccess, fmt.Sprintf("has access modes %v, and the disk's access is Shared: use a claim that is ReadWriteMany, or leave access out", c.Spec.AccessModes)
 	case d.disk.Access != v1alpha1.DiskReadOnly && !slices.ContainsFunc(c.Spec.AccessModes, func(m corev1.PersistentVolumeAccessMode) bool { return m != corev1.ReadOnlyMany }):
 		return v1alpha1.ReasonClaimAccess, fmt.Sprintf("has access modes %v: set the disk's access to ReadOnly, or use a claim that can be written", c.Spec.AccessModes)
-	case d.disk.Size != nil && isBlock(c):
+	case d.disk.Size != nil && volumeMode(c) == corev1.PersistentVolumeBlock:
 		return v1alpha1.ReasonClaimAccess, "is a Block volume, which the guest sees whole: leave the disk's size out"
 	}
 	return "", ""
@@ -224,27 +210,18 @@ func (d diskClaim) updated(vm *v1alpha1.VirtualMachine) *corev1.PersistentVolume
 func (r *Reconciler) makeClaim(ctx context.Context, vm *v1alpha1.VirtualMachine, d diskClaim) error {
 	claim := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: vm.Namespace, Name: d.name, Labels: map[string]string{}, Annotations: d.template.Metadata.Annotations,
+			Namespace: vm.Namespace, Name: d.name, Labels: maps.Clone(d.template.Metadata.Labels), Annotations: d.template.Metadata.Annotations,
 		},
 		Spec: d.template.Spec,
 	}
-	maps.Copy(claim.Labels, d.template.Metadata.Labels)
-	claim.Labels[berth.LabelVM] = vm.Name
+	metav1.SetMetaDataLabel(&claim.ObjectMeta, berth.LabelVM, vm.Name)
 	if vm.Spec.VolumeClaimRetention == v1alpha1.VolumeClaimDelete {
 		claim.OwnerReferences = []metav1.OwnerReference{ownerOf(vm)}
 	}
-	err := r.Client.Create(ctx, claim, client.FieldOwner(claimsManager))
-	switch {
-	case err == nil:
-		ctrl.LoggerFrom(ctx).Info("Created claim", "claim", claim.Name, "uid", claim.UID)
-		return nil
-	case apierrors.IsAlreadyExists(err):
-		return nil
-	case apierrors.IsForbidden(err), apierrors.IsInvalid(err), apierrors.IsBadRequest(err):
-		return fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf("the API server refuses PersistentVolumeClaim %s, of volumeClaimTemplates: %w", claim.Name, err))
-	default:
-		return fmt.Errorf("creating PersistentVolumeClaim %s: %w", claim.Name, err)
+	if err := r.create(ctx, "PersistentVolumeClaim", claim, client.FieldOwner(claimsManager)); !apierrors.IsAlreadyExists(err) {
+		return err
 	}
+	return nil
 }
 
 // updateClaim changes exactly the claim that was seen. That it cannot grow is told in an Event: the guest has what it has.

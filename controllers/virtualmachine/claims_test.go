@@ -67,7 +67,7 @@ func (s *harness) goes(c *corev1.PersistentVolumeClaim) {
 // read returns the claim web-data, nil if there is none.
 func (s *harness) read() *corev1.PersistentVolumeClaim {
 	s.T.Helper()
-	c, err := read[corev1.PersistentVolumeClaim](s.T.Context(), s.World, types.NamespacedName{Namespace: s.Namespace, Name: "web-data"})
+	c, err := kube.Read[corev1.PersistentVolumeClaim](s.T.Context(), s.World, types.NamespacedName{Namespace: s.Namespace, Name: "web-data"})
 	s.must("reading claim", err)
 	return c
 }
@@ -75,7 +75,7 @@ func (s *harness) read() *corev1.PersistentVolumeClaim {
 // lease returns the Lease of a claim, nil if there is none.
 func (s *harness) lease(c *corev1.PersistentVolumeClaim) *coordinationv1.Lease {
 	s.T.Helper()
-	l, err := read[coordinationv1.Lease](s.T.Context(), s.World, types.NamespacedName{Namespace: s.Namespace, Name: "berth-" + string(c.UID)})
+	l, err := kube.Read[coordinationv1.Lease](s.T.Context(), s.World, types.NamespacedName{Namespace: s.Namespace, Name: "berth-" + string(c.UID)})
 	s.must("reading Lease", err)
 	return l
 }

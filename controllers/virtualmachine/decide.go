@@ -20,25 +20,18 @@ import (
 type action interface{ isAction() }
 
 type (
-	// addFinalizer keeps the VirtualMachine until its disks are gone.
-	addFinalizer struct{}
-	// removeFinalizer lets it go.
-	removeFinalizer struct{}
-	// createBerth creates the pod, on a certain node if that is not empty.
-	createBerth struct{ node string }
-	// deleteBerth asks kubelet to end the guest and the pod.
-	deleteBerth struct {
+	addFinalizer    struct{}              // keeps the VirtualMachine until its disks are gone
+	removeFinalizer struct{}              // lets it go
+	createBerth     struct{ node string } // creates the pod, on a certain node if that is not empty
+	deleteBerth     struct {              // asks kubelet to end the guest and the pod
 		pod   *corev1.Pod
 		grace int64 // seconds
 	}
-	// removeBerthFinalizer lets a pod go whose guest is gone.
-	removeBerthFinalizer struct{ pod *corev1.Pod }
-	// takeClaims takes the Leases of the claims for the berth, and releaseClaims gives up those that are needed no more.
-	takeClaims    struct{}
-	releaseClaims struct{ leases []coordinationv1.Lease }
-	// makeClaim makes a claim from its template, and updateClaim makes of the one that was seen what it is to be now.
-	makeClaim   struct{ diskClaim }
-	updateClaim struct{ seen, now *corev1.PersistentVolumeClaim }
+	removeBerthFinalizer struct{ pod *corev1.Pod }                         // lets a pod go whose guest is gone
+	takeClaims           struct{}                                          // takes the Leases of the claims for the berth
+	releaseClaims        struct{ leases []coordinationv1.Lease }           // gives up those that are needed no more
+	makeClaim            struct{ diskClaim }                               // makes a claim from its template
+	updateClaim          struct{ seen, now *corev1.PersistentVolumeClaim } // makes of the claim that was seen what it is to be now
 	// deleteFinished deletes the VirtualMachine of a guest that has ended for good, as long ago as its spec says.
 	deleteFinished struct{}
 )
@@ -105,18 +98,16 @@ func decideSurplus(seen snapshot) (actions []action) {
 
 func decideWithoutBerth(seen snapshot) []action {
 	switch {
-	case seen.wantsGuest() && (seen.ended() != nil || seen.vm.Status.Ended != nil):
-		return nil // the status tells first that the end of the guest before counts no more, so it is never taken for the next one's
-	case seen.wantsGuest() && (!seen.previousReleased() || len(seen.surplus) > 0):
-		return nil // a second guest must not start, so the agents of their nodes report first
-	case seen.wantsGuest() && seen.makesClaims():
-		return nil
-	case seen.wantsGuest():
-		return []action{createBerth{node: seen.pinnedNode()}}
 	case !seen.vm.DeletionTimestamp.IsZero() && seen.hasFinalizer() && seen.disksGone():
 		return []action{removeFinalizer{}}
-	default:
+	case !seen.wantsGuest(), seen.makesClaims():
 		return nil
+	case seen.ended() != nil, seen.vm.Status.Ended != nil:
+		return nil // the status tells first that the end of the guest before counts no more, so it is never taken for the next one's
+	case !seen.previousReleased(), len(seen.surplus) > 0:
+		return nil // a second guest must not start, so the agents of their nodes report first
+	default:
+		return []action{createBerth{node: seen.pinnedNode()}}
 	}
 }
 

@@ -1,7 +1,6 @@
 package virtualmachine
 
 import (
-	"slices"
 	"strings"
 	"time"
 
@@ -33,35 +32,32 @@ func (s *snapshot) ended() *v1alpha1.Ended {
 
 // endOfBerth is how the guest of the berth ended for good.
 func (s *snapshot) endOfBerth() *v1alpha1.Ended {
-	pod := s.berth
+	pod, phase := s.berth, v1alpha1.Phase(s.berth.Status.Phase)
 	switch {
 	case s.restartRequested():
 		return nil
 	case completed(pod) && guestEnded(pod):
-		phase := v1alpha1.Phase(pod.Status.Phase)
-		if !s.leaves(phase) {
-			return nil
+		if s.leaves(phase) {
+			return s.end(phase, s.whyEnded(phase))
 		}
-		return s.end(phase, s.whyEnded(phase))
 	case terminating(pod) && s.leaves(v1alpha1.PhaseFailed) && s.released(placedBerth{pod, s.node, s.host}) && s.mayHaveRun():
-		return s.end(v1alpha1.PhaseFailed, whyDeleted(pod))
-	default:
-		return nil
+		if evicted(pod) {
+			return s.end(v1alpha1.PhaseFailed, v1alpha1.ReasonEvicted)
+		}
+		return s.end(v1alpha1.PhaseFailed, v1alpha1.ReasonPodDeleted)
 	}
+	return nil
 }
 
 // end is seen now, or was when the status first told of it: by the operator's own clock, which also says when the time that
 // the VirtualMachine is kept is over.
 func (s *snapshot) end(phase v1alpha1.Phase, reason v1alpha1.Reason) *v1alpha1.Ended {
-	e := &v1alpha1.Ended{Phase: phase, Reason: reason, RestartedAt: s.vm.Spec.RestartedAt, Time: s.seenNow()}
+	e := &v1alpha1.Ended{Phase: phase, Reason: reason, RestartedAt: s.vm.Spec.RestartedAt, Time: new(metav1.NewTime(s.now).Rfc3339Copy())}
 	if had := s.vm.Status.Ended; had != nil && had.RestartedAt == e.RestartedAt && had.Time != nil {
 		e.Time = had.Time
 	}
 	return e
 }
-
-// seenNow is the time of the snapshot, as a status keeps it.
-func (s *snapshot) seenNow() *metav1.Time { return new(metav1.NewTime(s.now).Rfc3339Copy()) }
 
 // timeToLive is for how long the VirtualMachine is kept after its guest has ended for good, as its status tells; counts is
 // false if that is for ever, or if there is no such end.
@@ -85,14 +81,8 @@ func (s *snapshot) endIsTold() bool {
 
 // leaves: the restartPolicy leaves a guest that ended so as it is.
 func (s *snapshot) leaves(phase v1alpha1.Phase) bool {
-	switch s.vm.Spec.RestartPolicy {
-	case v1alpha1.RestartNever:
-		return true
-	case v1alpha1.RestartOnFailure:
-		return phase == v1alpha1.PhaseSucceeded
-	case v1alpha1.RestartAlways:
-	}
-	return false
+	policy := s.vm.Spec.RestartPolicy
+	return policy == v1alpha1.RestartNever || policy == v1alpha1.RestartOnFailure && phase == v1alpha1.PhaseSucceeded
 }
 
 // whyEnded is the agent's word, if it has spoken.
@@ -143,16 +133,7 @@ func guestEnded(pod *corev1.Pod) bool {
 	}
 }
 
-func whyDeleted(pod *corev1.Pod) v1alpha1.Reason {
-	if evicted(pod) {
-		return v1alpha1.ReasonEvicted
-	}
-	return v1alpha1.ReasonPodDeleted
-}
-
 // evicted: Kubernetes took the pod away, and not somebody who deleted it.
 func evicted(pod *corev1.Pod) bool {
-	return pod.Status.Reason == "Evicted" || slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.DisruptionTarget && c.Status == corev1.ConditionTrue
-	})
+	return pod.Status.Reason == "Evicted" || podHas(pod, corev1.DisruptionTarget)
 }

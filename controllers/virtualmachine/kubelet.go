@@ -60,7 +60,7 @@ func (s *snapshot) createdIn() time.Duration {
 // observeKubelet finds out why kubelet does not run the berth's container.
 func (r *Reconciler) observeKubelet(ctx context.Context, seen *snapshot) error {
 	seen.notStarted = notStarted(seen.berth)
-	if !creating(seen.berth) || seen.createdIn() != creatingLook {
+	if seen.createdIn() != creatingLook {
 		return nil
 	}
 	var list corev1.EventList
@@ -72,7 +72,9 @@ func (r *Reconciler) observeKubelet(ctx context.Context, seen *snapshot) error {
 	var last *corev1.Event
 	for i := range list.Items {
 		e := &list.Items[i]
-		if fromKubelet(e) && (last == nil || !e.LastTimestamp.Before(&last.LastTimestamp)) {
+		// Anybody who may make Events can say what a kubelet does: it is only told on.
+		kubelets := e.Source.Component == "kubelet" || e.ReportingController == "kubelet"
+		if kubelets && (last == nil || !e.LastTimestamp.Before(&last.LastTimestamp)) {
 			last = e
 		}
 	}
@@ -80,9 +82,4 @@ func (r *Reconciler) observeKubelet(ctx context.Context, seen *snapshot) error {
 		seen.notStarted = last.Reason + ": " + last.Message
 	}
 	return nil
-}
-
-// fromKubelet: the Event is what a kubelet says. Anybody with the right to make Events can say the same; it is only told on.
-func fromKubelet(e *corev1.Event) bool {
-	return e.Source.Component == "kubelet" || e.ReportingController == "kubelet"
 }

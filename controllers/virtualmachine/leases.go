@@ -19,6 +19,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/kube"
 )
 
 // A Lease berth-<claim UID> says who writes to a claim. Its holder is the UID of the one VirtualMachine that does, or how
@@ -28,13 +29,9 @@ import (
 const (
 	leasePrefix = "berth-"
 	// annotationBerth and the UID of a VirtualMachine are the key of its berth's UID. No UID: it has no berth yet.
-	annotationBerth = "berth.dev/berth."
-	// annotationClaim has the claim's name.
-	annotationClaim = "berth.dev/claim"
-	// The holders of a Lease that several can have.
-	holderShared, holderReaders = "shared", "readers"
-	// indexHolder finds Leases by the UIDs of the VirtualMachines that own them.
-	indexHolder = "holder"
+	annotationBerth             = "berth.dev/berth."
+	annotationClaim             = "berth.dev/claim"   // has the claim's name
+	holderShared, holderReaders = "shared", "readers" // the holders of a Lease that several can have
 )
 
 func holders(lease client.Object) (uids []string) {
@@ -46,23 +43,17 @@ func holders(lease client.Object) (uids []string) {
 
 // onLease wakes the VirtualMachines that have a claim, and those that wait for it.
 func (r *Reconciler) onLease(ctx context.Context, lease client.Object) []reconcile.Request {
-	requests := r.usersOf(ctx, lease.GetNamespace(), lease.GetAnnotations()[annotationClaim])
+	requests := r.find(ctx, indexClaim, lease.GetAnnotations()[annotationClaim], lease.GetNamespace())
 	for _, o := range lease.GetOwnerReferences() {
-		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: lease.GetNamespace(), Name: o.Name}})
+		requests = append(requests, wake(lease.GetNamespace(), o.Name)...)
 	}
 	return requests
 }
 
 // holder is how a VirtualMachine has a claim: alone, or with others that use it likewise.
 func holder(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk) string {
-	switch d.Access {
-	case v1alpha1.DiskShared:
-		return holderShared
-	case v1alpha1.DiskReadOnly:
-		return holderReaders
-	case v1alpha1.DiskReadWrite:
-	}
-	return string(vm.UID)
+	shared := map[v1alpha1.DiskAccess]string{v1alpha1.DiskShared: holderShared, v1alpha1.DiskReadOnly: holderReaders}
+	return cmp.Or(shared[d.Access], string(vm.UID))
 }
 
 // lacksLeases: the Leases do not say yet that the berth has the claims. The status does not name it before.
@@ -76,19 +67,16 @@ func (s *snapshot) lacksLeases() bool {
 
 // unneeded are the Leases that the VirtualMachine has for nothing: no guest of it can be left, and none is to come that has
 // those claims.
-func (s *snapshot) unneeded() (leases []coordinationv1.Lease) {
-	for _, l := range s.leases {
+func (s *snapshot) unneeded() []coordinationv1.Lease {
+	return slices.DeleteFunc(slices.Clone(s.leases), func(l coordinationv1.Lease) bool {
 		uid := types.UID(l.Annotations[annotationBerth+string(s.vm.UID)])
 		used := s.berth != nil && s.berth.UID == uid || slices.ContainsFunc(s.surplus, func(b placedBerth) bool { return b.pod.UID == uid }) ||
 			s.vm.Status.Berth != nil && s.vm.Status.Berth.PodUID == uid && !s.previousReleased()
 		needed := s.wantsGuest() && s.ended() == nil && slices.ContainsFunc(s.claims, func(d diskClaim) bool {
 			return d.claim != nil && l.Name == leasePrefix+string(d.claim.UID)
 		})
-		if !used && !needed && l.DeletionTimestamp.IsZero() {
-			leases = append(leases, l)
-		}
-	}
-	return leases
+		return used || needed || !l.DeletionTimestamp.IsZero()
+	})
 }
 
 // +kubebuilder:rbac:groups=coordination.k8s.io,resources=leases,verbs=get;list;watch;create;update;delete
@@ -110,49 +98,39 @@ func (r *Reconciler) takeClaims(ctx context.Context, seen snapshot, pod types.UI
 
 func (r *Reconciler) takeClaim(ctx context.Context, vm *v1alpha1.VirtualMachine, d diskClaim, pod types.UID) error {
 	name, how, key := leasePrefix+string(d.claim.UID), holder(vm, d.disk), annotationBerth+string(vm.UID)
-	lease, err := read[coordinationv1.Lease](ctx, r.Live, types.NamespacedName{Namespace: vm.Namespace, Name: name})
+	had, err := kube.Read[coordinationv1.Lease](ctx, r.Live, types.NamespacedName{Namespace: vm.Namespace, Name: name})
 	if err != nil {
 		return err
 	}
-	if lease == nil {
-		lease = &coordinationv1.Lease{
-			ObjectMeta: metav1.ObjectMeta{
-				Namespace: vm.Namespace, Name: name, Labels: map[string]string{berth.LabelVM: vm.Name},
-				Annotations:     map[string]string{annotationClaim: d.name, key: string(pod)},
-				OwnerReferences: []metav1.OwnerReference{ownerOf(vm)},
-			},
-			Spec: coordinationv1.LeaseSpec{HolderIdentity: &how},
-		}
-		switch err := r.Client.Create(ctx, lease); {
-		case apierrors.IsAlreadyExists(err): // another was first
-			return r.takeClaim(ctx, vm, d, pod)
-		case err != nil:
-			return fmt.Errorf("creating Lease %s of PersistentVolumeClaim %s: %w", name, d.name, err)
-		}
-		ctrl.LoggerFrom(ctx).Info("Took claim", "claim", d.name, "lease", name, "holder", how)
-		return nil
-	}
+	lease := cmp.Or(had, &coordinationv1.Lease{
+		ObjectMeta: metav1.ObjectMeta{Namespace: vm.Namespace, Name: name, Labels: map[string]string{berth.LabelVM: vm.Name}},
+	})
 	others := slices.DeleteFunc(slices.Clone(lease.OwnerReferences), func(o metav1.OwnerReference) bool { return o.UID == vm.UID })
-	alike := lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == how
+	alike, last := lease.Spec.HolderIdentity != nil && *lease.Spec.HolderIdentity == how, lease.Annotations[key]
 	switch {
+	case had == nil:
 	case !lease.DeletionTimestamp.IsZero(), len(others) > 0 && !alike, len(lease.OwnerReferences) == 0:
 		return fault.NewUser(v1alpha1.ReasonClaimInUse, fmt.Errorf("disk %s: PersistentVolumeClaim %s is in use by %s", d.disk.Name, d.name, users(others, name)))
-	case alike && len(others) < len(lease.OwnerReferences) && (pod == "" || lease.Annotations[key] == string(pod)):
+	case alike && len(others) < len(lease.OwnerReferences) && (pod == "" || last == string(pod)):
 		return nil
-	}
-	if last := lease.Annotations[key]; last != "" && last != string(pod) {
-		if there, err := read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(vm)); err != nil || there != nil && string(there.UID) == last {
-			return errors.Join(err, fmt.Errorf("PersistentVolumeClaim %s is still that of berth %s", d.name, last)) // what was seen is out of date
+	case last != "" && last != string(pod):
+		there, err := kube.Read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(vm))
+		if err != nil || there != nil && string(there.UID) == last { // what was seen is out of date
+			return errors.Join(err, fmt.Errorf("PersistentVolumeClaim %s is still that of berth %s", d.name, last))
 		}
 	}
 	lease.Spec.HolderIdentity, lease.OwnerReferences = &how, append(others, ownerOf(vm))
-	if lease.Annotations == nil {
-		lease.Annotations = map[string]string{}
+	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, annotationClaim, d.name)
+	metav1.SetMetaDataAnnotation(&lease.ObjectMeta, key, string(pod))
+	if had != nil {
+		err = r.Client.Update(ctx, lease)
+	} else if err = r.Client.Create(ctx, lease); apierrors.IsAlreadyExists(err) { // another was first
+		return r.takeClaim(ctx, vm, d, pod)
 	}
-	lease.Annotations[annotationClaim], lease.Annotations[key] = d.name, string(pod)
-	if err := r.Client.Update(ctx, lease); err != nil {
-		return fmt.Errorf("updating Lease %s of PersistentVolumeClaim %s: %w", name, d.name, err)
+	if err != nil {
+		return fmt.Errorf("writing Lease %s of PersistentVolumeClaim %s: %w", name, d.name, err)
 	}
+	ctrl.LoggerFrom(ctx).Info("Took claim", "claim", d.name, "lease", name, "holder", how, "berth", pod)
 	return nil
 }
 
@@ -166,30 +144,29 @@ func users(others []metav1.OwnerReference, lease string) string {
 
 // releaseClaims gives up exactly the Leases that were seen. Of the berth that one names, no pod may be left.
 func (r *Reconciler) releaseClaims(ctx context.Context, vm *v1alpha1.VirtualMachine, leases []coordinationv1.Lease) error {
-	pod, err := read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(vm))
+	pod, err := kube.Read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(vm))
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, l := range leases {
-		key := annotationBerth + string(vm.UID)
+		key, claim := annotationBerth+string(vm.UID), l.Annotations[annotationClaim]
 		if pod != nil && string(pod.UID) == l.Annotations[key] {
 			continue // the cache is behind
 		}
 		lease := l.DeepCopy()
 		delete(lease.Annotations, key)
 		lease.OwnerReferences = slices.DeleteFunc(lease.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == vm.UID })
-		var err error
 		if len(lease.OwnerReferences) > 0 {
 			err = r.Client.Update(ctx, lease)
-		} else if err = r.Client.Delete(ctx, lease, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion}); apierrors.IsNotFound(err) {
-			err = nil
+		} else {
+			err = client.IgnoreNotFound(r.Client.Delete(ctx, lease, client.Preconditions{UID: &l.UID, ResourceVersion: &l.ResourceVersion}))
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("giving up Lease %s of PersistentVolumeClaim %s: %w", l.Name, l.Annotations[annotationClaim], err))
+			errs = append(errs, fmt.Errorf("giving up Lease %s of PersistentVolumeClaim %s: %w", l.Name, claim, err))
 			continue
 		}
-		ctrl.LoggerFrom(ctx).Info("Gave up claim", "claim", l.Annotations[annotationClaim], "lease", l.Name)
+		ctrl.LoggerFrom(ctx).Info("Gave up claim", "claim", claim, "lease", l.Name)
 	}
 	return errors.Join(errs...)
 }

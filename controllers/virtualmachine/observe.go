@@ -9,7 +9,6 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -18,36 +17,28 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/kube"
 )
 
 // snapshot is all that a decision may depend on.
 type snapshot struct {
-	vm *v1alpha1.VirtualMachine // nil: there is none
-	// berth is the VirtualMachine's berth, see assign; nil: there is none.
-	berth *corev1.Pod
-	// node is the node of the berth, or status.nodeName's if there is no berth; nil: it has none, or the node is gone.
-	node *corev1.Node
-	// host is what the agent of that node reports; nil: nothing.
-	host *v1alpha1.VirtualMachineHost
+	vm    *v1alpha1.VirtualMachine     // nil: there is none
+	berth *corev1.Pod                  // the VirtualMachine's, see assign; nil: there is none
+	node  *corev1.Node                 // of the berth, or status.nodeName's if there is no berth; nil: it has none, or the node is gone
+	host  *v1alpha1.VirtualMachineHost // what the agent of that node reports; nil: nothing
 	// surplus are the other berths of VirtualMachines of this name: the status does not name them, or their
 	// VirtualMachine was deleted, and perhaps created again.
-	surplus []placedBerth
-	// hosts are all of them, read only while the berth has no node.
-	hosts []v1alpha1.VirtualMachineHost
-	// outdated are the changes of the spec that the berth cannot take.
-	outdated []v1alpha1.PendingChange
-	// mutation says how the berth is not as Berth made it, so that no guest starts in it; "" if it is.
-	mutation string
+	surplus  []placedBerth
+	hosts    []v1alpha1.VirtualMachineHost // all, read only while the berth has no node
+	outdated []v1alpha1.PendingChange      // the changes of the spec that the berth cannot take
+	mutation string                        // how the berth is not as Berth made it, so that no guest starts in it; "" if it is
 	// misplaced: the berth is on another node than the guest's kept disks, of which the status did not tell when it was made.
-	misplaced bool
-	// notStarted is why kubelet does not run the berth's container, in its words; "" if it says nothing.
-	notStarted string
-	// claims are the disks of the spec that have one, and leases those that the VirtualMachine has of claims.
-	claims []diskClaim
-	leases []coordinationv1.Lease
-	// shimImage is that of the operator's own shim.
-	shimImage string
-	now       time.Time
+	misplaced  bool
+	notStarted string                 // why kubelet does not run the berth's container, in its words; "" if it says nothing
+	claims     []diskClaim            // the disks of the spec that have one
+	leases     []coordinationv1.Lease // those that the VirtualMachine has of claims
+	shimImage  string                 // of the operator's own shim
+	now        time.Time
 }
 
 // placedBerth is a berth with its node and host, nil as in snapshot.
@@ -59,11 +50,8 @@ type placedBerth struct {
 
 func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (snapshot, error) {
 	seen := snapshot{now: r.Now(), shimImage: r.Options.ShimImage}
-	if err := r.observeBerths(ctx, &seen, name); err != nil {
+	if err := r.observeBerths(ctx, &seen, name); err != nil || seen.vm == nil {
 		return seen, err
-	}
-	if seen.vm == nil {
-		return seen, nil
 	}
 	if err := r.observeClaims(ctx, &seen); err != nil || seen.berth == nil {
 		return seen, err
@@ -76,21 +64,22 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (sn
 	if err := r.observeKubelet(ctx, &seen); err != nil {
 		return seen, err
 	}
-	if len(seen.outdated) == 0 && seen.statusMatchesBerth() {
+	node := seen.berth.Spec.NodeName
+	switch {
+	case len(seen.outdated) > 0:
+	case seen.statusMatchesBerth():
 		seen.mutation = berth.Mutation(seen.berth, seen.vm)
-	} else if len(seen.outdated) == 0 && seen.berth.Spec.NodeName != "" {
+	case node != "":
 		if err := r.compare(ctx, &seen); err != nil {
 			return seen, err
 		}
 	}
-	if node := seen.berth.Spec.NodeName; node != seen.vm.Status.NodeName {
+	if node != seen.vm.Status.NodeName {
 		seen.node, seen.host, err = r.observeNode(ctx, node)
 	}
-	if err == nil && seen.berth.Spec.NodeName == "" {
+	if err == nil && node == "" {
 		var hosts v1alpha1.VirtualMachineHostList
-		if err = r.Client.List(ctx, &hosts); err != nil {
-			return seen, fmt.Errorf("listing hosts: %w", err)
-		}
+		err = r.Client.List(ctx, &hosts)
 		seen.hosts = hosts.Items
 	}
 	return seen, err
@@ -101,19 +90,14 @@ func (r *Reconciler) observeBerths(ctx context.Context, seen *snapshot, name typ
 	if err := r.observeVM(ctx, r.Client, seen, name); err != nil {
 		return err
 	}
-	if seen.vm != nil && berth.Incomplete(seen.vm) {
-		if err := r.observeVM(ctx, r.Live, seen, name); err != nil {
-			return err
-		}
-	}
 	var list corev1.PodList
 	if err := r.Client.List(ctx, &list, client.InNamespace(name.Namespace), client.MatchingFields{indexOwner: name.Name}); err != nil {
 		return fmt.Errorf("listing berths: %w", err)
 	}
 	pods := list.Items
 	seen.assign(pods)
-	if seen.berth == nil && seen.expectsBerth() { // the cache may be behind
-		pod, err := read[corev1.Pod](ctx, r.Live, seen.berthName())
+	if expected := seen.expectedBerth(); expected != "" && seen.berth == nil { // the cache may be behind
+		pod, err := kube.Read[corev1.Pod](ctx, r.Live, types.NamespacedName{Namespace: name.Namespace, Name: expected})
 		if err != nil {
 			return err
 		}
@@ -143,7 +127,7 @@ func (r *Reconciler) observeBerths(ctx context.Context, seen *snapshot, name typ
 // compare tells whether a berth is as Berth makes it, before the status names it and a guest can start in it: admission may
 // have changed it, or somebody else made it. Later the API server lets nobody change more than what berth.Mutation looks at.
 func (r *Reconciler) compare(ctx context.Context, seen *snapshot) error {
-	pod, err := read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(seen.berth)) // the cache has a part of it
+	pod, err := kube.Read[corev1.Pod](ctx, r.Live, client.ObjectKeyFromObject(seen.berth)) // the cache has a part of it
 	if err != nil {
 		return err
 	}
@@ -197,9 +181,13 @@ func (s *snapshot) acceptable() bool {
 	return s.berth.Spec.NodeName != "" && s.mutation == "" && !s.misplaced && len(s.outdated) == 0
 }
 
-// observeVM reads the VirtualMachine, and the node and host of its status.
+// observeVM reads the VirtualMachine, which the API server has whole if the cache has not, and the node and host of its status.
 func (r *Reconciler) observeVM(ctx context.Context, from client.Reader, seen *snapshot, name types.NamespacedName) (err error) {
-	if seen.vm, err = read[v1alpha1.VirtualMachine](ctx, from, name); err != nil || seen.vm == nil {
+	seen.vm, err = kube.Read[v1alpha1.VirtualMachine](ctx, from, name)
+	if err == nil && seen.vm != nil && berth.Incomplete(seen.vm) {
+		seen.vm, err = kube.Read[v1alpha1.VirtualMachine](ctx, r.Live, name)
+	}
+	if err != nil || seen.vm == nil {
 		return err
 	}
 	seen.node, seen.host, err = r.observeNode(ctx, seen.vm.Status.NodeName)
@@ -212,31 +200,15 @@ func (r *Reconciler) observeNode(ctx context.Context, name string) (*corev1.Node
 		return nil, nil, nil
 	}
 	key := types.NamespacedName{Name: name}
-	node, err := read[corev1.Node](ctx, r.Client, key)
+	node, err := kube.Read[corev1.Node](ctx, r.Client, key)
 	if err == nil && outOfService(node) { // this is evidence: it must not be the cache that is behind
-		node, err = read[corev1.Node](ctx, r.Live, key)
+		node, err = kube.Read[corev1.Node](ctx, r.Live, key)
 	}
 	if err != nil {
 		return nil, nil, err
 	}
-	host, err := read[v1alpha1.VirtualMachineHost](ctx, r.Client, key)
+	host, err := kube.Read[v1alpha1.VirtualMachineHost](ctx, r.Client, key)
 	return node, host, err
-}
-
-// read returns nil when there is no such object.
-func read[T any, O interface {
-	*T
-	client.Object
-}](ctx context.Context, from client.Reader, key types.NamespacedName) (O, error) {
-	var object T
-	err := from.Get(ctx, key, O(&object))
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %T %s: %w", object, key.Name, err)
-	}
-	return &object, nil
 }
 
 // assign finds the VirtualMachine's berth among the pods that VirtualMachines of its name own. It is the one that the
@@ -287,31 +259,24 @@ func terminating(pod *corev1.Pod) bool { return !pod.DeletionTimestamp.IsZero() 
 
 // released: no process of the berth's guest can be alive. A dead container, or a pod that failed, proves nothing.
 func (s *snapshot) released(b placedBerth) bool {
+	return b.pod.Spec.NodeName == "" || // no agent ever saw it
+		outOfService(b.node) ||
+		s.vm != nil && s.vm.Status.ReleasedBerth == b.pod.UID ||
+		b.host != nil && slices.Contains(b.host.Status.ReleasedBerths, b.pod.UID)
+}
+
+// expectedBerth is the name of the berth that there is, or was, going by the VirtualMachine alone; "" for none.
+func (s *snapshot) expectedBerth() string {
 	switch {
-	case b.pod.Spec.NodeName == "": // no agent ever saw it
-		return true
-	case outOfService(b.node):
-		return true
-	case s.vm != nil && s.vm.Status.ReleasedBerth == b.pod.UID:
-		return true
-	case b.host != nil && slices.Contains(b.host.Status.ReleasedBerths, b.pod.UID):
-		return true
+	case s.vm == nil:
+		return ""
+	case !s.statusReleased():
+		return s.vm.Status.Berth.PodName
+	case s.hasFinalizer() && s.wantsGuest() && s.vm.Status.Ended == nil:
+		return s.vm.Name
+	default:
+		return ""
 	}
-	return false
-}
-
-// expectsBerth: going by the VirtualMachine alone, there is a berth, or was one.
-func (s *snapshot) expectsBerth() bool {
-	return s.vm != nil && (s.hasFinalizer() && s.wantsGuest() && s.vm.Status.Ended == nil || !s.statusReleased())
-}
-
-// berthName is the name of the berth that expectsBerth means.
-func (s *snapshot) berthName() types.NamespacedName {
-	name := client.ObjectKeyFromObject(s.vm)
-	if !s.statusReleased() {
-		name.Name = s.vm.Status.Berth.PodName
-	}
-	return name
 }
 
 // previousReleased: no guest is left of the berth that the status still names, though its pod is gone. Somebody may
@@ -320,8 +285,7 @@ func (s *snapshot) previousReleased() bool { return s.statusReleased() || outOfS
 
 // statusReleased: the status names no berth, or one of which the agent reports that nothing is left.
 func (s *snapshot) statusReleased() bool {
-	reference := s.vm.Status.Berth
-	return reference == nil || s.vm.Status.ReleasedBerth == reference.PodUID
+	return s.vm.Status.Berth == nil || s.vm.Status.ReleasedBerth == s.vm.Status.Berth.PodUID
 }
 
 // guestNode is the node where the guest may be, "" if there is none.
@@ -338,10 +302,7 @@ func (s *snapshot) guestNode() string {
 
 // nodeLost: the guest's node is not Ready or does not exist, so nobody knows whether the guest runs.
 func (s *snapshot) nodeLost() bool {
-	if s.guestNode() == "" {
-		return false
-	}
-	return s.node == nil || !nodeReady(s.node)
+	return s.guestNode() != "" && (s.node == nil || !nodeReady(s.node))
 }
 
 // nodeReady: the node's kubelet reports, and its condition Ready is True.
@@ -369,8 +330,6 @@ func completed(pod *corev1.Pod) bool {
 
 // disksGone: nothing of the VirtualMachine is left on any node.
 func (s *snapshot) disksGone() bool {
-	if s.vm.Status.NodeName == "" || s.node == nil {
-		return true
-	}
-	return condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionDisksReady) == v1alpha1.ReasonDisksRemoved
+	return s.vm.Status.NodeName == "" || s.node == nil ||
+		condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionDisksReady) == v1alpha1.ReasonDisksRemoved
 }

@@ -3,7 +3,6 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
@@ -33,18 +32,12 @@ const workers = 8
 
 // Reconciler brings VirtualMachines closer to their specs, in the API.
 type Reconciler struct {
-	// Client reads from the cache and writes to the API server.
-	Client client.Client
-	// Live reads from the API server, for what the cache does not hold.
-	Live client.Reader
-	// Status writes the operator's part of statuses.
-	Status *kube.StatusWriter
-	// Events records Events of VirtualMachines.
-	Events events.EventRecorder
-	// Options are the administrator's.
-	Options berth.Options
-	// Now is the clock.
-	Now func() time.Time
+	Client  client.Client        // reads from the cache and writes to the API server
+	Live    client.Reader        // reads from the API server, for what the cache does not hold
+	Status  *kube.StatusWriter   // writes the operator's part of statuses
+	Events  events.EventRecorder // records Events of VirtualMachines
+	Options berth.Options        // the administrator's
+	Now     func() time.Time
 }
 
 // Reconcile brings one VirtualMachine closer to its spec. It may be killed at any line.
@@ -104,10 +97,10 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 }
 
 const (
-	// indexNode finds VirtualMachines and berths by the name of their node.
-	indexNode = "node"
-	// indexOwner finds berths by the name of their VirtualMachine, also when that is gone and only its name is known.
-	indexOwner = "owner"
+	indexNode   = "node"   // finds VirtualMachines and berths by the name of their node
+	indexOwner  = "owner"  // finds berths by the name of their VirtualMachine, also when that is gone and only its name is known
+	indexClaim  = "claim"  // finds VirtualMachines by the names of their disks' claims
+	indexHolder = "holder" // finds Leases by the UIDs of the VirtualMachines that own them
 )
 
 func ownerName(pod client.Object) []string {
@@ -118,56 +111,61 @@ func ownerName(pod client.Object) []string {
 }
 
 // nodeChange passes what concerns guests: whether the node is Ready, and whether it is out of service. Heartbeats do not.
-var nodeChange = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-	old, now := e.ObjectOld.(*corev1.Node), e.ObjectNew.(*corev1.Node)
-	return nodeReady(old) != nodeReady(now) || outOfService(old) != outOfService(now)
-}}
+var nodeChange = changed(func(node *corev1.Node) any { return [2]bool{nodeReady(node), outOfService(node)} })
 
 // hostChange passes a change of the host's condition Ready, and of the berths that its agent reports as released.
-var hostChange = predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-	old, now := &e.ObjectOld.(*v1alpha1.VirtualMachineHost).Status, &e.ObjectNew.(*v1alpha1.VirtualMachineHost).Status
-	return !equality.Semantic.DeepEqual(
-		meta.FindStatusCondition(old.Conditions, v1alpha1.ConditionHostReady), meta.FindStatusCondition(now.Conditions, v1alpha1.ConditionHostReady)) ||
-		!slices.Equal(old.ReleasedBerths, now.ReleasedBerths)
-}}
+var hostChange = changed(func(host *v1alpha1.VirtualMachineHost) any {
+	return []any{meta.FindStatusCondition(host.Status.Conditions, v1alpha1.ConditionHostReady), host.Status.ReleasedBerths}
+})
 
-// onBerth wakes the VirtualMachine that owns a berth, whether or not it still exists.
-func onBerth(_ context.Context, pod client.Object) (requests []reconcile.Request) {
-	for _, name := range ownerName(pod) {
-		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: pod.GetNamespace(), Name: name}})
+// changed passes updates of objects that change that part of them.
+func changed[O client.Object](part func(O) any) predicate.Funcs {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return !equality.Semantic.DeepEqual(part(e.ObjectOld.(O)), part(e.ObjectNew.(O)))
+	}}
+}
+
+// wake reconciles VirtualMachines by their names, whether or not they still exist.
+func wake(namespace string, names ...string) (requests []reconcile.Request) {
+	for _, name := range names {
+		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}})
 	}
 	return requests
+}
+
+// onBerth wakes the VirtualMachine that owns a berth.
+func onBerth(_ context.Context, pod client.Object) []reconcile.Request {
+	return wake(pod.GetNamespace(), ownerName(pod)...)
 }
 
 // onNode wakes everything that lives on a node: it may have gone, or come back.
 func (r *Reconciler) onNode(ctx context.Context, node client.Object) []reconcile.Request {
-	return append(r.terminatingOn(ctx, node.GetName()), r.guestsOn(ctx, node.GetName())...)
+	return append(r.terminatingOn(ctx, node.GetName()), r.find(ctx, indexNode, node.GetName(), "")...)
 }
 
-// onHost wakes the guests that wait for a host, and the berths that wait for a report of its agent.
+// onHost wakes the guests that wait for a host, which have no node, and the berths that wait for a report of its agent.
 func (r *Reconciler) onHost(ctx context.Context, host client.Object) []reconcile.Request {
-	return append(r.terminatingOn(ctx, host.GetName()), r.guestsOn(ctx, "")...)
+	return append(r.terminatingOn(ctx, host.GetName()), r.find(ctx, indexNode, "", "")...)
 }
 
-// guestsOn lists the VirtualMachines of a node, or those without one if the name is "".
-func (r *Reconciler) guestsOn(ctx context.Context, node string) (requests []reconcile.Request) {
+// find wakes the VirtualMachines of a namespace, or of all if that is "", that an index has under a value.
+func (r *Reconciler) find(ctx context.Context, index, value, namespace string) (requests []reconcile.Request) {
 	var vms v1alpha1.VirtualMachineList
-	if err := r.Client.List(ctx, &vms, client.MatchingFields{indexNode: node}, client.UnsafeDisableDeepCopy); err != nil {
-		ctrl.LoggerFrom(ctx).Error(err, "Listing VirtualMachines of a node", "node", node)
-		return nil
+	err := r.Client.List(ctx, &vms, client.InNamespace(namespace), client.MatchingFields{index: value}, client.UnsafeDisableDeepCopy)
+	if err != nil {
+		ctrl.LoggerFrom(ctx).Error(err, "Listing VirtualMachines", "index", index, "value", value)
 	}
 	for i := range vms.Items {
-		requests = append(requests, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&vms.Items[i])})
+		requests = append(requests, wake(vms.Items[i].Namespace, vms.Items[i].Name)...)
 	}
 	return requests
 }
 
-// terminatingOn lists the owners of the berths on a node that are being deleted.
+// terminatingOn wakes the owners of the berths on a node that are being deleted.
 func (r *Reconciler) terminatingOn(ctx context.Context, node string) (requests []reconcile.Request) {
 	var pods corev1.PodList
 	if err := r.Client.List(ctx, &pods, client.MatchingFields{indexNode: node}, client.UnsafeDisableDeepCopy); err != nil {
 		ctrl.LoggerFrom(ctx).Error(err, "Listing berths of a node", "node", node)
-		return nil
 	}
 	for i := range pods.Items {
 		if terminating(&pods.Items[i]) {

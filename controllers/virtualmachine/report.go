@@ -30,9 +30,8 @@ var ownConditions = []string{v1alpha1.ConditionScheduled, v1alpha1.ConditionRead
 // wrong: mostly that is over by then, and one write is saved.
 const statusDebounce = 3 * time.Second
 
-// report writes the operator's part of the status, if it differs from what is
-// there. failure is the error of act. It returns after how long to reconcile
-// again if a write was put off.
+// report writes the operator's part of the status, if it differs from what is there. failure is the error of act. It returns
+// after how long to reconcile again if a write was put off.
 func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (time.Duration, error) {
 	if seen.vm == nil {
 		return 0, nil
@@ -66,14 +65,12 @@ func (s *snapshot) debounce(want, have *v1alpha1.VirtualMachineStatus) time.Dura
 		since = s.berth.DeletionTimestamp.Add(-time.Duration(*s.berth.DeletionGracePeriodSeconds) * time.Second)
 	case s.berth != nil && !condition.Is(want.Conditions, v1alpha1.ConditionReady, metav1.ConditionTrue):
 		since = s.berth.CreationTimestamp.Time
-	default:
-		return 0
 	}
 	age := s.now.Sub(since)
-	if age < 0 || age >= statusDebounce { // our clock and the API server's may differ
+	if age < 0 { // our clock and the API server's may differ
 		return 0
 	}
-	return statusDebounce - age
+	return max(statusDebounce-age, 0)
 }
 
 // recordEvents raises an Event for each condition that newly says that something is wrong, with its message.
@@ -117,10 +114,7 @@ func (s *snapshot) disks() (disks []v1alpha1.DiskStatus) {
 	for _, d := range s.claims {
 		told := v1alpha1.DiskStatus{Name: d.disk.Name, ClaimName: d.name}
 		if c := d.claim; c != nil {
-			told.ClaimUID, told.VolumeMode = c.UID, corev1.PersistentVolumeFilesystem
-			if isBlock(c) {
-				told.VolumeMode = corev1.PersistentVolumeBlock
-			}
+			told.ClaimUID, told.VolumeMode = c.UID, volumeMode(c)
 			if capacity, bound := c.Status.Capacity[corev1.ResourceStorage]; bound {
 				told.Capacity = &capacity
 			}
@@ -187,12 +181,10 @@ func (s *snapshot) usersFor(ready *metav1.Condition) time.Duration {
 }
 
 func bootImage(vm *v1alpha1.VirtualMachine) string {
-	switch s := &vm.Spec; {
-	case len(s.Disks) > 0 && s.Disks[0].Image != "" || s.Kernel == nil:
-		return s.Disks[0].Image
-	default:
-		return s.Kernel.Image
+	if k, disks := vm.Spec.Kernel, vm.Spec.Disks; k != nil && (len(disks) == 0 || disks[0].Image == "") {
+		return k.Image
 	}
+	return vm.Spec.Disks[0].Image
 }
 
 func guestStatus(pod *corev1.Pod) *corev1.ContainerStatus {
@@ -222,7 +214,10 @@ func scheduled(seen snapshot, failure error) metav1.Condition {
 	case seen.berth == nil && seen.pinnedNode() != "" && seen.node == nil:
 		return no(v1alpha1.ReasonNodeLost, fmt.Sprintf("the guest's disks are on node %s, which does not exist. Bring the node back, or delete the VirtualMachine and create it again, without its data", seen.pinnedNode()))
 	case seen.berth == nil && len(seen.surplus) > 0:
-		return no(v1alpha1.ReasonPending, surplusMessage(seen.surplus[0].pod))
+		pod := seen.surplus[0].pod
+		return no(v1alpha1.ReasonPending, fmt.Sprintf(
+			"pod %s (UID %s) of a VirtualMachine of this name is terminating on node %q: no other guest may start until the agent of that node reports that its guest is gone",
+			pod.Name, pod.UID, pod.Spec.NodeName))
 	case seen.berth == nil:
 		return no(v1alpha1.ReasonPending, "")
 	case seen.berth.Spec.NodeName == "":
@@ -246,12 +241,6 @@ func lostMessage(seen snapshot) string {
 	return fmt.Sprintf("node %s is not Ready, and the guest may still run there. Bring the node back; if it is surely off, delete its Node object or taint it node.kubernetes.io/out-of-service", seen.guestNode())
 }
 
-// surplusMessage says why a berth that is wanted is not created.
-func surplusMessage(pod *corev1.Pod) string {
-	return fmt.Sprintf("pod %s (UID %s) of a VirtualMachine of this name is terminating on node %q: no other guest may start until the agent of that node reports that its guest is gone",
-		pod.Name, pod.UID, pod.Spec.NodeName)
-}
-
 // unscheduled says why the berth has no node.
 func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) metav1.Condition {
 	var problems []string
@@ -260,23 +249,23 @@ func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Conditio
 			problems = append(problems, fmt.Sprintf("%s: %s", seen.hosts[i].Name, c.Message))
 		}
 	}
-	for _, c := range seen.berth.Status.Conditions {
-		if c.Type != corev1.PodScheduled || c.Status != corev1.ConditionFalse {
-			continue
-		}
-		if len(problems) == len(seen.hosts) {
-			if len(problems) == 0 {
-				return no(v1alpha1.ReasonNoHost, "no node runs berth-agent: label or untaint nodes so that its DaemonSet runs there")
-			}
-			return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
-		}
-		messages := []string{c.Message}
-		if node := seen.pinnedNode(); node != "" {
-			messages = []string{"the guest's disks are on node " + node, c.Message}
-		}
-		return no(v1alpha1.ReasonUnschedulable, strings.Join(append(messages, problems...), "; "))
+	conditions := seen.berth.Status.Conditions
+	refused := slices.IndexFunc(conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse
+	})
+	switch node := seen.pinnedNode(); {
+	case refused < 0:
+		return no(v1alpha1.ReasonPending, "")
+	case len(seen.hosts) == 0:
+		return no(v1alpha1.ReasonNoHost, "no node runs berth-agent: label or untaint nodes so that its DaemonSet runs there")
+	case len(problems) == len(seen.hosts):
+		return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
+	case node != "":
+		problems = slices.Insert(problems, 0, "the guest's disks are on node "+node, conditions[refused].Message)
+	default:
+		problems = slices.Insert(problems, 0, conditions[refused].Message)
 	}
-	return no(v1alpha1.ReasonPending, "")
+	return no(v1alpha1.ReasonUnschedulable, strings.Join(problems, "; "))
 }
 
 // ready is nil where all is as it should be without a running guest: none is wanted and none is there, it is paused as
@@ -318,7 +307,7 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		no(v1alpha1.ReasonStopping, "")
 	case v1alpha1.Reason(running.Reason) == v1alpha1.ReasonGuestResetLoop:
 		no(v1alpha1.ReasonGuestResetLoop, running.Message)
-	case podReady(seen.berth):
+	case podHas(seen.berth, corev1.PodReady):
 		c = condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, "")
 	default:
 		no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
@@ -338,9 +327,9 @@ func endMessage(ended *v1alpha1.Ended, last *v1alpha1.LastExit) string {
 	}
 }
 
-func podReady(pod *corev1.Pod) bool {
+func podHas(pod *corev1.Pod, condition corev1.PodConditionType) bool {
 	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+		return c.Type == condition && c.Status == corev1.ConditionTrue
 	})
 }
 
@@ -361,10 +350,8 @@ func phaseOf(seen snapshot) v1alpha1.Phase {
 		return v1alpha1.PhaseStopped
 	case terminating(seen.berth):
 		return v1alpha1.PhaseStopping
-	case seen.berth.Status.Phase == corev1.PodSucceeded:
-		return v1alpha1.PhaseSucceeded
-	case seen.berth.Status.Phase == corev1.PodFailed:
-		return v1alpha1.PhaseFailed
+	case completed(seen.berth):
+		return v1alpha1.Phase(seen.berth.Status.Phase) // Succeeded or Failed, as a pod's
 	case !seen.accepted():
 		return v1alpha1.PhasePending
 	case seen.notStarted != "":

@@ -1,7 +1,6 @@
 package berth
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"path"
@@ -11,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/runtime"
 )
 
 // maxTold is how many differences Unlike tells.
@@ -45,24 +45,23 @@ func Unlike(pod, made *corev1.Pod) (string, error) {
 
 // leavesOfPod are the values of what a berth is made with, by their paths.
 func leavesOfPod(pod *corev1.Pod) (map[string]string, error) {
-	annotations := maps.Clone(pod.Annotations)
-	delete(annotations, AnnotationSpec) // which Changes reads
-	finalizers := map[string]string{}
-	for _, f := range pod.Finalizers {
-		finalizers[f] = "set"
-	}
-	raw, err := json.Marshal(map[string]any{
-		"finalizers": finalizers, "labels": pod.Labels, "annotations": annotations, "spec": pod.Spec,
-	})
+	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&pod.Spec)
 	if err != nil {
 		return nil, fmt.Errorf("encoding pod: %w", err)
 	}
-	var tree any
-	if err := json.Unmarshal(raw, &tree); err != nil {
-		return nil, fmt.Errorf("decoding pod: %w", err)
-	}
 	leaves := map[string]string{}
-	flatten(leaves, "", tree)
+	flatten(leaves, "spec", spec)
+	for _, finalizer := range pod.Finalizers {
+		leaves[join("finalizers", finalizer)] = "set"
+	}
+	for key, value := range pod.Labels {
+		leaves[join("labels", key)] = value
+	}
+	for key, value := range pod.Annotations {
+		if key != AnnotationSpec { // which Changes reads
+			leaves[join("annotations", key)] = value
+		}
+	}
 	return leaves, nil
 }
 

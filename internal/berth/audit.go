@@ -11,9 +11,8 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// Owner returns the controller reference to the VirtualMachine whose berth the
-// pod claims to be, nil if it refers to none. The pod's own name says nothing.
-// Only together with that VirtualMachine's status is the claim a proof.
+// Owner returns the controller reference to the VirtualMachine whose berth the pod claims to be, nil if it refers to none. The
+// pod's own name says nothing. Only together with that VirtualMachine's status is the claim a proof.
 func Owner(pod metav1.Object) *metav1.OwnerReference {
 	ref := metav1.GetControllerOf(pod)
 	if ref == nil || ref.Kind != "VirtualMachine" || ref.APIVersion != v1alpha1.GroupVersion.String() {

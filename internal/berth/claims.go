@@ -4,19 +4,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
 )
-
-// Claim is the PersistentVolumeClaim of a disk, as far as a berth depends on it.
-type Claim struct {
-	Name string
-	UID  types.UID
-	// Block is its volume mode: a device in the berth, and else a mounted file system.
-	Block bool
-}
 
 // DiskVolume names the berth's volume of a disk that has a claim.
 func DiskVolume(disk string) string { return diskVolumes + disk }
@@ -51,15 +42,15 @@ func addClaims(spec *corev1.PodSpec, in Input) error {
 		if d.PersistentVolumeClaim == nil {
 			continue
 		}
-		claim, ok := in.Claims[d.Name]
-		if !ok {
-			return fault.NewUser(v1alpha1.ReasonClaimMissing, fmt.Errorf("disk %s: there is no PersistentVolumeClaim %s", d.Name, ClaimName(in.VM, d)))
+		claim, mode := ClaimName(in.VM, d), in.Claims[d.Name]
+		if mode == "" {
+			return fault.NewUser(v1alpha1.ReasonClaimMissing, fmt.Errorf("disk %s: there is no PersistentVolumeClaim %s", d.Name, claim))
 		}
 		volume, path, readOnly := DiskVolume(d.Name), DiskPath(d.Name), d.Access == v1alpha1.DiskReadOnly
 		spec.Volumes = append(spec.Volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{
-			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim.Name, ReadOnly: readOnly},
+			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: claim, ReadOnly: readOnly},
 		}})
-		if claim.Block {
+		if mode == corev1.PersistentVolumeBlock {
 			guest.VolumeDevices = append(guest.VolumeDevices, corev1.VolumeDevice{Name: volume, DevicePath: path})
 			continue
 		}

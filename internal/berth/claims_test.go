@@ -11,8 +11,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-var claims = map[string]Claim{
-	"data": {Name: "web-data", UID: "c-1"}, "raw": {Name: "raw", UID: "c-2", Block: true}, "iso": {Name: "iso", UID: "c-3"},
+var claims = map[string]corev1.PersistentVolumeMode{
+	"data": corev1.PersistentVolumeFilesystem, "raw": corev1.PersistentVolumeBlock, "iso": corev1.PersistentVolumeFilesystem,
 }
 
 // onClaims has a guest whose disks are claims, of each kind.

@@ -1,6 +1,7 @@
 package berth
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -20,29 +21,21 @@ import (
 const GraceMargin = 10
 
 // shimUser is the uid and gid of the shim: any will do, but root.
-const shimUser = 65532
+const shimUser int64 = 65532
 
 // shimEnv keeps the shim small on large machines: Go's runtime takes 30 kB for each processor that it may use.
 var shimEnv = []corev1.EnvVar{{Name: "GOMAXPROCS", Value: "2"}, {Name: "GOGC", Value: "25"}}
 
 // Options are the administrator's part in a berth.
 type Options struct {
-	// ShimImage is the image of the shim.
-	ShimImage string
-	// PullPolicy is how kubelet pulls it.
-	PullPolicy corev1.PullPolicy
-	// PullSecrets are the names of Secrets for it, in the guest's namespace.
-	PullSecrets []string
-	// CPURequest is what a berth requests for each vCPU.
-	CPURequest resource.Quantity
-	// UnsizedDisk is what a berth requests for a disk whose spec has no size, and the most that such a disk may have.
-	UnsizedDisk resource.Quantity
-	// Emulation adds the memory that emulating hosts need.
-	Emulation bool
-	// AllowedAnnotations are the annotations that a VirtualMachine may put on its berth; a trailing * matches any rest.
-	AllowedAnnotations []string
-	// VolumeGroup is the group that owns the file systems of claims.
-	VolumeGroup int64
+	ShimImage          string            // the image of the shim
+	PullPolicy         corev1.PullPolicy // how kubelet pulls it
+	PullSecrets        []string          // the names of Secrets for it, in the guest's namespace
+	CPURequest         resource.Quantity // what a berth requests for each vCPU
+	UnsizedDisk        resource.Quantity // what a berth requests for a disk whose spec has no size, and the most that such a disk may have
+	Emulation          bool              // adds the memory that emulating hosts need
+	AllowedAnnotations []string          // those that a VirtualMachine may put on its berth; a trailing * matches any rest
+	VolumeGroup        int64             // owns the file systems of claims
 }
 
 // GraceSeconds is the termination grace period of the VirtualMachine's berth, in seconds.
@@ -56,40 +49,33 @@ func GraceSeconds(vm *v1alpha1.VirtualMachine) int64 {
 
 // Input is what a berth is made from.
 type Input struct {
-	// VM is the VirtualMachine that owns the berth.
-	VM *v1alpha1.VirtualMachine
-	// Node pins the berth to the node of this name; "" leaves the choice to the scheduler.
-	Node string
-	// Claims are those of the disks that have one, by the disks' names.
-	Claims map[string]Claim
-	// Options are the administrator's.
-	Options Options
+	VM      *v1alpha1.VirtualMachine               // owns the berth
+	Node    string                                 // to which the berth is pinned; "" leaves the choice to the scheduler
+	Claims  map[string]corev1.PersistentVolumeMode // of the disks' PersistentVolumeClaims that exist, by the disks' names
+	Options Options                                // the administrator's
 }
 
-// PodFor makes the berth of a VirtualMachine: an unprivileged pod of the same
-// name, owned by the VirtualMachine, whose one container runs the shim.
-// A User fault says that the spec asks for what the administrator does not allow, or for a claim that is not there.
+// PodFor makes the berth of a VirtualMachine: an unprivileged pod of the same name, owned by the VirtualMachine, whose one
+// container runs the shim. A User fault says that the spec asks for what the administrator does not allow, or for a claim
+// that is not there.
 func PodFor(in Input) (*corev1.Pod, error) {
 	vm := in.VM
 	record, err := Record(&vm.Spec)
 	if err != nil {
 		return nil, err
 	}
-	labels := map[string]string{}
-	annotations := map[string]string{}
-	if t := vm.Spec.Berth; t != nil {
-		for _, key := range slices.Sorted(maps.Keys(t.Annotations)) {
-			if !allowed(key, in.Options.AllowedAnnotations) {
-				return nil, fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf(
-					"annotation %q is not on the administrator's list: remove it from spec.berth.annotations, or have it added to operator.allowedAnnotations of the chart", key))
-			}
+	template := cmp.Or(vm.Spec.Berth, &v1alpha1.BerthTemplate{})
+	for _, key := range slices.Sorted(maps.Keys(template.Annotations)) {
+		if !allowed(key, in.Options.AllowedAnnotations) {
+			return nil, fault.NewUser(v1alpha1.ReasonBerthRefused, fmt.Errorf(
+				"annotation %q is not on the administrator's list: remove it from spec.berth.annotations, or have it added to operator.allowedAnnotations of the chart", key))
 		}
-		maps.Copy(labels, t.Labels)
-		maps.Copy(annotations, t.Annotations)
 	}
+	labels, annotations := map[string]string{}, map[string]string{}
+	maps.Copy(labels, template.Labels)
+	maps.Copy(annotations, template.Annotations)
 	labels[LabelVM] = vm.Name
-	annotations[AnnotationSpec] = record
-	annotations[AnnotationRestartedAt] = vm.Spec.RestartedAt
+	annotations[AnnotationSpec], annotations[AnnotationRestartedAt] = record, vm.Spec.RestartedAt
 
 	spec := podSpec(in)
 	if err := addClaims(&spec, in); err != nil {
@@ -108,7 +94,6 @@ func PodFor(in Input) (*corev1.Pod, error) {
 
 func podSpec(in Input) corev1.PodSpec {
 	vm, o := in.VM, in.Options
-	no, yes, grace, user := false, true, GraceSeconds(vm), int64(shimUser)
 	selector := map[string]string{}
 	maps.Copy(selector, vm.Spec.NodeSelector)
 	selector[LabelHost] = "true" // last: no guest can ask for a node that cannot run it
@@ -118,9 +103,9 @@ func podSpec(in Input) corev1.PodSpec {
 	volumes, mounts := secrets(vm)
 	return corev1.PodSpec{
 		RestartPolicy:                 corev1.RestartPolicy(vm.Spec.RestartPolicy),
-		TerminationGracePeriodSeconds: &grace,
-		AutomountServiceAccountToken:  &no,
-		EnableServiceLinks:            &no,
+		TerminationGracePeriodSeconds: new(GraceSeconds(vm)),
+		AutomountServiceAccountToken:  new(false),
+		EnableServiceLinks:            new(false),
 		NodeSelector:                  selector,
 		Affinity:                      placement(vm.Spec.Affinity, in.Node),
 		Tolerations:                   tolerations(vm),
@@ -129,7 +114,7 @@ func podSpec(in Input) corev1.PodSpec {
 		SchedulerName:                 vm.Spec.SchedulerName,
 		ImagePullSecrets:              localReferences(o.PullSecrets),
 		SecurityContext: &corev1.PodSecurityContext{
-			RunAsNonRoot: &yes, RunAsUser: &user, RunAsGroup: &user,
+			RunAsNonRoot: new(true), RunAsUser: new(shimUser), RunAsGroup: new(shimUser),
 			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
 		Volumes: volumes,
@@ -146,22 +131,20 @@ func podSpec(in Input) corev1.PodSpec {
 			ReadinessProbe:  userProbe(vm.Spec.ReadinessProbe, readiness),
 			LivenessProbe:   userProbe(vm.Spec.LivenessProbe, liveness),
 			SecurityContext: &corev1.SecurityContext{
-				AllowPrivilegeEscalation: &no,
-				ReadOnlyRootFilesystem:   &yes,
+				AllowPrivilegeEscalation: new(false),
+				ReadOnlyRootFilesystem:   new(true),
 				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 			},
 		}},
 	}
 }
 
-// secrets mounts what the agent reads from the berth. Only root, so only the
-// agent, can read the files. A missing Secret does not keep the container from
-// starting: the agent says which one is missing, and sees it come.
+// secrets mounts what the agent reads from the berth. Only root, so only the agent, can read the files. A missing Secret does
+// not keep the container from starting: the agent says which one is missing, and sees it come.
 func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []corev1.VolumeMount) {
-	optional, rootOnly := true, int32(0o400)
 	add := func(volume, secret, key, file string) {
 		volumes = append(volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-			SecretName: secret, Optional: &optional, DefaultMode: &rootOnly,
+			SecretName: secret, Optional: new(true), DefaultMode: new(int32(0o400)),
 			Items: []corev1.KeyToPath{{Key: key, Path: path.Base(file)}},
 		}}})
 		mounts = append(mounts, corev1.VolumeMount{Name: volume, MountPath: path.Dir(file), ReadOnly: true})
@@ -182,25 +165,21 @@ const (
 	startup   = "--startup"
 )
 
-// startupProbe holds the user's other probes back until the guest runs, however
-// long its images take: kubelet never gives up on it. Giving up on a user's own
-// startup probe is the agent's part, counted from when the guest runs. It is nil
-// when there is nothing to hold back: it costs two writes, and a process.
+// startupProbe holds the user's other probes back until the guest runs, however long its images take: kubelet never gives up
+// on it. Giving up on a user's own startup probe is the agent's part, counted from when the guest runs. It is nil when there
+// is nothing to hold back: it costs two writes, and a process.
 func startupProbe(vm *v1alpha1.VirtualMachine) *corev1.Probe {
-	var probe *corev1.Probe
-	switch {
-	case vm.Spec.StartupProbe != nil:
-		probe = userProbe(vm.Spec.StartupProbe, startup)
-	case vm.Spec.ReadinessProbe != nil || vm.Spec.LivenessProbe != nil:
+	probe := userProbe(vm.Spec.StartupProbe, startup)
+	if probe == nil && (vm.Spec.ReadinessProbe != nil || vm.Spec.LivenessProbe != nil) {
 		probe = &corev1.Probe{
 			ProbeHandler:   corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"/berth-shim", "started", "25s"}}},
 			PeriodSeconds:  1,
 			TimeoutSeconds: 30, // it waits for the guest itself
 		}
-	default:
-		return nil
 	}
-	probe.FailureThreshold = math.MaxInt32
+	if probe != nil {
+		probe.FailureThreshold = math.MaxInt32
+	}
 	return probe
 }
 
@@ -217,8 +196,7 @@ func userProbe(p *v1alpha1.Probe, kind string) *corev1.Probe {
 	return probe
 }
 
-// tolerations of a guest with disks on its node let its berth wait for that
-// node: elsewhere it could not start.
+// tolerations of a guest with disks on its node let its berth wait for that node: elsewhere it could not start.
 func tolerations(vm *v1alpha1.VirtualMachine) []corev1.Toleration {
 	list := slices.Clone(vm.Spec.Tolerations)
 	if HasLocalDisks(vm) {
@@ -231,14 +209,9 @@ func tolerations(vm *v1alpha1.VirtualMachine) []corev1.Toleration {
 
 // placement prefers hosts that are ready, and pins the pod to node if one is given.
 func placement(user *corev1.Affinity, node string) *corev1.Affinity {
-	affinity := user.DeepCopy()
-	if affinity == nil {
-		affinity = &corev1.Affinity{}
-	}
-	if affinity.NodeAffinity == nil {
-		affinity.NodeAffinity = &corev1.NodeAffinity{}
-	}
-	nodes := affinity.NodeAffinity
+	affinity := cmp.Or(user.DeepCopy(), &corev1.Affinity{})
+	nodes := cmp.Or(affinity.NodeAffinity, &corev1.NodeAffinity{})
+	affinity.NodeAffinity = nodes
 	nodes.PreferredDuringSchedulingIgnoredDuringExecution = append(nodes.PreferredDuringSchedulingIgnoredDuringExecution,
 		corev1.PreferredSchedulingTerm{Weight: 100, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
 			{Key: LabelReady, Operator: corev1.NodeSelectorOpIn, Values: []string{"true"}},

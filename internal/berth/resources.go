@@ -1,6 +1,8 @@
 package berth
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -98,10 +100,5 @@ func diskSize(vm *v1alpha1.VirtualMachine, d v1alpha1.Disk, o Options) resource.
 
 // HasLocalDisks is true when the guest has disks that outlive its berth, on the node where they were made.
 func HasLocalDisks(vm *v1alpha1.VirtualMachine) bool {
-	for _, d := range vm.Spec.Disks {
-		if !d.Ephemeral && d.PersistentVolumeClaim == nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(vm.Spec.Disks, func(d v1alpha1.Disk) bool { return !d.Ephemeral && d.PersistentVolumeClaim == nil })
 }

@@ -157,10 +157,10 @@ func (w *world) operateElsewhere() {
 }
 
 func (w *world) makeBerth(node string) {
-	claims := map[string]berth.Claim{}
+	claims := map[string]corev1.PersistentVolumeMode{}
 	for _, d := range w.cluster.vm.Status.Disks {
 		if d.ClaimName != "" {
-			claims[d.Name] = berth.Claim{Name: d.ClaimName, UID: d.ClaimUID, Block: d.VolumeMode == corev1.PersistentVolumeBlock}
+			claims[d.Name] = d.VolumeMode
 		}
 	}
 	pod, err := berth.PodFor(berth.Input{VM: w.cluster.vm, Claims: claims, Options: berth.Options{ShimImage: "shim", VolumeGroup: 1879113728}})
