@@ -31,12 +31,9 @@ import (
 
 // Options configure the operator.
 type Options struct {
-	// Berth are the administrator's options of berths.
-	Berth berth.Options
-	// Namespace holds the leader's lease.
-	Namespace string
-	// LeaderElection lets several replicas run, one of them leading.
-	LeaderElection bool
+	Berth          berth.Options // the administrator's options of berths
+	Namespace      string        // holds the leader's lease
+	LeaderElection bool          // lets several replicas run, one of them leading
 	// Identity is what this replica calls itself in the lease, also after a restart: a leader that restarts leads on at
 	// once, and does not wait until its own lease expires. "" is a new identity at each start.
 	Identity string

@@ -476,10 +476,8 @@ type DisplayType string
 
 // The types of displays.
 const (
-	// DisplayVGA is a card that everything can drive, boot loaders and text modes included.
-	DisplayVGA DisplayType = "VGA"
-	// DisplayVirtio is faster, and starts as a VGA; the guest's kernel needs virtio-gpu.
-	DisplayVirtio DisplayType = "Virtio"
+	DisplayVGA    DisplayType = "VGA"    // a card that everything can drive, boot loaders and text modes included
+	DisplayVirtio DisplayType = "Virtio" // faster, and starts as a VGA; the guest's kernel needs virtio-gpu
 )
 
 // Display is the guest's screen.

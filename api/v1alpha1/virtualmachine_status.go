@@ -10,22 +10,17 @@ import (
 // Condition types of a VirtualMachine. The operator writes Scheduled, Ready and
 // Stalled; the node's agent writes DisksReady, Running, GuestAgentConnected and UpToDate.
 const (
-	// ConditionScheduled: the berth has a node.
-	ConditionScheduled = "Scheduled"
-	// ConditionDisksReady: the guest's disks exist on the node.
-	ConditionDisksReady = "DisksReady"
-	// ConditionRunning: the guest's vCPUs run.
-	ConditionRunning = "Running"
-	// ConditionGuestAgentConnected: the guest agent in the guest answers.
-	ConditionGuestAgentConnected = "GuestAgentConnected"
+	ConditionScheduled           = "Scheduled"           // the berth has a node
+	ConditionDisksReady          = "DisksReady"          // the guest's disks exist on the node
+	ConditionRunning             = "Running"             // the guest's vCPUs run
+	ConditionGuestAgentConnected = "GuestAgentConnected" // the guest agent in the guest answers
 	// ConditionReady: the guest runs and its probes pass. Absent where the spec is fulfilled without a running guest:
 	// it is stopped or paused as asked, or powered itself off and its restartPolicy leaves it so.
 	ConditionReady = "Ready"
 	// ConditionStalled: the guest failed, and its restartPolicy leaves it so, or it waits for its user. Absent else. The
 	// name is kstatus'.
-	ConditionStalled = "Stalled"
-	// ConditionUpToDate: the guest was started from the spec as it is. Absent while there is no guest.
-	ConditionUpToDate = "UpToDate"
+	ConditionStalled  = "Stalled"
+	ConditionUpToDate = "UpToDate" // the guest was started from the spec as it is. Absent while there is no guest
 )
 
 // Phase sums a VirtualMachine up in one word, for display only: nothing decides by it.
@@ -133,10 +128,8 @@ type ChangeEffect string
 
 // The effects of changes.
 const (
-	// EffectRestart: any restart of the guest, also one in place.
-	EffectRestart ChangeEffect = "Restart"
-	// EffectNewBerth: the next start of the guest is in a new berth, so its address changes.
-	EffectNewBerth ChangeEffect = "NewBerth"
+	EffectRestart  ChangeEffect = "Restart"  // any restart of the guest, also one in place
+	EffectNewBerth ChangeEffect = "NewBerth" // the next start of the guest is in a new berth, so its address changes
 )
 
 // PendingChange is a field of the spec that is not what the guest was started with.

@@ -40,10 +40,8 @@ type VirtualMachineHostList struct {
 
 // Condition types of a VirtualMachineHost.
 const (
-	// ConditionHostReady: guests can start on this host.
-	ConditionHostReady = "Ready"
-	// ConditionWellConfigured: nothing on the host weakens a promise.
-	ConditionWellConfigured = "WellConfigured"
+	ConditionHostReady      = "Ready"          // guests can start on this host
+	ConditionWellConfigured = "WellConfigured" // nothing on the host weakens a promise
 )
 
 // Acceleration is how a host runs guests.

@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 // maxTold is how many differences Unlike tells.
@@ -115,7 +117,8 @@ func admitted(field, from, to string) bool {
 	case resourceFields.MatchString(field):
 		return from == "" || atLeast(to, from)
 	case namedLists.MatchString(field):
-		return allDifferent(strings.Fields(strings.Trim(to, "[]")))
+		names := strings.Fields(strings.Trim(to, "[]"))
+		return len(slices.Compact(slices.Sorted(slices.Values(names)))) == len(names) // none is there twice
 	case field == "spec.containers[guest].image":
 		return SameImage(to, from)
 	case from != "", strings.HasPrefix(field, diskMounts):
@@ -128,16 +131,9 @@ func admitted(field, from, to string) bool {
 }
 
 func atLeast(quantity, least string) bool {
-	has, err := resource.ParseQuantity(quantity)
-	if err != nil {
-		return false
-	}
-	needs, err := resource.ParseQuantity(least)
-	return err == nil && has.Cmp(needs) >= 0
-}
-
-func allDifferent(names []string) bool {
-	return len(slices.Compact(slices.Sorted(slices.Values(names)))) == len(names)
+	has, hasErr := resource.ParseQuantity(quantity)
+	needs, needsErr := resource.ParseQuantity(least)
+	return hasErr == nil && needsErr == nil && has.Cmp(needs) >= 0
 }
 
 // SameImage: an image may come from a mirror, whose name nobody can know here, and have its digest instead of its tag.
@@ -150,4 +146,31 @@ func SameImage(image, made string) bool {
 	repository, tag, digest := name(image)
 	madeRepository, madeTag, madeDigest := name(made)
 	return repository == madeRepository && (tag == madeTag || digest != "" && tag == "") && (madeDigest == "" || digest == madeDigest)
+}
+
+// Mutation says what of a berth is no longer as the operator accepted it when it named it in the status, "" if all is. It
+// looks at what the API server lets anybody change of a pod: image, debug containers and resources. What is found decides
+// whether a guest starts, and never whether one goes on running.
+func Mutation(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) string {
+	for _, c := range pod.Spec.EphemeralContainers {
+		return fmt.Sprintf("debug container %q was added", c.Name)
+	}
+	named := vm.Status.Berth
+	for _, c := range pod.Spec.Containers {
+		switch limit := c.Resources.Limits.Memory(); {
+		case named != nil && named.PodUID == pod.UID && named.Image != "" && c.Image != named.Image:
+			return fmt.Sprintf("the image of container %s is %.200s, not %s", c.Name, c.Image, named.Image)
+		case limit.Value() < vm.Spec.Memory.Size.Value():
+			return fmt.Sprintf("the memory limit of container %s is %s, less than the guest's memory", c.Name, limit)
+		}
+	}
+	return ""
+}
+
+// Image is the image of a berth's container.
+func Image(pod *corev1.Pod) string {
+	for _, c := range pod.Spec.Containers {
+		return c.Image
+	}
+	return ""
 }

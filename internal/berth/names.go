@@ -7,7 +7,10 @@ import (
 	"strconv"
 	"strings"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 // Container is the name of a berth's only container, and so of the guest's.
@@ -15,33 +18,25 @@ const Container = "guest"
 
 // Finalizers. The operator removes both, on evidence that an agent gives.
 const (
-	// PodFinalizer keeps a berth until no process of its guest is left.
-	PodFinalizer = "berth.dev/guest"
-	// DiskFinalizer keeps a VirtualMachine until its node-local disks are gone.
-	DiskFinalizer = "berth.dev/disks"
+	PodFinalizer  = "berth.dev/guest" // keeps a berth until no process of its guest is left
+	DiskFinalizer = "berth.dev/disks" // keeps a VirtualMachine until its node-local disks are gone
 )
 
 // Labels and annotations of a berth.
 const (
-	// LabelVM holds the VirtualMachine's name. It is for people and selectors; nothing is proven by it.
-	LabelVM = "vm.berth.dev/name"
-	// AnnotationSpec holds the Record of the spec that the berth was made from.
-	AnnotationSpec = "berth.dev/spec"
-	// AnnotationRestartedAt holds the spec's restartedAt when the berth was made.
-	AnnotationRestartedAt = "berth.dev/restarted-at"
+	LabelVM               = "vm.berth.dev/name"      // holds the VirtualMachine's name. It is for people and selectors; nothing is proven by it
+	AnnotationSpec        = "berth.dev/spec"         // holds the Record of the spec that the berth was made from
+	AnnotationRestartedAt = "berth.dev/restarted-at" // holds the spec's restartedAt when the berth was made
 )
 
 // Labels of a node. The operator writes them from what the node's agent reports.
 const (
 	// LabelHost is "true" on nodes that can run guests. Berths need it; it outlives a restart of libvirtd, because
 	// kubelet, when it restarts, ends pods whose node selector no longer matches.
-	LabelHost = "host.berth.dev/capable"
-	// LabelReady is "true" on nodes that can start guests now. Berths prefer it.
-	LabelReady = "host.berth.dev/ready"
-	// LabelAcceleration holds how guests run there: KVM or Emulation.
-	LabelAcceleration = "host.berth.dev/acceleration"
-	// LabelCPUModel is the prefix of labels, "true", that name the CPU models of the node's guests.
-	LabelCPUModel = "cpu-model.berth.dev/"
+	LabelHost         = "host.berth.dev/capable"
+	LabelReady        = "host.berth.dev/ready"        // "true" on nodes that can start guests now. Berths prefer it
+	LabelAcceleration = "host.berth.dev/acceleration" // holds how guests run there: KVM or Emulation
+	LabelCPUModel     = "cpu-model.berth.dev/"        // the prefix of labels, "true", that name the CPU models of the node's guests
 )
 
 // CPU models that every host has in its own way.
@@ -52,11 +47,9 @@ const (
 
 // Paths in a berth's container, where kubelet mounts what the agent reads.
 const (
-	secretsDir = "/run/berth"
-	// UserDataPath is the file with cloud-init's user data.
-	UserDataPath = secretsDir + "/user-data/user-data"
-	// PullSecretsDir has a directory for each pull secret, by its name.
-	PullSecretsDir = secretsDir + "/pull"
+	secretsDir     = "/run/berth"
+	UserDataPath   = secretsDir + "/user-data/user-data" // the file with cloud-init's user data
+	PullSecretsDir = secretsDir + "/pull"                // has a directory for each pull secret, by its name
 	// PullSecretFile is the file in each of them.
 	PullSecretFile = ".dockerconfigjson" //nolint:gosec // a name
 )
@@ -86,4 +79,22 @@ func NetworkMAC(vm types.UID, network string) net.HardwareAddr {
 func digest(vm types.UID, network string) []byte {
 	sum := sha256.Sum256([]byte(string(vm) + "/" + network))
 	return sum[:]
+}
+
+// Owner returns the controller reference to the VirtualMachine whose berth the pod claims to be, nil if it refers to none. The
+// pod's own name says nothing. Only together with that VirtualMachine's status is the claim a proof.
+func Owner(pod metav1.Object) *metav1.OwnerReference {
+	ref := metav1.GetControllerOf(pod)
+	if ref == nil || ref.Kind != "VirtualMachine" || ref.APIVersion != v1alpha1.GroupVersion.String() {
+		return nil
+	}
+	return ref
+}
+
+// OwnerUID returns the UID of Owner.
+func OwnerUID(pod metav1.Object) (types.UID, bool) {
+	if ref := Owner(pod); ref != nil {
+		return ref.UID, true
+	}
+	return "", false
 }

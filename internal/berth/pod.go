@@ -40,11 +40,7 @@ type Options struct {
 
 // GraceSeconds is the termination grace period of the VirtualMachine's berth, in seconds.
 func GraceSeconds(vm *v1alpha1.VirtualMachine) int64 {
-	grace := int64(60)
-	if vm.Spec.TerminationGracePeriodSeconds != nil {
-		grace = *vm.Spec.TerminationGracePeriodSeconds
-	}
-	return grace + GraceMargin
+	return *cmp.Or(vm.Spec.TerminationGracePeriodSeconds, new(int64(60))) + GraceMargin
 }
 
 // Input is what a berth is made from.

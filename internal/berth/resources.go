@@ -27,9 +27,8 @@ const (
 	memoryPerDisk = 8 * mebi
 	// displayMemory is the card's 16 MiB, what VNC compares it with, and 4 MiB for what is on its way to each of 8 viewers.
 	displayMemory  = 64 * mebi
-	pageTableShare = 256 // one byte of page tables and device state for so many of the guest's
-	// EmulationCache is QEMU's cache of translated code on hosts that emulate.
-	EmulationCache = 128 * mebi
+	pageTableShare = 256        // one byte of page tables and device state for so many of the guest's
+	EmulationCache = 128 * mebi // QEMU's cache of translated code on hosts that emulate
 )
 
 // Each command that runs in the guest has a client of it in the berth's container, of at most 1 MiB of its own: so many by

@@ -58,8 +58,7 @@ func Of(list []metav1.Condition, types []string) []metav1.Condition {
 
 // Is tells whether the condition of that type has that status. An absent one has none.
 func Is(list []metav1.Condition, kind string, status metav1.ConditionStatus) bool {
-	c := meta.FindStatusCondition(list, kind)
-	return c != nil && c.Status == status
+	return meta.IsStatusConditionPresentAndEqual(list, kind, status)
 }
 
 // Reason is the reason of the condition of that type, "" if it is absent.

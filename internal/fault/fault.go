@@ -9,13 +9,11 @@ import (
 // Class says who can correct a failure.
 type Class uint8
 
+// The classes.
 const (
-	// Internal is a bug of ours, and the class of every unclassified error: retried, counted, logged.
-	Internal Class = iota
-	// Transient may pass by itself: retried with backoff.
-	Transient
-	// User means that the spec, or what it names, is wrong: told in a condition and an Event.
-	User
+	Internal  Class = iota // a bug of ours, and the class of every unclassified error: retried, counted, logged
+	Transient              // may pass by itself: retried with backoff
+	User                   // the spec, or what it names, is wrong: told in a condition and an Event
 )
 
 // Error is an error with its class and its reason.

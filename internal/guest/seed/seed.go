@@ -13,20 +13,15 @@ const Size = 4 << 20
 
 // Seed is the first-boot data of a guest.
 type Seed struct {
-	// InstanceID tells cloud-init when this is another guest, and its first boot: the VirtualMachine's UID.
-	InstanceID string
-	// Hostname is the guest's name for itself.
-	Hostname string
-	// UserData is handed over as it is, whatever its format.
-	UserData []byte
-	// NetworkConfig is cloud-init's network configuration; without it the guest asks by DHCP.
-	NetworkConfig []byte
+	InstanceID    string // tells cloud-init when this is another guest, and its first boot: the VirtualMachine's UID
+	Hostname      string // the guest's name for itself
+	UserData      []byte // handed over as it is, whatever its format
+	NetworkConfig []byte // cloud-init's network configuration; without it the guest asks by DHCP
 	// SSHAuthorizedKeys are public keys. They go into the metadata, from which cloud-init's ssh module gives them to the
 	// default user beside those in UserData. Without UserData they are in a cloud-config as well, for the many smaller
 	// readers of NoCloud that know no keys in metadata.
 	SSHAuthorizedKeys []string
-	// StartTools has cloud-init start the guest program at each boot, whatever UserData says.
-	StartTools bool
+	StartTools        bool // has cloud-init start the guest program at each boot, whatever UserData says
 }
 
 // Build returns the Size bytes of an ISO 9660 image labelled cidata with the files meta-data, user-data and, if there
