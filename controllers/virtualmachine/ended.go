@@ -102,10 +102,8 @@ func (s *snapshot) whyEnded(phase v1alpha1.Phase) v1alpha1.Reason {
 
 // saidToRun: the agent's last word is that the guest runs, is paused, or may run.
 func (s *snapshot) saidToRun() bool {
-	conditions := s.vm.Status.Conditions
-	return condition.Is(conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue) ||
-		condition.Is(conditions, v1alpha1.ConditionRunning, metav1.ConditionUnknown) ||
-		condition.Reason(conditions, v1alpha1.ConditionRunning) == v1alpha1.ReasonPaused
+	c := condition.Find(s.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	return c.Status == metav1.ConditionTrue || c.Status == metav1.ConditionUnknown || c.Reason == string(v1alpha1.ReasonPaused)
 }
 
 // mayHaveRun: it is not proven that no guest ever ran in the berth. Only its agent can tell, when it has released it.

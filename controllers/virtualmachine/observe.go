@@ -314,8 +314,8 @@ func nodeReady(node *corev1.Node) bool {
 
 // guestIdle: the agent reports that no guest runs in this berth, or it has no node yet.
 func (s *snapshot) guestIdle() bool {
-	return s.berth.Spec.NodeName == "" || s.statusMatchesBerth() && condition.Is(s.vm.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionFalse) &&
-		condition.Reason(s.vm.Status.Conditions, v1alpha1.ConditionRunning) != v1alpha1.ReasonPaused
+	c := condition.Find(s.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	return s.berth.Spec.NodeName == "" || s.statusMatchesBerth() && c.Status == metav1.ConditionFalse && c.Reason != string(v1alpha1.ReasonPaused)
 }
 
 // statusMatchesBerth: the status names the present berth, so what the agent wrote is about it.

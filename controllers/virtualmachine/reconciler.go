@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"k8s.io/client-go/util/workqueue"
@@ -24,6 +23,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/kube"
 )
 
@@ -115,7 +115,7 @@ var nodeChange = changed(func(node *corev1.Node) any { return [2]bool{nodeReady(
 
 // hostChange passes a change of the host's condition Ready, and of the berths that its agent reports as released.
 var hostChange = changed(func(host *v1alpha1.VirtualMachineHost) any {
-	return []any{meta.FindStatusCondition(host.Status.Conditions, v1alpha1.ConditionHostReady), host.Status.ReleasedBerths}
+	return []any{condition.Find(host.Status.Conditions, v1alpha1.ConditionHostReady), host.Status.ReleasedBerths}
 })
 
 // changed passes updates of objects that change that part of them.

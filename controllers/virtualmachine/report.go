@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -44,9 +43,9 @@ func (r *Reconciler) report(ctx context.Context, seen snapshot, failure error) (
 	if wrote {
 		r.recordEvents(seen.vm, have.Conditions, want.Conditions)
 	}
-	c := meta.FindStatusCondition(want.Conditions, v1alpha1.ConditionReady)
-	if c != nil && v1alpha1.Reason(c.Reason).IsUsers() && meta.FindStatusCondition(want.Conditions, v1alpha1.ConditionStalled) == nil {
-		return max(usersLimit-seen.usersFor(c), time.Second), err
+	c := condition.Find(want.Conditions, v1alpha1.ConditionReady)
+	if v1alpha1.Reason(c.Reason).IsUsers() && condition.Reason(want.Conditions, v1alpha1.ConditionStalled) == "" {
+		return max(usersLimit-seen.usersFor(&c), time.Second), err
 	}
 	return 0, err
 }
@@ -76,8 +75,7 @@ func (s *snapshot) debounce(want, have *v1alpha1.VirtualMachineStatus) time.Dura
 // recordEvents raises an Event for each condition that newly says that something is wrong, with its message.
 func (r *Reconciler) recordEvents(vm *v1alpha1.VirtualMachine, had, has []metav1.Condition) {
 	for _, c := range has {
-		old := meta.FindStatusCondition(had, c.Type)
-		if isWarning(c) && (old == nil || old.Reason != c.Reason || old.Message != c.Message) {
+		if old := condition.Find(had, c.Type); isWarning(c) && (old.Reason != c.Reason || old.Message != c.Message) {
 			r.Events.Eventf(vm, nil, corev1.EventTypeWarning, c.Reason, "Reconcile", "%s", c.Message)
 		}
 	}
@@ -173,8 +171,8 @@ const usersLimit = time.Minute
 
 // usersFor is for how long the VirtualMachine was not ready, if its user has to act; else 0.
 func (s *snapshot) usersFor(ready *metav1.Condition) time.Duration {
-	had := meta.FindStatusCondition(s.vm.Status.Conditions, v1alpha1.ConditionReady)
-	if had == nil || had.Status != metav1.ConditionFalse || ready.Status != metav1.ConditionFalse || !v1alpha1.Reason(ready.Reason).IsUsers() {
+	had := condition.Find(s.vm.Status.Conditions, v1alpha1.ConditionReady)
+	if had.Status != metav1.ConditionFalse || ready.Status != metav1.ConditionFalse || !v1alpha1.Reason(ready.Reason).IsUsers() {
 		return 0
 	}
 	return s.now.Sub(had.LastTransitionTime.Time)
@@ -245,7 +243,7 @@ func lostMessage(seen snapshot) string {
 func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Condition) metav1.Condition {
 	var problems []string
 	for i := range seen.hosts {
-		if c := meta.FindStatusCondition(seen.hosts[i].Status.Conditions, v1alpha1.ConditionHostReady); c != nil && c.Status != metav1.ConditionTrue {
+		if c := condition.Find(seen.hosts[i].Status.Conditions, v1alpha1.ConditionHostReady); c.Type != "" && c.Status != metav1.ConditionTrue {
 			problems = append(problems, fmt.Sprintf("%s: %s", seen.hosts[i].Name, c.Message))
 		}
 	}
@@ -272,47 +270,43 @@ func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Conditio
 // asked, or it has done its work. Whoever waits for Ready alone, as kstatus does, takes that for done. Where another
 // condition says what is in the way, it says the same, since many ask for no other.
 func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
-	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
-	disks := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
-	unreported := seen.berth == nil || running == nil || !seen.statusMatchesBerth() // no agent has reported on this berth yet
+	running := condition.Find(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	disks := condition.Find(seen.vm.Status.Conditions, v1alpha1.ConditionDisksReady)
+	unreported := seen.berth == nil || running.Status == "" || !seen.statusMatchesBerth() // no agent has reported on this berth yet
 	ended := seen.ended()
-	var c metav1.Condition
-	no := func(reason v1alpha1.Reason, message string) {
-		c = condition.New(v1alpha1.ConditionReady, false, reason, message)
+	no := func(reason v1alpha1.Reason, message string) *metav1.Condition {
+		return new(condition.New(v1alpha1.ConditionReady, false, reason, message))
 	}
-	switch {
+	switch reason := v1alpha1.Reason(running.Reason); {
 	case seen.berth == nil && !seen.wantsGuest():
 		return nil
 	case seen.nodeLost():
-		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, lostMessage(seen))
+		return new(condition.Unknown(v1alpha1.ConditionReady, v1alpha1.ReasonNodeLost, lostMessage(seen)))
 	case ended != nil && ended.Phase == v1alpha1.PhaseSucceeded:
 		return nil
 	case ended != nil && seen.berth == nil && seen.previousReleased():
-		no(ended.Reason, endMessage(ended, seen.vm.Status.LastExit))
+		return no(ended.Reason, endMessage(ended, seen.vm.Status.LastExit))
 	case unreported && scheduled.Status != metav1.ConditionTrue:
-		no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
+		return no(v1alpha1.Reason(scheduled.Reason), scheduled.Message)
 	case seen.notStarted != "" && !terminating(seen.berth):
-		no(v1alpha1.ReasonBerthNotStarted, "kubelet does not run the berth's container: "+seen.notStarted)
+		return no(v1alpha1.ReasonBerthNotStarted, "kubelet does not run the berth's container: "+seen.notStarted)
 	case unreported:
-		no(v1alpha1.ReasonPending, "")
+		return no(v1alpha1.ReasonPending, "")
 	case running.Status == metav1.ConditionUnknown:
-		c = condition.Unknown(v1alpha1.ConditionReady, v1alpha1.Reason(running.Reason), running.Message)
-	case running.Reason == string(v1alpha1.ReasonStarting) && disks != nil && disks.Status == metav1.ConditionFalse && disks.Reason != string(v1alpha1.ReasonPullingImage):
-		no(v1alpha1.Reason(disks.Reason), disks.Message)
-	case seen.vm.Spec.State == v1alpha1.StatePaused && running.Reason == string(v1alpha1.ReasonPaused) && !terminating(seen.berth):
+		return new(condition.Unknown(v1alpha1.ConditionReady, reason, running.Message))
+	case reason == v1alpha1.ReasonStarting && disks.Status == metav1.ConditionFalse && disks.Reason != string(v1alpha1.ReasonPullingImage):
+		return no(v1alpha1.Reason(disks.Reason), disks.Message)
+	case seen.vm.Spec.State == v1alpha1.StatePaused && reason == v1alpha1.ReasonPaused && !terminating(seen.berth):
 		return nil
-	case running.Status == metav1.ConditionFalse:
-		no(v1alpha1.Reason(running.Reason), running.Message)
+	case running.Status == metav1.ConditionFalse, reason == v1alpha1.ReasonGuestResetLoop && !terminating(seen.berth):
+		return no(reason, running.Message)
 	case terminating(seen.berth):
-		no(v1alpha1.ReasonStopping, "")
-	case v1alpha1.Reason(running.Reason) == v1alpha1.ReasonGuestResetLoop:
-		no(v1alpha1.ReasonGuestResetLoop, running.Message)
+		return no(v1alpha1.ReasonStopping, "")
 	case podHas(seen.berth, corev1.PodReady):
-		c = condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, "")
+		return new(condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, ""))
 	default:
-		no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
+		return no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
 	}
-	return &c
 }
 
 // endMessage says more of how a guest ended than its reason, "" for no more: the agent's word, if it is of the same end.
@@ -334,7 +328,7 @@ func podHas(pod *corev1.Pod, condition corev1.PodConditionType) bool {
 }
 
 func phaseOf(seen snapshot) v1alpha1.Phase {
-	running := meta.FindStatusCondition(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
+	running := condition.Find(seen.vm.Status.Conditions, v1alpha1.ConditionRunning)
 	switch {
 	case seen.nodeLost():
 		return v1alpha1.PhaseUnknown
@@ -356,7 +350,7 @@ func phaseOf(seen snapshot) v1alpha1.Phase {
 		return v1alpha1.PhasePending
 	case seen.notStarted != "":
 		return v1alpha1.PhaseWaiting
-	case running == nil || !seen.statusMatchesBerth():
+	case running.Status == "", !seen.statusMatchesBerth():
 		return v1alpha1.PhaseStarting
 	case running.Status == metav1.ConditionUnknown:
 		return v1alpha1.PhaseUnknown

@@ -39,7 +39,7 @@ func MergeTransitionTimes(wanted, have []metav1.Condition, generation int64, now
 		c := &wanted[i]
 		c.ObservedGeneration = generation
 		c.LastTransitionTime = metav1.NewTime(now).Rfc3339Copy()
-		if old := meta.FindStatusCondition(have, c.Type); old != nil && old.Status == c.Status {
+		if old := Find(have, c.Type); old.Status == c.Status {
 			c.LastTransitionTime = old.LastTransitionTime
 		}
 	}
@@ -61,12 +61,17 @@ func Is(list []metav1.Condition, kind string, status metav1.ConditionStatus) boo
 	return meta.IsStatusConditionPresentAndEqual(list, kind, status)
 }
 
+// Find is the condition of that type, all zero if it is absent.
+func Find(list []metav1.Condition, kind string) (c metav1.Condition) {
+	if found := meta.FindStatusCondition(list, kind); found != nil {
+		return *found
+	}
+	return c
+}
+
 // Reason is the reason of the condition of that type, "" if it is absent.
 func Reason(list []metav1.Condition, kind string) v1alpha1.Reason {
-	if c := meta.FindStatusCondition(list, kind); c != nil {
-		return v1alpha1.Reason(c.Reason)
-	}
-	return ""
+	return v1alpha1.Reason(Find(list, kind).Reason)
 }
 
 // Sanitize bounds a message and replaces what is not printable text.
