@@ -95,7 +95,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			go w.guests.ResyncAll()
 		},
 	})
-	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), w.libvirt.PID)
+	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), func(context.Context) (int, error) { return w.libvirt.PID() })
 	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
 	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
 	w.pulls = pulls.New(ctx, pulls.Options{
@@ -208,11 +208,7 @@ func (w *wiring) enqueue(vm types.UID) {
 func (w *wiring) listen(ctx context.Context, q queue) error {
 	w.queue.Store(&q)
 	log := ctrl.Log.WithName("host")
-	go func() {
-		if err := w.libvirt.Run(ctx); err != nil && ctx.Err() == nil {
-			log.Error(err, "Lost libvirt for good")
-		}
-	}()
+	go w.libvirt.Run(ctx)
 	go func() {
 		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, func() { go w.guests.ResyncAll() }) //nolint:contextcheck // it has the agent's whole life
 		if err != nil && ctx.Err() == nil {

@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,22 +9,22 @@ import (
 	"time"
 )
 
-// Sockets are where libvirt's daemons listen: the monolithic one, then QEMU's own of the modular ones.
-var Sockets = []string{"/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock"}
+const (
+	// controlTimeout is the deadline of calls that ask a running QEMU or end it. libvirtd may take 15 s until it kills a QEMU
+	// that ignores SIGTERM.
+	controlTimeout = 30 * time.Second
+	// startTimeout is the deadline of starting a domain and of learning the host's capabilities.
+	startTimeout = 90 * time.Second
+)
 
-// Options say where libvirtd is and how patient to be with it. The zero value is right for a host.
+// Options say where libvirtd is and how patient to be with it. Where nothing else is said, zero is right for a host.
 type Options struct {
 	// URI is the driver, qemu:///system by default.
 	URI string
-	// Sockets are tried in turn; the variable Sockets by default.
+	// Sockets are tried in turn, as those of the monolithic daemon and of QEMU's own of the modular ones. There is no default.
 	Sockets []string
 	// QueryTimeout is the deadline of calls that libvirtd answers from memory; 5 s by default.
 	QueryTimeout time.Duration
-	// ControlTimeout is the deadline of calls that ask a running QEMU or end it; 30 s by default, of which libvirtd may
-	// take 15 until it kills a QEMU that ignores SIGTERM.
-	ControlTimeout time.Duration
-	// StartTimeout is the deadline of starting a domain and of learning the host's capabilities; 90 s by default.
-	StartTimeout time.Duration
 	// PingInterval is the time between two pings, 5 s by default. A hanging libvirtd is noticed after PingInterval and QueryTimeout.
 	PingInterval time.Duration
 	// ResyncInterval is the time between two lists of all domains, 30 s by default.
@@ -31,26 +32,10 @@ type Options struct {
 }
 
 func (o Options) withDefaults() Options {
-	if o.URI == "" {
-		o.URI = "qemu:///system"
-	}
-	if len(o.Sockets) == 0 {
-		o.Sockets = Sockets
-	}
-	for _, d := range []struct {
-		value    *time.Duration
-		fallback time.Duration
-	}{
-		{&o.QueryTimeout, 5 * time.Second},
-		{&o.ControlTimeout, 30 * time.Second},
-		{&o.StartTimeout, 90 * time.Second},
-		{&o.PingInterval, 5 * time.Second},
-		{&o.ResyncInterval, 30 * time.Second},
-	} {
-		if *d.value <= 0 {
-			*d.value = d.fallback
-		}
-	}
+	o.URI = cmp.Or(o.URI, "qemu:///system")
+	o.QueryTimeout = cmp.Or(o.QueryTimeout, 5*time.Second)
+	o.PingInterval = cmp.Or(o.PingInterval, 5*time.Second)
+	o.ResyncInterval = cmp.Or(o.ResyncInterval, 30*time.Second)
 	return o
 }
 
@@ -65,9 +50,8 @@ type Watcher struct {
 	Connectivity func(err error)
 }
 
-// Client is the way to one libvirt daemon. Its methods may be called from
-// anywhere, while Run runs; without a connection they fail at once with
-// LibvirtUnreachable.
+// Client is the way to one libvirt daemon. Its methods may be called from anywhere, while Run runs; without a connection
+// they fail at once with LibvirtUnreachable.
 type Client struct {
 	options Options
 	watcher Watcher
@@ -89,6 +73,7 @@ var ErrNotConnected = errors.New("not connected to libvirtd yet")
 // New returns a Client that Run connects.
 func New(o Options, w Watcher) *Client {
 	c := &Client{options: o.withDefaults(), watcher: w, err: ErrNotConnected}
+	c.monitor.reset()
 	dial := func(ctx context.Context) (*connection, error) {
 		if err := c.Err(); err != nil {
 			return nil, err
@@ -96,8 +81,8 @@ func New(o Options, w Watcher) *Client {
 		return connect(ctx, c.options.Sockets, c.options.URI)
 	}
 	c.queries = newCallPool("queries", "", c.options.QueryTimeout, dial)
-	c.control = newCallPool("control", "QEMUs that do not answer", c.options.ControlTimeout, dial)
-	c.starts = newCallPool("starts", "domains that start slowly", c.options.StartTimeout, dial)
+	c.control = newCallPool("control", "QEMUs that do not answer", controlTimeout, dial)
+	c.starts = newCallPool("starts", "domains that start slowly", startTimeout, dial)
 	c.agents = newCallPool("agents", "guest agents that do not answer", c.options.QueryTimeout+agentTimeout, dial)
 	return c
 }
@@ -112,20 +97,15 @@ func (c *Client) Err() error {
 // Connected is true while libvirtd is reachable and its events flow.
 func (c *Client) Connected() bool { return c.Err() == nil }
 
-// Root is the path to libvirtd's root directory: where its configuration and
-// its logs are, as it sees them. It is good as long as Connected stays true.
-// Where systemd made the socket this is the root of systemd, which is the host's.
+// Root is the path to libvirtd's root directory: where its configuration and its logs are, as it sees them. It is good as
+// long as Connected stays true. Where systemd made the socket this is the root of systemd, which is the host's.
 func (c *Client) Root() (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.err != nil {
-		return "", unreachable(c.err)
-	}
-	return fmt.Sprintf("/proc/%d/root", c.peer), nil
+	pid, err := c.PID()
+	return fmt.Sprintf("/proc/%d/root", pid), err
 }
 
 // PID is libvirtd's process. It is good as Root is.
-func (c *Client) PID(context.Context) (int, error) {
+func (c *Client) PID() (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {

@@ -23,9 +23,8 @@ var (
 	errClosed  = errors.New("closed by the agent")
 )
 
-// checkedConn is the connection below go-libvirt. It hands on whole messages whose
-// lengths are true, because the library takes memory for any length that it is
-// told, in a goroutine whose panic nobody could recover; and it reports the
+// checkedConn is the connection below go-libvirt. It hands on whole messages whose lengths are true, because the library
+// takes memory for any length that it is told, in a goroutine whose panic nobody could recover; and it reports the
 // connection's end, which the library can miss.
 type checkedConn struct {
 	net.Conn

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -22,10 +23,9 @@ const (
 	logTime       = "2006-01-02 15:04:05.000-0700"
 )
 
-// ReadExit reads from the domain's log how its last life ended. The root is the
-// daemon's (Client.Root), the name the domain's. The cause is CauseUnknown
-// when the log is missing, silent or tells of a life that has not ended. The
-// log is the host's own; still, links in it are followed below root only.
+// ReadExit reads from the domain's log how its last life ended. The root is the daemon's (Client.Root), the name the
+// domain's. The cause is CauseUnknown when the log is missing, silent or tells of a life that has not ended. The log is the
+// host's own; still, links in it are followed below root only.
 func ReadExit(root, name string) (Exit, error) {
 	if name == "" || strings.ContainsAny(name, "/\x00") {
 		return Exit{}, fmt.Errorf("reading the log of domain %q: invalid name", name)
@@ -74,8 +74,7 @@ func openInRoot(root, file string, flags uint64) (*os.File, error) {
 	return os.NewFile(uintptr(fd), file), nil
 }
 
-// parseExit reads what libvirt (qemuProcessLaunch, qemuDomainLogAppendMessage)
-// and QEMU write into a domain's log:
+// parseExit reads what libvirt (qemuProcessLaunch, qemuDomainLogAppendMessage) and QEMU write into a domain's log:
 //
 //	2026-01-02 03:04:05.678+0000: starting up libvirt version: …
 //	(command line)
@@ -164,4 +163,43 @@ func lastLines(lines []string) string {
 	}
 	text := sanitize(strings.Join(lines, "; "))
 	return strings.ToValidUTF8(text[:min(len(text), maxQEMUOutput)], "")
+}
+
+// logSuffix is what follows a domain's name in its log, and in those that virtlogd (NAME.log.0) or logrotate (NAME.log.2.gz,
+// NAME.log-20260131.xz) have rotated. No other domain's log fits, as each ends so once.
+var logSuffix = regexp.MustCompile(`^\.log([.-][0-9]+)?(\.(gz|xz|bz2|zst))?$`)
+
+// RemoveLogs removes the logs of a domain that will not come back. That there are none is no error.
+func (c *Client) RemoveLogs(name string) error {
+	root, err := c.Root()
+	if err != nil {
+		return err
+	}
+	return removeLogs(root, name)
+}
+
+// removeLogs follows links to the directory below root only, and removes nothing but regular files in it.
+func removeLogs(root, name string) error {
+	dir, err := openInRoot(root, logDir, unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("removing the logs of domain %s: %w", name, err)
+	}
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	for _, e := range entries {
+		suffix, ours := strings.CutPrefix(e.Name(), name)
+		if !ours || !e.Type().IsRegular() || !logSuffix.MatchString(suffix) {
+			continue
+		}
+		if e := unix.Unlinkat(int(dir.Fd()), e.Name(), 0); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("%s%s: %w", name, suffix, e))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("removing the logs of domain %s: %w", name, err)
+	}
+	return nil
 }

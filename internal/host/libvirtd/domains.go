@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -45,13 +46,6 @@ var states = map[golibvirt.DomainState]State{
 	golibvirt.DomainPmsuspended: PMSuspended,
 }
 
-func stateOf(s int32) State {
-	if state, ok := states[golibvirt.DomainState(s)]; ok {
-		return state
-	}
-	return OtherState
-}
-
 // Pause says why a domain is Paused, as far as anybody has to tell one pause from another.
 type Pause string
 
@@ -61,6 +55,11 @@ const (
 	PausedOnIOError Pause = "IOError"
 	PausedOther     Pause = "Other" // for a moment, by libvirt itself
 )
+
+var pauses = map[golibvirt.DomainPausedReason]Pause{
+	golibvirt.DomainPausedUser:    PausedByUser,
+	golibvirt.DomainPausedIoerror: PausedOnIOError,
+}
 
 // Domain is what libvirt knows of a domain. The zero value means that it surely knows none.
 type Domain struct {
@@ -108,22 +107,12 @@ func (c *Client) Domain(ctx context.Context, id string) (Domain, error) {
 }
 
 func (c *Client) domainOf(d golibvirt.Domain, state, reason int32) Domain {
-	found := Domain{Exists: true, Name: d.Name, ID: d.ID, State: stateOf(state), Resets: c.resets.of(uuidText(d.UUID), d.ID)}
+	found := Domain{Exists: true, Name: d.Name, ID: d.ID, Resets: c.resets.of(uuidText(d.UUID), d.ID)}
+	found.State = cmp.Or(states[golibvirt.DomainState(state)], OtherState)
 	if found.State == Paused {
-		found.Pause = pauseOf(golibvirt.DomainPausedReason(reason))
+		found.Pause = cmp.Or(pauses[golibvirt.DomainPausedReason(reason)], PausedOther)
 	}
 	return found
-}
-
-func pauseOf(reason golibvirt.DomainPausedReason) Pause {
-	switch reason { //nolint:exhaustive // the others are alike to us
-	case golibvirt.DomainPausedUser:
-		return PausedByUser
-	case golibvirt.DomainPausedIoerror:
-		return PausedOnIOError
-	default:
-		return PausedOther
-	}
 }
 
 // Summary is one domain of a list.
@@ -135,11 +124,7 @@ type Summary struct {
 
 // Domains lists all domains, foreign ones and those that do not run included.
 func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
-	var domains []golibvirt.Domain
-	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		domains, err = listDomains(l)
-		return err
-	})
+	domains, err := ask(ctx, c.queries, listDomains)
 	if err != nil {
 		return nil, fmt.Errorf("listing domains: %w", classify(err))
 	}
@@ -152,10 +137,8 @@ func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
 
 // States returns what every domain does, foreign ones included, by its UUID, in one question. Their XML is left out.
 func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
-	var records []golibvirt.DomainStatsRecord
-	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		records, err = l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsState), uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
-		return err
+	records, err := ask(ctx, c.queries, func(l *golibvirt.Libvirt) ([]golibvirt.DomainStatsRecord, error) {
+		return l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsState), uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("querying the states of all domains: %w", classify(err))
@@ -171,9 +154,8 @@ func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
 	return all, nil
 }
 
-// CreatePaused starts a transient domain with its CPUs halted. That it exists
-// already, paused or not, is no error. When the deadline is missed, the domain
-// may still come to be.
+// CreatePaused starts a transient domain with its CPUs halted. That it exists already, paused or not, is no error. When the
+// deadline is missed, the domain may still come to be.
 func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	var d struct {
 		Type string `xml:"type,attr"`
@@ -186,37 +168,33 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	if d.Name == "" || d.UUID == "" {
 		return errors.New("the domain's XML has no name or no uuid")
 	}
+	var err error
 	if d.Type == "kvm" {
-		if err := c.kvmUsable(); err != nil {
-			return fmt.Errorf("starting domain %s: %w", d.Name, err)
-		}
+		err = c.kvmUsable()
 	}
-	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) error {
-		_, err := l.DomainCreateXML(doc, golibvirt.DomainStartPaused)
-		return err
-	})
 	if err == nil {
-		return nil
+		err = c.starts.call(ctx, func(l *golibvirt.Libvirt) error {
+			_, err := l.DomainCreateXML(doc, golibvirt.DomainStartPaused)
+			return err
+		})
 	}
-	if _, ok := errors.AsType[golibvirt.Error](err); !ok {
+	if _, refused := errors.AsType[golibvirt.Error](err); refused {
+		return c.explainStartFailure(ctx, d.Type, d.Name, d.UUID, err)
+	}
+	if err != nil {
 		return fmt.Errorf("starting domain %s: %w", d.Name, err)
 	}
-	return c.explainStartFailure(ctx, d.Type, d.Name, d.UUID, err)
+	return nil
 }
 
 // explainStartFailure finds out why a domain was not started. libvirt has the same code for many causes, so it is asked for each.
 func (c *Client) explainStartFailure(ctx context.Context, domainType, name, id string, startErr error) error {
-	var holder string
-	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) error {
+	holder, err := ask(ctx, c.queries, func(l *golibvirt.Libvirt) (string, error) {
 		d, err := l.DomainLookupByName(name)
-		if err != nil {
-			return err
+		if err == nil && d.Name != name {
+			err = errOtherDomain
 		}
-		if d.Name != name {
-			return errOtherDomain
-		}
-		holder = uuidText(d.UUID)
-		return nil
+		return uuidText(d.UUID), err
 	})
 	switch {
 	case holder == id:
@@ -266,9 +244,8 @@ func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
 	}, func(d Domain) bool { return gone(d) || d.State == ShuttingDown })
 }
 
-// Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its
-// disks, and a SIGKILL if it is still there after 10 s. That there is no domain
-// is no error.
+// Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its disks, and a SIGKILL if it is still there
+// after 10 s. That there is no domain is no error.
 func (c *Client) Destroy(ctx context.Context, id string) error {
 	return c.idempotent(ctx, "destroying", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainDestroyFlags(d, golibvirt.DomainDestroyDefault)
@@ -305,9 +282,8 @@ func (c *Client) act(ctx context.Context, doing, id string, op func(*golibvirt.L
 
 func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }
 
-// idempotent does op. If libvirt refuses, and the domain is already as op should
-// have made it, that is no error: libvirt calls it one, under a code of many
-// meanings.
+// idempotent does op. If libvirt refuses, and the domain is already as op should have made it, that is no error: libvirt
+// calls it one, under a code of many meanings.
 func (c *Client) idempotent(ctx context.Context, doing, id string, pool *callPool, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
 	err := c.withDomain(ctx, pool, id, op)
 	if err == nil {
@@ -346,10 +322,10 @@ func (c *Client) withDomain(ctx context.Context, pool *callPool, id string, op f
 	}
 	return pool.call(ctx, func(l *golibvirt.Libvirt) error {
 		d, err := l.DomainLookupByUUID(golibvirt.UUID(raw))
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if d.UUID != golibvirt.UUID(raw) { // what is asked of that one next tells nothing of this one, not even that it is gone
+		case d.UUID != golibvirt.UUID(raw): // what is asked of that one next tells nothing of this one, not even that it is gone
 			return errOtherDomain
 		}
 		return op(l, d)

@@ -2,10 +2,9 @@ package libvirtd
 
 import "sync"
 
-// eventMonitor tells when events have stopped flowing. It needs no event of its
-// own, which would have to change some domain: every list of domains is compared
-// with the one before, and whatever differs must have had an event. An event that
-// is late is waited for until the next ping.
+// eventMonitor tells when events have stopped flowing. It needs no event of its own, which would have to change some domain:
+// every list of domains is compared with the one before, and whatever differs must have had an event. An event that is late
+// is waited for until the next ping.
 type eventMonitor struct {
 	mu          sync.Mutex
 	known       map[string]int32 // libvirt's ID of each domain in the last list; nil before the first
@@ -17,16 +16,13 @@ type eventMonitor struct {
 func (c *eventMonitor) reset() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.known, c.noted, c.unannounced = nil, map[string]bool{}, nil
+	c.known, c.noted, c.unannounced = nil, map[string]bool{}, map[string]int{}
 }
 
 // note takes note of an event.
 func (c *eventMonitor) note(uuid string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.noted == nil {
-		c.noted = map[string]bool{}
-	}
 	c.noted[uuid] = true
 	delete(c.unannounced, uuid)
 }
@@ -45,25 +41,20 @@ func (c *eventMonitor) beginList() map[string]bool {
 func (c *eventMonitor) endList(noted map[string]bool, now map[string]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.unannounced == nil {
-		c.unannounced = map[string]int{}
-	}
-	unannounce := func(uuid string) {
-		if c.known != nil && !noted[uuid] && !c.noted[uuid] {
-			c.unannounced[uuid] = 0
-		}
-	}
-	for uuid, id := range now {
-		if before, ok := c.known[uuid]; !ok || before != id {
-			unannounce(uuid)
-		}
-	}
-	for uuid := range c.known {
-		if _, ok := now[uuid]; !ok {
-			unannounce(uuid)
-		}
-	}
+	before := c.known
 	c.known = now
+	if before == nil {
+		return
+	}
+	for _, list := range []map[string]int32{before, now} {
+		for uuid := range list {
+			old, was := before[uuid]
+			id, is := now[uuid]
+			if (was != is || old != id) && !noted[uuid] && !c.noted[uuid] {
+				c.unannounced[uuid] = 0
+			}
+		}
+	}
 }
 
 // missed returns a domain that changed without an event, or "". It returns one

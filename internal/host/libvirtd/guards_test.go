@@ -71,6 +71,48 @@ func TestANewLifeForgetsTheLastEnd(t *testing.T) {
 	}
 }
 
+// TestCausesOfEnds: of up to three events of one end the one that says most counts.
+func TestCausesOfEnds(t *testing.T) {
+	crashed := func(d golibvirt.DomainEventCrashedDetailType) ending {
+		return ending{golibvirt.DomainEventCrashed, int32(d)}
+	}
+	shutdown := func(d golibvirt.DomainEventShutdownDetailType) ending {
+		return ending{golibvirt.DomainEventShutdown, int32(d)}
+	}
+	stopped := func(d golibvirt.DomainEventStoppedDetailType) ending {
+		return ending{golibvirt.DomainEventStopped, int32(d)}
+	}
+	for name, tc := range map[string]struct {
+		events []ending
+		want   Cause
+	}{
+		"the guest powers off":          {[]ending{shutdown(golibvirt.DomainEventShutdownGuest), stopped(golibvirt.DomainEventStoppedShutdown)}, CausePoweredOff},
+		"an older QEMU does not say so": {[]ending{shutdown(golibvirt.DomainEventShutdownFinished), stopped(golibvirt.DomainEventStoppedShutdown)}, CausePoweredOff},
+		"a signal":                      {[]ending{shutdown(golibvirt.DomainEventShutdownHost), stopped(golibvirt.DomainEventStoppedShutdown)}, CauseSignalled},
+		"a signal of libvirtd's":        {[]ending{shutdown(golibvirt.DomainEventShutdownHost), stopped(golibvirt.DomainEventStoppedDestroyed)}, CauseDestroyed},
+		"a panic": {
+			[]ending{crashed(golibvirt.DomainEventCrashedPanicked), shutdown(golibvirt.DomainEventShutdownHost), stopped(golibvirt.DomainEventStoppedDestroyed)}, CausePanicked,
+		},
+		"QEMU crashes":             {[]ending{stopped(golibvirt.DomainEventStoppedCrashed)}, CauseFailed},
+		"QEMU does not come up":    {[]ending{stopped(golibvirt.DomainEventStoppedFailed)}, CauseFailed},
+		"it is migrated":           {[]ending{stopped(golibvirt.DomainEventStoppedMigrated)}, CauseMoved},
+		"it is saved":              {[]ending{stopped(golibvirt.DomainEventStoppedSaved)}, CauseMoved},
+		"an end that has no cause": {[]ending{stopped(golibvirt.DomainEventStoppedFromSnapshot)}, CauseUnknown},
+		"it is defined no more":    {[]ending{stopped(golibvirt.DomainEventStoppedShutdown), {golibvirt.DomainEventUndefined, 0}}, CauseUnknown},
+		"what says nothing of an end": {
+			[]ending{stopped(golibvirt.DomainEventStoppedDestroyed), {golibvirt.DomainEventPmsuspended, 0}}, CauseDestroyed,
+		},
+	} {
+		var c Client
+		for _, e := range tc.events {
+			c.exits.lifecycle("a", e.event, e.detail, time.Now())
+		}
+		if exit, ok := c.LastExit("a"); exit.Cause != tc.want || ok != (tc.want != CauseUnknown) {
+			t.Errorf("%s: %+v, want %q", name, exit, tc.want)
+		}
+	}
+}
+
 func TestAPanicThatWasNoneIsForgotten(t *testing.T) {
 	var c Client
 	c.exits.lifecycle("a", golibvirt.DomainEventCrashed, int32(golibvirt.DomainEventCrashedPanicked), time.Now())

@@ -65,10 +65,7 @@ func (c *Client) HostFacts(ctx context.Context) (HostFacts, error) {
 	if err != nil {
 		return HostFacts{}, fmt.Errorf("querying the host's versions and capabilities: %w", classify(err))
 	}
-	if f.MachineTypes, f.Q35, err = machineTypes(caps); err != nil {
-		return HostFacts{}, err
-	}
-	if f.SecurityModels, err = securityModels(caps); err != nil {
+	if err := f.readCapabilities(caps); err != nil {
 		return HostFacts{}, err
 	}
 	if f.KVM, f.KVMUnavailable, err = c.probe(ctx, "kvm"); err != nil {
@@ -97,16 +94,16 @@ func (c *Client) probe(ctx context.Context, domainType string) (_ *DomainCaps, w
 
 // domainCaps asks libvirt for the domain capabilities of a domain type (virConnectGetDomainCapabilities).
 func (c *Client) domainCaps(ctx context.Context, domainType string) (*DomainCaps, error) {
-	var doc string
-	err := c.starts.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		doc, err = l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{domainType}, 0)
-		return err
+	doc, err := ask(ctx, c.starts, func(l *golibvirt.Libvirt) (string, error) {
+		return l.ConnectGetDomainCapabilities(nil, golibvirt.OptString{"x86_64"}, golibvirt.OptString{"q35"}, golibvirt.OptString{domainType}, 0)
 	})
-	if _, ok := errors.AsType[golibvirt.Error](err); ok {
-		return nil, fault.NewTransient(v1alpha1.ReasonKVMUnavailable, fmt.Errorf("querying the capabilities of domain type %s: %w", domainType, classify(err)))
-	}
 	if err != nil {
-		return nil, fmt.Errorf("querying the capabilities of domain type %s: %w", domainType, err)
+		_, refused := errors.AsType[golibvirt.Error](err)
+		err = fmt.Errorf("querying the capabilities of domain type %s: %w", domainType, classify(err))
+		if refused {
+			err = fault.NewTransient(v1alpha1.ReasonKVMUnavailable, err)
+		}
+		return nil, err
 	}
 	var caps struct {
 		Modes []struct {
@@ -122,11 +119,8 @@ func (c *Client) domainCaps(ctx context.Context, domainType string) (*DomainCaps
 	}
 	v := &DomainCaps{}
 	for _, mode := range caps.Modes {
-		if mode.Name != "custom" {
-			continue
-		}
 		for _, m := range mode.Models {
-			if m.Usable == "yes" {
+			if mode.Name == "custom" && m.Usable == "yes" {
 				v.CPUModels = append(v.CPUModels, m.Name)
 			}
 		}
@@ -135,9 +129,11 @@ func (c *Client) domainCaps(ctx context.Context, domainType string) (*DomainCaps
 	return v, nil
 }
 
-func machineTypes(doc string) (types []string, q35 string, err error) {
+// readCapabilities reads from libvirt's capabilities (virConnectGetCapabilities) what they say of machines and security.
+func (f *HostFacts) readCapabilities(doc string) error {
 	var caps struct {
-		Guests []struct {
+		SecurityModels []string `xml:"host>secmodel>model"`
+		Guests         []struct {
 			OS   string `xml:"os_type"`
 			Arch struct {
 				Name     string `xml:"name,attr"`
@@ -149,31 +145,23 @@ func machineTypes(doc string) (types []string, q35 string, err error) {
 		} `xml:"guest"`
 	}
 	if err := xml.Unmarshal([]byte(doc), &caps); err != nil {
-		return nil, "", fmt.Errorf("reading capabilities: %w", err)
+		return fmt.Errorf("reading capabilities: %w", err)
 	}
+	f.SecurityModels = caps.SecurityModels
 	for _, g := range caps.Guests {
 		if g.OS != "hvm" || g.Arch.Name != "x86_64" {
 			continue
 		}
 		for _, m := range g.Arch.Machines {
-			types = append(types, m.Name)
+			f.MachineTypes = append(f.MachineTypes, m.Name)
 			if m.Name == "q35" {
-				q35 = m.Canonical
+				f.Q35 = m.Canonical
 			}
 		}
 	}
-	slices.Sort(types)
-	return slices.Compact(types), q35, nil
-}
-
-func securityModels(doc string) ([]string, error) {
-	var caps struct {
-		Models []string `xml:"host>secmodel>model"`
-	}
-	if err := xml.Unmarshal([]byte(doc), &caps); err != nil {
-		return nil, fmt.Errorf("reading capabilities: %w", err)
-	}
-	return caps.Models, nil
+	slices.Sort(f.MachineTypes)
+	f.MachineTypes = slices.Compact(f.MachineTypes)
+	return nil
 }
 
 // version reads libvirt's way to write 9.0.0 as 9000000.

@@ -19,9 +19,8 @@ import (
 // five of a client at once (max_client_requests) and stops reading at more.
 const maxConcurrentCalls = 4
 
-// callPool is one connection to libvirtd for calls of one kind, and a slot for
-// each that is under way. The connection is made when it is needed and closed
-// at the first error, and the library object is dropped with it.
+// callPool is one connection to libvirtd for calls of one kind, and a slot for each that is under way. The connection is
+// made when it is needed and closed at the first error, and the library object is not used again.
 type callPool struct {
 	name    string
 	holders string // what may hold all slots though libvirtd answers; "" if nothing does
@@ -43,10 +42,9 @@ func newCallPool(name, holders string, timeout time.Duration, dial func(context.
 	return &callPool{name: name, holders: holders, dial: dial, timeout: timeout, slots: make(chan struct{}, maxConcurrentCalls)}
 }
 
-// call runs fn with the pool's connection. When the deadline is missed, or ctx
-// ends first, it returns at once and the connection is closed; what fn asked for
-// may still happen. Errors of libvirt's own are returned as they are. The others
-// are transient: LibvirtBusy if the pool's holders had all slots, else LibvirtUnreachable.
+// call runs fn with the pool's connection. When the deadline is missed, or ctx ends first, it returns at once and the
+// connection is closed; what fn asked for may still happen. Errors of libvirt's own are returned as they are. The others are
+// transient: LibvirtBusy if the pool's holders had all slots, else LibvirtUnreachable.
 func (p *callPool) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) error {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
@@ -67,10 +65,23 @@ func (p *callPool) call(ctx context.Context, fn func(*golibvirt.Libvirt) error) 
 	}
 	err = c.guarded(ctx, fn)
 	if _, ok := errors.AsType[golibvirt.Error](err); err != nil && !ok {
-		p.drop(c)
+		c.conn.close() // without ConnectClose, which could hang
 		return unreachable(fmt.Errorf("calling libvirtd (%s): %w", p.name, err))
 	}
 	return err
+}
+
+// ask is a call that returns something.
+func ask[T any](ctx context.Context, p *callPool, fn func(*golibvirt.Libvirt) (T, error)) (T, error) {
+	var answer, nothing T
+	err := p.call(ctx, func(l *golibvirt.Libvirt) (err error) {
+		answer, err = fn(l)
+		return err
+	})
+	if err != nil { // fn may still run, and write
+		return nothing, err
+	}
+	return answer, nil
 }
 
 // guarded runs fn for as long as ctx lasts and recovers from the library's panics.
@@ -128,16 +139,6 @@ func (c *connection) alive() bool {
 		return false
 	default:
 		return true
-	}
-}
-
-// drop closes c without ConnectClose, which could hang.
-func (p *callPool) drop(c *connection) {
-	c.conn.close()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.current == c {
-		p.current = nil
 	}
 }
 

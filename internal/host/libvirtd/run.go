@@ -24,13 +24,13 @@ var (
 )
 
 // Run keeps the connection and hands on events until ctx ends.
-func (c *Client) Run(ctx context.Context) error {
+func (c *Client) Run(ctx context.Context) {
 	backoff := minBackoff
 	for {
 		err := c.serveConnection(ctx)
 		if ctx.Err() != nil {
 			c.disconnected(ctx.Err())
-			return nil //nolint:nilerr // ctx has ended
+			return
 		}
 		if c.Connected() {
 			backoff = minBackoff
@@ -93,23 +93,21 @@ func (c *Client) connectEvents(ctx context.Context) (*connection, error) {
 
 // watchConnection returns when the connection is of no more use.
 func (c *Client) watchConnection(ctx context.Context, events *connection) error {
-	ping, resync := time.NewTicker(c.options.PingInterval), time.NewTicker(c.options.ResyncInterval)
-	defer ping.Stop()
-	defer resync.Stop()
+	ping, resync := time.Tick(c.options.PingInterval), time.Tick(c.options.ResyncInterval)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-events.conn.closed:
 			return fmt.Errorf("%w: %w", errConnectionLost, events.conn.err)
-		case <-ping.C:
+		case <-ping:
 			if err := c.ping(ctx, events); err != nil {
 				return err
 			}
 			if uuid := c.monitor.missed(); uuid != "" {
 				return fmt.Errorf("%w: domain %s changed without one", errEventsLost, uuid)
 			}
-		case <-resync.C:
+		case <-resync:
 			if err := c.compareEvents(ctx); err != nil {
 				return err
 			}
@@ -136,11 +134,7 @@ func (c *Client) ping(ctx context.Context, events *connection) error {
 // compareEvents compares a list of all domains with the events since the last.
 func (c *Client) compareEvents(ctx context.Context) error {
 	noted := c.monitor.beginList()
-	var domains []golibvirt.Domain
-	err := c.queries.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		domains, err = listDomains(l)
-		return err
-	})
+	domains, err := ask(ctx, c.queries, listDomains)
 	if err != nil {
 		return err
 	}
@@ -158,19 +152,15 @@ func peerOf(conn net.Conn) (int, error) {
 	if !ok {
 		return 0, fmt.Errorf("the connection to libvirtd is a %T, not a UNIX socket", conn)
 	}
+	var cred *unix.Ucred
 	raw, err := unixConn.SyscallConn()
+	if err == nil {
+		var optErr error
+		err = raw.Control(func(fd uintptr) { cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+		err = errors.Join(err, optErr)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", err)
-	}
-	var cred *unix.Ucred
-	var optErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", err)
-	}
-	if optErr != nil {
-		return 0, fmt.Errorf("reading the credentials of libvirtd's socket (SO_PEERCRED): %w", optErr)
 	}
 	if cred.Pid <= 0 {
 		return 0, errors.New("libvirtd is in a PID namespace that cannot be seen from here: run the agent with hostPID")

@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -73,14 +74,18 @@ var (
 		Level                 uint32
 	}]()
 	typedParam = reflect.TypeFor[golibvirt.TypedParam]()
+	// typedValues are by virTypedParameterType: int, unsigned int, long long, unsigned long long, double, boolean, string.
+	typedValues = map[uint32]reflect.Type{
+		1: reflect.TypeFor[int32](), 2: reflect.TypeFor[uint32](), 3: reflect.TypeFor[int64](), 4: reflect.TypeFor[uint64](),
+		5: reflect.TypeFor[float64](), 6: reflect.TypeFor[int32](), 7: reflect.TypeFor[string](),
+	}
 )
 
 var errShort = errors.New("a length exceeds the rest of the message")
 
-// checkMessage returns an error for a message, without its length word, that the
-// library would not read as what it is, or in which a count or the length of a
-// string is more than the message holds. The library takes up to gigabytes at
-// such a word, and reads events where no panic of its can be recovered.
+// checkMessage returns an error for a message, without its length word, that the library would not read as what it is, or in
+// which a count or the length of a string is more than the message holds. The library takes up to gigabytes at such a word,
+// and reads events where no panic of its can be recovered.
 func checkMessage(message []byte) error {
 	word := func(i int) uint32 { return binary.BigEndian.Uint32(message[4*i:]) }
 	p, kind, status := procedure{word(0), word(2)}, word(3), word(5)
@@ -96,100 +101,92 @@ func checkMessage(message []byte) error {
 	if !ok {
 		return fmt.Errorf("%w: no call or subscription is for procedure %d of program %#x, kind %d, status %d", errFraming, p.number, p.program, kind, status)
 	}
-	rest := body(message[headerSize:])
-	if err := rest.skip(layout); err != nil {
-		return fmt.Errorf("%w of procedure %d: %w", errFraming, p.number, err)
+	rest := body{left: message[headerSize:]}
+	if rest.skip(layout); rest.err != nil {
+		return fmt.Errorf("%w of procedure %d: %w", errFraming, p.number, rest.err)
 	}
 	return nil
 }
 
-// body is what is left of a message, in XDR (RFC 4506).
-type body []byte
+// body is a message's, in XDR (RFC 4506), and why it is malformed: what is read after that is nothing.
+type body struct {
+	left []byte
+	err  error
+}
 
 // skip goes past one value of type t.
-func (b *body) skip(t reflect.Type) error {
-	if t == typedParam {
-		return b.skipTypedParam()
-	}
+func (b *body) skip(t reflect.Type) {
 	switch t.Kind() { //nolint:exhaustive // the rest takes a word
 	case reflect.Int64, reflect.Uint64, reflect.Float64:
-		return b.drop(8)
+		b.drop(8)
 	case reflect.String:
-		n, err := b.count()
-		if err != nil {
-			return err
-		}
-		return b.drop((n + 3) &^ 3)
+		b.drop(padded(b.count()))
 	case reflect.Array:
 		if t.Elem().Kind() == reflect.Uint8 {
-			return b.drop((t.Len() + 3) &^ 3)
+			b.drop(padded(t.Len()))
+			return
 		}
-		return b.skipMany(t.Elem(), t.Len())
+		b.skipMany(t.Elem(), t.Len())
 	case reflect.Slice:
-		n, err := b.count()
-		if err != nil {
-			return err
-		}
-		return b.skipMany(t.Elem(), n)
+		b.skipMany(t.Elem(), b.count())
 	case reflect.Struct:
+		if t == typedParam {
+			b.skipTypedParam()
+			return
+		}
 		for field := range t.Fields() {
-			if err := b.skip(field.Type); err != nil {
-				return err
-			}
+			b.skip(field.Type)
 		}
-		return nil
 	default:
-		return b.drop(4)
+		b.drop(4)
 	}
 }
 
-func (b *body) skipMany(t reflect.Type, n int) error {
-	for range n {
-		if err := b.skip(t); err != nil {
-			return err
-		}
+func (b *body) skipMany(t reflect.Type, n int) {
+	for i := 0; i < n && b.err == nil; i++ {
+		b.skip(t)
 	}
-	return nil
 }
 
-// skipTypedParam goes past a name, a type (virTypedParameterType) and a value of that type.
-func (b *body) skipTypedParam() error {
-	if err := b.skip(reflect.TypeFor[string]()); err != nil {
-		return err
+// skipTypedParam goes past a name, a type and a value of that type.
+func (b *body) skipTypedParam() {
+	b.skip(reflect.TypeFor[string]())
+	kind := b.word()
+	if t, ok := typedValues[kind]; ok {
+		b.skip(t)
+		return
 	}
-	kind := *b
-	if err := b.drop(4); err != nil {
-		return err
-	}
-	switch kind := binary.BigEndian.Uint32(kind); kind {
-	case 1, 2, 6: // int, unsigned int, boolean
-		return b.drop(4)
-	case 3, 4, 5: // long long, unsigned long long, double
-		return b.drop(8)
-	case 7:
-		return b.skip(reflect.TypeFor[string]())
-	default:
-		return fmt.Errorf("a parameter of type %d", kind)
-	}
+	b.fail(fmt.Errorf("a parameter of type %d", kind))
 }
 
 // count reads how many bytes or elements follow. Each takes a byte at least.
-func (b *body) count() (int, error) {
-	head := *b
-	if err := b.drop(4); err != nil {
-		return 0, err
+func (b *body) count() int {
+	n := b.word()
+	if uint64(n) > uint64(len(b.left)) {
+		b.fail(errShort)
+		return 0
 	}
-	n := binary.BigEndian.Uint32(head)
-	if uint64(n) > uint64(len(*b)) {
-		return 0, errShort
-	}
-	return int(n), nil
+	return int(n)
 }
 
-func (b *body) drop(n int) error {
-	if n > len(*b) {
-		return errShort
+// word reads a number, 0 if there is none.
+func (b *body) word() uint32 {
+	head := b.left
+	if b.drop(4); b.err != nil {
+		return 0
 	}
-	*b = (*b)[n:]
-	return nil
+	return binary.BigEndian.Uint32(head)
 }
+
+func (b *body) drop(n int) {
+	if n > len(b.left) {
+		b.fail(errShort)
+		return
+	}
+	b.left = b.left[n:]
+}
+
+func (b *body) fail(why error) { b.left, b.err = nil, cmp.Or(b.err, why) }
+
+// padded is what n bytes take, in whole words.
+func padded(n int) int { return (n + 3) &^ 3 }
