@@ -112,7 +112,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	})
 	w.host = host.New(ctx, host.Options{
 		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: w.cgroups.Unified(), RequireConfinement: o.RequireConfinement, KeepStrayDisks: o.KeepStrayDisks, Client: mgr.GetClient(),
-		Libvirt: w.libvirt, CheckVolumes: attachments.Check, Store: identified{images, w.resync}, FindQEMU: process.Find, PodOf: podOf, Now: time.Now,
+		Libvirt: w.libvirt, CheckVolumes: attachments.Check, Store: identified{images, w.resync}, FindQEMU: process.Table{}.Find, PodOf: podOf, Now: time.Now,
 		VirtualMachine: func(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
 			return w.guests.VirtualMachine(ctx, uid)
 		},

@@ -12,6 +12,7 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/kubelet"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
 )
 
 func TestChecks(t *testing.T) {
@@ -36,7 +37,7 @@ func TestChecks(t *testing.T) {
 		"single processes are killed":    {checks: kubeletSays(func(c *kubelet.Config) { c.SingleProcessOOMKill = true }), want: "SingleProcessOOMKill", says: "to false"},
 		"too few processes":              {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 519 }), want: "PodPidsLimit", says: "to 520 or more"},
 		"enough processes":               {checks: kubeletSays(func(c *kubelet.Config) { c.PodPIDs = 520 })},
-		"a kubelet inside of another":    {checks: checkKubelet(kubelet.Config{}, kubelet.ErrAbsent, 8)},
+		"a kubelet inside of another":    {checks: checkKubelet(kubelet.Config{}, process.ErrAbsent, 8)},
 		"no foreign domains":             {checks: []check{checkForeignDomains(nil, nil)}},
 		"foreign domains":                {checks: []check{checkForeignDomains([]string{"a", "b", "c", "d", "e", "f"}, nil)}, want: "ForeignDomains", says: "6 running domains of this host are not Berth's (a, b, c, d, e)"},
 		"libvirt lets CPUs alone":        {checks: []check{checkControllers("# x\ncgroup_controllers = [ \"devices\",\n \"memory\" ]\n", nil)}},

@@ -69,7 +69,12 @@ func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
 	s.Images, s.ReleasedBerths = r.images(s.Images), r.releasedBerths(ctx, s.ReleasedBerths)
 	seen.strays = r.observeStrays(ctx, s)
 	s.ForeignDomains, seen.foreignRunning, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)
-	seen.kubelet, seen.kubeletErr = kubelet.Read()
+	// Distributions that have it inside of a process of their own (k3s, RKE2) have no kubelet of that name.
+	pid, args, err := process.Named("kubelet")
+	if err == nil {
+		seen.kubelet, err = kubelet.Read(pid, args)
+	}
+	seen.kubeletErr = err
 	seen.volumesErr = r.CheckVolumes(ctx)
 	root, err := r.Libvirt.Root()
 	seen.qemuConf, seen.selinux = readFile(root, "etc/libvirt/qemu.conf", err), readFile(root, "sys/fs/selinux/enforce", err)

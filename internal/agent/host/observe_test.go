@@ -216,7 +216,7 @@ func TestObserve(t *testing.T) {
 func newReconciler(t *testing.T, c client.Client, libvirt Libvirt, s Store) *Reconciler {
 	return New(t.Context(), Options{
 		Node: "n1", Version: "v1", Acceleration: v1alpha1.AccelerationEmulation, Client: c, Libvirt: libvirt, Store: s,
-		VirtualMachine: virtualMachines, CheckVolumes: attachable, FindQEMU: process.Find, Now: time.Now,
+		VirtualMachine: virtualMachines, CheckVolumes: attachable, FindQEMU: process.Table{}.Find, Now: time.Now,
 	})
 }
 

@@ -14,8 +14,8 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/fault"
-	"github.com/berth-dev/berth/internal/host/kubelet"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
+	"github.com/berth-dev/berth/internal/host/process"
 )
 
 func TestReady(t *testing.T) {
@@ -106,7 +106,7 @@ func TestStatus(t *testing.T) {
 				LibvirtVersion: "9.0.0", QEMUVersion: "7.2.0", CPUs: 8, Memory: 1 << 30, MachineTypes: []string{"q35", "pc-q35-7.2", "q35"},
 				SecurityModels: []string{"apparmor", "dac"}, KVM: &libvirtd.DomainCaps{CPUModels: []string{"EPYC", "Opteron_G1"}}, Emulation: &libvirtd.DomainCaps{CPUModels: []string{"qemu64"}},
 			},
-			kubeletErr: kubelet.ErrAbsent, qemuConf: file{text: "cgroup_controllers = []"},
+			kubeletErr: process.ErrAbsent, qemuConf: file{text: "cgroup_controllers = []"},
 		}
 		seen.host.Status = *had.DeepCopy()
 		seen.status = had.DeepCopy()

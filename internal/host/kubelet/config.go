@@ -16,10 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrAbsent says that no kubelet of a kind that we know runs on this host. Distributions that have it inside of a
-// process of their own (k3s, RKE2) are such.
-var ErrAbsent = errors.New("no process named kubelet on this host")
-
 // maxFile bounds a configuration file, in bytes.
 const maxFile = 1 << 20
 
@@ -27,19 +23,16 @@ const maxFile = 1 << 20
 type Config struct {
 	// ShutdownGrace is how long pods may take to end when the host shuts down, ShutdownGraceCritical how much of that
 	// belongs to critical ones; 0 is that they are not waited for.
-	ShutdownGrace, ShutdownGraceCritical time.Duration
+	ShutdownGrace         time.Duration `yaml:"shutdownGracePeriod"`
+	ShutdownGraceCritical time.Duration `yaml:"shutdownGracePeriodCriticalPods"`
 	// SingleProcessOOMKill: of a container that is out of memory one process is killed, and not all.
-	SingleProcessOOMKill bool
+	SingleProcessOOMKill bool `yaml:"singleProcessOOMKill"`
 	// PodPIDs limits the processes and threads of a pod; 0 is no limit.
-	PodPIDs int64
+	PodPIDs int64 `yaml:"podPidsLimit"`
 }
 
-// Read finds kubelet and reads its configuration, with what its command line says instead.
-func Read() (Config, error) {
-	pid, args, err := findProcess()
-	if err != nil {
-		return Config{}, err
-	}
+// Read reads the configuration of the kubelet whose process that is, with what its arguments say instead.
+func Read(pid int, args []string) (Config, error) {
 	root := fmt.Sprintf("/proc/%d/root", pid)
 	var files [][]byte
 	for _, path := range paths(root, args) {
@@ -50,41 +43,6 @@ func Read() (Config, error) {
 		files = append(files, text)
 	}
 	return parse(args, files)
-}
-
-// findProcess returns kubelet's process and its arguments.
-func findProcess() (pid int, args []string, err error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, nil, fmt.Errorf("listing processes: %w", err)
-	}
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		comm, err := os.ReadFile(filepath.Join("/proc", e.Name(), "comm"))
-		if err != nil || strings.TrimSpace(string(comm)) != "kubelet" || nested(pid) {
-			continue
-		}
-		raw, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
-		if err != nil || len(raw) == 0 {
-			continue
-		}
-		return pid, strings.Split(strings.TrimSuffix(string(raw), "\x00"), "\x00"), nil
-	}
-	return 0, nil, ErrAbsent
-}
-
-// nested tells whether a process lives in a PID namespace below ours: a pod's, which may call itself kubelet.
-func nested(pid int) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return true
-	}
-	_, rest, _ := strings.Cut(string(status), "\nNSpid:")
-	line, _, _ := strings.Cut(rest, "\n")
-	return len(strings.Fields(line)) > 1
 }
 
 // paths are the files below root that the arguments name, in the order in which each overrules those before.
@@ -139,47 +97,30 @@ func read(root, path string) ([]byte, error) {
 // parse merges the files, each over those before, and the command line over all.
 func parse(args []string, files [][]byte) (Config, error) {
 	var c struct {
-		ShutdownGrace         string `yaml:"shutdownGracePeriod"`
-		ShutdownGraceCritical string `yaml:"shutdownGracePeriodCriticalPods"`
-		ByPriority            []struct {
+		Config     `yaml:",inline"`
+		ByPriority []struct {
 			Priority int64 `yaml:"priority"`
 			Seconds  int64 `yaml:"shutdownGracePeriodSeconds"`
 		} `yaml:"shutdownGracePeriodByPodPriority"`
-		SingleProcessOOMKill bool  `yaml:"singleProcessOOMKill"`
-		PodPIDs              int64 `yaml:"podPidsLimit"`
 	}
 	for _, text := range files {
 		if err := yaml.NewDecoder(bytes.NewReader(text)).Decode(&c); err != nil && !errors.Is(err, io.EOF) {
 			return Config{}, fmt.Errorf("reading kubelet's configuration: %w", err)
 		}
 	}
-	out := Config{SingleProcessOOMKill: c.SingleProcessOOMKill, PodPIDs: max(0, c.PodPIDs)}
-	for _, d := range []struct {
-		text string
-		into *time.Duration
-	}{{c.ShutdownGrace, &out.ShutdownGrace}, {c.ShutdownGraceCritical, &out.ShutdownGraceCritical}} {
-		if d.text == "" {
-			continue
-		}
-		v, err := time.ParseDuration(d.text)
-		if err != nil {
-			return Config{}, fmt.Errorf("reading kubelet's configuration: %w", err)
-		}
-		*d.into = v
-	}
 	for _, p := range c.ByPriority { // overrules the two others; system-critical pods begin at 2 000 000 000
 		grace := time.Duration(p.Seconds) * time.Second
-		out.ShutdownGrace += grace
+		c.ShutdownGrace += grace
 		if p.Priority >= 2_000_000_000 {
-			out.ShutdownGraceCritical += grace
+			c.ShutdownGraceCritical += grace
 		}
 	}
 	if limit := flag(args, "pod-max-pids"); limit != "" {
-		n, err := strconv.ParseInt(limit, 10, 64)
-		if err != nil {
+		var err error
+		if c.PodPIDs, err = strconv.ParseInt(limit, 10, 64); err != nil {
 			return Config{}, fmt.Errorf("reading kubelet's -pod-max-pids: %w", err)
 		}
-		out.PodPIDs = max(0, n)
 	}
-	return out, nil
+	c.PodPIDs = max(0, c.PodPIDs)
+	return c.Config, nil
 }

@@ -1,4 +1,3 @@
-// Package kubelet reads how this host's kubelet is configured, from the process
-// itself: its command line and the files that this names. It never asks
-// kubelet's API and changes nothing.
+// Package kubelet reads how this host's kubelet is configured, from its command line and the files that this names. It
+// never asks kubelet's API and changes nothing.
 package kubelet

@@ -79,7 +79,7 @@ func bytesRead(t *testing.T) int {
 func TestAContainersProcessCostsNoRead(t *testing.T) {
 	find := func() int {
 		before := bytesRead(t)
-		if found, err := Find(uuid); err != nil || len(found) > 0 {
+		if found, err := (Table{}).Find(uuid); err != nil || len(found) > 0 {
 			t.Fatalf("found %v, %v", found, err)
 		}
 		return bytesRead(t) - before
@@ -146,7 +146,7 @@ func TestAnErrorAboutAContainersProcess(t *testing.T) {
 	if nameless != 1 {
 		t.Fatalf("there are %d programs whose names cannot be read", nameless)
 	}
-	if found, err := Find(uuid); err != nil || len(found) > 0 {
+	if found, err := (Table{}).Find(uuid); err != nil || len(found) > 0 {
 		t.Errorf("found %v, %v", found, err)
 	}
 }

@@ -4,8 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
-	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,6 +14,7 @@ import (
 type Handle struct {
 	pid, fd int
 	file    *os.File // of fd, for the runtime's poller
+	conn    syscall.RawConn
 }
 
 // Open opens a pidfd of a process. The caller proves afterwards that it is the one it meant.
@@ -23,7 +23,11 @@ func Open(pid int) (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening process %d: %w", pid, err)
 	}
-	return &Handle{pid: pid, fd: fd, file: os.NewFile(uintptr(fd), "pidfd")}, nil
+	h := &Handle{pid: pid, fd: fd, file: os.NewFile(uintptr(fd), "pidfd")}
+	if h.conn, err = h.file.SyscallConn(); err != nil {
+		return nil, fmt.Errorf("watching process %d: %w", pid, errors.Join(err, h.file.Close()))
+	}
+	return h, nil
 }
 
 // PID is the process's number. It means this process only while Alive.
@@ -34,13 +38,9 @@ func (h *Handle) FD() int { return h.fd }
 
 // Alive tells whether the process has not ended. A zombie has; and nothing is known to be alive after Close.
 func (h *Handle) Alive() bool {
-	conn, err := h.file.SyscallConn()
-	if err != nil {
-		return false
-	}
 	var is bool
 	// Control holds the descriptor, so that its number cannot mean another file by now.
-	err = conn.Control(func(fd uintptr) { is = alive(int(fd)) })
+	err := h.conn.Control(func(fd uintptr) { is = alive(int(fd)) })
 	return err == nil && is
 }
 
@@ -51,11 +51,7 @@ func alive(fd int) bool {
 
 // Wait returns nil when the process has ended, or an error after Close. It keeps no thread.
 func (h *Handle) Wait() error {
-	conn, err := h.file.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("watching process %d: %w", h.pid, err)
-	}
-	if err := conn.Read(func(fd uintptr) bool { return !alive(int(fd)) }); err != nil {
+	if err := h.conn.Read(func(fd uintptr) bool { return !alive(int(fd)) }); err != nil {
 		return fmt.Errorf("watching process %d: %w", h.pid, err)
 	}
 	return nil
@@ -64,8 +60,25 @@ func (h *Handle) Wait() error {
 // Close lets go of the process.
 func (h *Handle) Close() error { return h.file.Close() }
 
+// Watch calls ended, once and on a goroutine of its own, when the process has ended. It tells whether there is one.
+func (Table) Watch(pid int, ended func()) (exists bool, err error) {
+	h, err := Open(pid)
+	if errors.Is(err, unix.ESRCH) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	go func() {
+		_ = h.Wait() // an error is its end, too: nobody else closes it
+		_ = h.Close()
+		ended()
+	}()
+	return true, nil
+}
+
 // Kill ends the process at once. That it has ended already is no error.
-func (p Process) Kill() error {
+func (Table) Kill(p Process) error {
 	h, err := p.signal(unix.SIGKILL)
 	if h != nil {
 		_ = h.Close()
@@ -74,7 +87,7 @@ func (p Process) Kill() error {
 }
 
 // Terminate asks the process to end and waits until it has, for so long at most. That it has ended already is no error.
-func (p Process) Terminate(within time.Duration) error {
+func (Table) Terminate(p Process, within time.Duration) error {
 	h, err := p.signal(unix.SIGTERM)
 	if h == nil {
 		return err
@@ -95,7 +108,7 @@ func (p Process) signal(s unix.Signal) (*Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	if info, err := os.Stat("/proc/" + strconv.Itoa(p.PID)); err != nil || ownerOf(info) != p.UID {
+	if user, err := userOf(p.PID); err != nil || user != p.UID {
 		return nil, h.Close() // another process has its number now
 	}
 	if err := unix.PidfdSendSignal(h.FD(), s, nil, 0); err != nil {
@@ -108,20 +121,15 @@ func (p Process) signal(s unix.Signal) (*Handle, error) {
 	return h, nil
 }
 
-// OOMScore reads a process's oom_score_adj, -1000 to 1000.
-func OOMScore(pid int) (int, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+// CopyOOMScore gives a process the oom_score_adj of another. Lowering it takes CAP_SYS_RESOURCE; without that it stays as it is,
+// and that is no error.
+func (Table) CopyOOMScore(from, to int) error {
+	score, err := readStart(from, "oom_score_adj", maxName)
 	if err != nil {
-		return 0, fmt.Errorf("reading oom_score_adj of process %d: %w", pid, err)
+		return err
 	}
-	return strconv.Atoi(strings.TrimSpace(string(raw)))
-}
-
-// SetOOMScore writes it. Lowering takes CAP_SYS_RESOURCE; without that it stays as it is, and that is no error.
-func SetOOMScore(pid, score int) error {
-	err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid), []byte(strconv.Itoa(score)), 0)
-	if err != nil && !errors.Is(err, os.ErrPermission) {
-		return fmt.Errorf("writing oom_score_adj of process %d: %w", pid, err)
+	if err := os.WriteFile(fileOf(to, "oom_score_adj"), score, 0); err != nil && !errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("writing oom_score_adj of process %d: %w", to, err)
 	}
 	return nil
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +17,7 @@ import (
 const uuid = "5d0c3c5e-0000-4000-8000-00000000a001"
 
 func TestFindTakesOnlyQEMU(t *testing.T) {
-	if found, err := Find(uuid); err != nil || len(found) != 0 {
+	if found, err := (Table{}).Find(uuid); err != nil || len(found) != 0 {
 		t.Fatalf("without one: %v, %v", found, err)
 	}
 	// tail does not mind our arguments as names of files that do not exist.
@@ -24,7 +26,7 @@ func TestFindTakesOnlyQEMU(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if found, err := Find(uuid); err != nil || len(found) != 0 {
+	if found, err := (Table{}).Find(uuid); err != nil || len(found) != 0 {
 		t.Errorf("another program with QEMU's argument counts: %v, %v", found, err)
 	}
 }
@@ -39,18 +41,18 @@ func TestFind(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	found, err := Find(uuid)
+	found, err := (Table{}).Find(uuid)
 	if err != nil || len(found) != 1 || found[0] != (Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}) {
 		t.Fatalf("found %v, %v", found, err)
 	}
-	if helpers, err := VhostThreads(found[0].PID); err != nil || len(helpers) != 0 {
+	if helpers, err := (Table{}).VhostThreads(found[0].PID); err != nil || len(helpers) != 0 {
 		t.Errorf("helpers of a QEMU without vhost: %v, %v", helpers, err)
 	}
-	if err := found[0].Kill(); err != nil {
+	if err := (Table{}).Kill(found[0]); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	if found, err := Find(uuid); err != nil || len(found) != 0 {
+	if found, err := (Table{}).Find(uuid); err != nil || len(found) != 0 {
 		t.Errorf("after its end: %v, %v", found, err)
 	}
 }
@@ -62,8 +64,51 @@ func TestFindReadsOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if found, err := Find(uuid); err != nil || len(found) != 1 {
+	if found, err := (Table{}).Find(uuid); err != nil || len(found) != 1 {
 		t.Errorf("found %v, %v", found, err)
+	}
+}
+
+// TestNamed finds a process of the host by its name, and none of a container.
+func TestNamed(t *testing.T) {
+	program := fakeQEMU(t)
+	name := filepath.Base(program)
+	container(t, program+" -q -f /dev/null & sleep 0.2")
+	if pid, args, err := Named(name); !errors.Is(err, ErrAbsent) {
+		t.Errorf("of a container's: %d %q, %v", pid, args, err)
+	}
+	cmd := exec.Command(program, "-q", "-f", "/dev/null")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	pid, args, err := Named(name)
+	if err != nil || pid != cmd.Process.Pid || !slices.Equal(args, cmd.Args) {
+		t.Errorf("process %d with %q, %v; want %d with %q", pid, args, err, cmd.Process.Pid, cmd.Args)
+	}
+}
+
+func TestCopyOOMScore(t *testing.T) {
+	start := func() int {
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+		return cmd.Process.Pid
+	}
+	from, to := start(), start()
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", from), []byte("987"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Table{}).CopyOOMScore(from, to); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", to)); err != nil || string(got) != "987\n" {
+		t.Errorf("it has %q, %v", got, err)
+	}
+	if err := (Table{}).CopyOOMScore(1<<30, to); err == nil {
+		t.Error("nobody's was copied")
 	}
 }
 
@@ -74,7 +119,7 @@ func TestScansAreShared(t *testing.T) {
 	results := make(chan int)
 	for range 10 {
 		go func() {
-			found, err := Find(uuid)
+			found, err := (Table{}).Find(uuid)
 			if err != nil {
 				t.Error(err)
 			}
@@ -113,7 +158,7 @@ func BenchmarkFindAmong500(b *testing.B) {
 
 func BenchmarkFind(b *testing.B) {
 	for b.Loop() {
-		if _, err := Find(uuid); err != nil {
+		if _, err := (Table{}).Find(uuid); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -134,7 +179,7 @@ func TestHandle(t *testing.T) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- h.Wait() }()
-	if err := (Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}).Kill(); err != nil {
+	if err := (Table{}).Kill(Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}); err != nil {
 		t.Error(err)
 	}
 	if err := <-ended; err != nil {
@@ -144,7 +189,7 @@ func TestHandle(t *testing.T) {
 		t.Error("a killed process is alive")
 	}
 	_ = cmd.Wait()
-	if err := (Process{PID: cmd.Process.Pid}).Kill(); err != nil {
+	if err := (Table{}).Kill(Process{PID: cmd.Process.Pid}); err != nil {
 		t.Errorf("killing one that is gone: %v", err)
 	}
 }
@@ -239,13 +284,13 @@ func TestTerminate(t *testing.T) {
 		return Process{PID: cmd.Process.Pid, UID: uint32(os.Getuid())}
 	}
 	willing := start("true")
-	if err := willing.Terminate(time.Minute); err != nil {
+	if err := (Table{}).Terminate(willing, time.Minute); err != nil {
 		t.Errorf("one that listens: %v", err)
 	}
-	if err := willing.Terminate(time.Minute); err != nil {
+	if err := (Table{}).Terminate(willing, time.Minute); err != nil {
 		t.Errorf("one that has ended: %v", err)
 	}
-	if err := start("trap '' TERM").Terminate(10 * time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := (Table{}).Terminate(start("trap '' TERM"), 10*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("one that does not listen: %v", err)
 	}
 }
