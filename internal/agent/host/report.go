@@ -89,7 +89,7 @@ func (r *Reconciler) ready(seen *snapshot) metav1.Condition {
 	}
 	missing := ""
 	if r.RequireConfinement {
-		missing = unconfined(checkConfinement(seen.qemuConf, seen.facts, true))
+		missing = unconfined(checkConfinement(seen.qemuConf, seen.facts, nil))
 	}
 	switch facts, kernel := seen.facts, seen.status.KernelVersion; {
 	case olderThan(kernel, minKernel):

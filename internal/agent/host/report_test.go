@@ -166,7 +166,7 @@ func TestStatus(t *testing.T) {
 		"a misconfigured host is ready all the same": {
 			first, func(s *snapshot) { s.selinux.text = "1\n" }, resyncPeriod,
 			func(s *v1alpha1.VirtualMachineHostStatus) {
-				wrong := checkSELinux("1", nil).message
+				const wrong = "SELinux is enforcing, which Berth does not support: it has no policy, so guests may be denied their disks; run guests on hosts without SELinux"
 				s.Conditions = []metav1.Condition{ready, condition.New(v1alpha1.ConditionWellConfigured, false, v1alpha1.ReasonMisconfigured, wrong)}
 				s.Problems = []v1alpha1.HostProblem{{Name: "SELinux", Message: wrong}}
 			},
