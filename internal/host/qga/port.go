@@ -98,8 +98,7 @@ func peerOf(qemu, descriptor, pts int) (tty int, err error) {
 
 // lock keeps two conversations apart, of this agent and of one that is about to end.
 func lock(ctx context.Context, tty int) error {
-	retry := time.NewTicker(lockRetry)
-	defer retry.Stop()
+	retry := time.Tick(lockRetry)
 	for {
 		err := unix.Flock(tty, unix.LOCK_EX|unix.LOCK_NB)
 		if !errors.Is(err, unix.EWOULDBLOCK) {
@@ -108,7 +107,7 @@ func lock(ctx context.Context, tty int) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-retry.C:
+		case <-retry:
 		}
 	}
 }

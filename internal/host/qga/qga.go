@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 	"unicode"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -33,7 +33,7 @@ type Info struct {
 
 // OS is what a guest says of its operating system (os-release(5), uname(2)).
 type OS struct {
-	ID, PrettyName, Version, Kernel string
+	ID, PrettyName, Kernel string
 }
 
 // Ask asks a guest who it is. What its agent does not know, or does not let
@@ -42,27 +42,26 @@ func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
 	var agent struct {
 		Version text `json:"version"`
 	}
-	if err := ask(ctx, c, uuid, "guest-info", &agent); err != nil {
+	if err := call(ctx, c, uuid, request{Execute: "guest-info"}, &agent); err != nil {
 		return Info{}, err
 	}
 	var host struct {
 		Name text `json:"host-name"`
 	}
 	var os struct {
-		ID      text `json:"id"`
-		Pretty  text `json:"pretty-name"`
-		Version text `json:"version-id"`
-		Kernel  text `json:"kernel-release"`
+		ID     text `json:"id"`
+		Pretty text `json:"pretty-name"`
+		Kernel text `json:"kernel-release"`
 	}
 	for command, into := range map[string]any{"guest-get-host-name": &host, "guest-get-osinfo": &os} {
-		if err := ask(ctx, c, uuid, command, into); err != nil && !errors.Is(err, errRefused) {
+		if err := call(ctx, c, uuid, request{Execute: command}, into); err != nil && !errors.Is(err, errRefused) {
 			return Info{}, err
 		}
 	}
 	return Info{
 		AgentVersion: string(agent.Version),
 		Hostname:     string(host.Name),
-		OS:           OS{ID: string(os.ID), PrettyName: string(os.Pretty), Version: string(os.Version), Kernel: string(os.Kernel)},
+		OS:           OS{ID: string(os.ID), PrettyName: string(os.Pretty), Kernel: string(os.Kernel)},
 	}, nil
 }
 
@@ -86,10 +85,6 @@ var errRefused = errors.New("the guest agent refused")
 type request struct {
 	Execute   string `json:"execute"`
 	Arguments any    `json:"arguments,omitempty"`
-}
-
-func ask(ctx context.Context, c Commander, uuid, command string, into any) error {
-	return call(ctx, c, uuid, request{Execute: command}, into)
 }
 
 func call(ctx context.Context, c Commander, uuid string, r request, into any) error {
@@ -141,17 +136,7 @@ func (t *text) UnmarshalJSON(raw []byte) error {
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return nil //nolint:nilerr // a number where a word should be is just not said
 	}
-	var b strings.Builder
-	n := 0
-	for _, r := range s {
-		if n == maxText {
-			break
-		}
-		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
-			b.WriteRune(r)
-			n++
-		}
-	}
-	*t = text(b.String())
+	shown := slices.DeleteFunc([]rune(s), func(r rune) bool { return !unicode.IsPrint(r) || r == unicode.ReplacementChar })
+	*t = text(shown[:min(len(shown), maxText)])
 	return nil
 }

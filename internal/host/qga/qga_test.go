@@ -43,7 +43,7 @@ func with(name, reply string) guest {
 
 var debianInfo = Info{
 	AgentVersion: "7.2.22", Hostname: "web",
-	OS: OS{ID: "debian", PrettyName: "Debian GNU/Linux 12 (bookworm)", Version: "12", Kernel: "6.1.0-56-cloud-amd64"},
+	OS: OS{ID: "debian", PrettyName: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0-56-cloud-amd64"},
 }
 
 func TestAsk(t *testing.T) {
@@ -131,7 +131,7 @@ func FuzzReply(f *testing.F) {
 	f.Fuzz(func(t *testing.T, reply string) {
 		g := guest{"guest-info": reply, "guest-get-host-name": reply, "guest-get-osinfo": reply, "guest-network-get-interfaces": reply}
 		info, _ := Ask(t.Context(), g, "u")
-		for _, s := range []string{info.AgentVersion, info.Hostname, info.OS.ID, info.OS.PrettyName, info.OS.Version, info.OS.Kernel} {
+		for _, s := range []string{info.AgentVersion, info.Hostname, info.OS.ID, info.OS.PrettyName, info.OS.Kernel} {
 			if len([]rune(s)) > maxText || strings.ContainsFunc(s, unicode.IsControl) {
 				t.Errorf("%q is not fit to be shown", s)
 			}

@@ -255,9 +255,9 @@ func TestContainerd(t *testing.T) {
 	r, k := client(t, socket), newKubelet(t, socket)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	version, err := r.Version(ctx)
-	if err != nil || !strings.HasPrefix(version, "containerd 2.") {
-		t.Fatalf("Version() = %q, %v", version, err)
+	version, err := k.Version(ctx, &cri.VersionRequest{})
+	if err != nil || version.RuntimeName != "containerd" || !strings.HasPrefix(strings.TrimPrefix(version.RuntimeVersion, "v"), "2.") {
+		t.Fatalf("Version() = %+v, %v", version, err)
 	}
 	events := make(chan string, 64)
 	ended := make(chan error, 1)

@@ -23,10 +23,9 @@ const (
 	maxEmptyStreams = 3
 )
 
-// Events calls changed with the pod's UID whenever one of its containers or its
-// sandbox was created, started, stopped or deleted, and resync after each
-// connection, when events may have been missed. Neither may block. It returns
-// nil when ctx ends, or an error that matches ErrNoEvents. Events are hints: containerd drops some under load.
+// Events calls changed with the pod's UID whenever one of its containers or its sandbox was created, started, stopped or
+// deleted, and resync after each connection, when events may have been missed. Neither may block. It returns nil when ctx
+// ends, or an error that matches ErrNoEvents. Events are hints: containerd drops some under load.
 func (r *Runtime) Events(ctx context.Context, changed func(podUID string), resync func()) error {
 	backoff, empty := 50*time.Millisecond, 0
 	for ctx.Err() == nil {
@@ -59,7 +58,7 @@ func (r *Runtime) stream(ctx context.Context, changed func(string), resync func(
 		return false, false, err
 	}
 	// The runtime reads calls of one connection in their order, so by its answer to this one it has begun the stream.
-	if _, err := r.Version(ctx); err != nil {
+	if err := r.ping(ctx); err != nil {
 		return false, false, err
 	}
 	resync()
@@ -80,14 +79,13 @@ func (r *Runtime) stream(ctx context.Context, changed func(string), resync func(
 
 // healthCheck ends the stream of a runtime that hangs: on a silent stream nothing else would tell.
 func (r *Runtime) healthCheck(ctx context.Context, cancel context.CancelCauseFunc) {
-	ticker := time.NewTicker(healthCheckInterval)
-	defer ticker.Stop()
+	tick := time.Tick(healthCheckInterval)
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-ticker.C:
-			if _, err := r.Version(ctx); err != nil {
+		case <-tick:
+			if err := r.ping(ctx); err != nil {
 				cancel(err)
 				return
 			}

@@ -66,13 +66,10 @@ func New(socket string) (*Runtime, error) {
 // Close ends the connection.
 func (r *Runtime) Close() error { return r.conn.Close() }
 
-// Version returns the runtime's name and version, as "containerd 2.2.1".
-func (r *Runtime) Version(ctx context.Context) (string, error) {
-	v, err := call(ctx, "asking container runtime for its version", r.api.Version, &cri.VersionRequest{})
-	if err != nil {
-		return "", err
-	}
-	return v.RuntimeName + " " + strings.TrimPrefix(v.RuntimeVersion, "v"), nil
+// ping finds out whether the runtime answers.
+func (r *Runtime) ping(ctx context.Context) error {
+	_, err := call(ctx, "asking container runtime for its version", r.api.Version, &cri.VersionRequest{})
+	return err
 }
 
 // State is the state of a container.
@@ -86,6 +83,12 @@ const (
 	Exited
 )
 
+var states = map[cri.ContainerState]State{
+	cri.ContainerState_CONTAINER_CREATED: Created,
+	cri.ContainerState_CONTAINER_RUNNING: Running,
+	cri.ContainerState_CONTAINER_EXITED:  Exited,
+}
+
 // Container is one container, as the runtime has it.
 type Container struct {
 	ID    string
@@ -97,14 +100,16 @@ type Container struct {
 // Container returns the newest container of that name in the pod; found is
 // false when the runtime has none, and says nothing beside an error.
 func (r *Runtime) Container(ctx context.Context, podUID, name string) (c Container, found bool, err error) {
-	list, err := r.containers(ctx, map[string]string{labelPodUID: podUID, labelContainer: name})
+	labels := map[string]string{labelPodUID: podUID, labelContainer: name}
+	list, err := call(ctx, "listing containers", r.api.ListContainers,
+		&cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels}})
 	if err != nil {
 		return Container{}, false, err
 	}
-	slices.SortFunc(list, func(a, b *cri.Container) int {
+	slices.SortFunc(list.Containers, func(a, b *cri.Container) int {
 		return newestFirst(a.GetMetadata().GetAttempt(), b.GetMetadata().GetAttempt(), a.CreatedAt, b.CreatedAt)
 	})
-	for _, item := range list {
+	for _, item := range list.Containers {
 		reply, err := call(ctx, "asking container runtime for container", r.api.ContainerStatus,
 			&cri.ContainerStatusRequest{ContainerId: item.Id, Verbose: true})
 		if status.Code(err) == codes.NotFound {
@@ -121,17 +126,7 @@ func (r *Runtime) Container(ctx context.Context, podUID, name string) (c Contain
 
 func read(reply *cri.ContainerStatusResponse) (Container, error) {
 	s := reply.GetStatus()
-	c := Container{ID: s.GetId()}
-	switch s.GetState() {
-	case cri.ContainerState_CONTAINER_CREATED:
-		c.State = Created
-	case cri.ContainerState_CONTAINER_RUNNING:
-		c.State = Running
-	case cri.ContainerState_CONTAINER_EXITED:
-		c.State = Exited
-	case cri.ContainerState_CONTAINER_UNKNOWN:
-		c.State = Unknown
-	}
+	c := Container{ID: s.GetId(), State: states[s.GetState()]}
 	if c.State != Running {
 		return c, nil
 	}
@@ -212,12 +207,6 @@ func (r *Runtime) Pod(ctx context.Context, podUID string) (p Pod, found bool, er
 // be set back.
 func newestFirst(attempt, otherAttempt uint32, created, otherCreated int64) int {
 	return cmp.Or(cmp.Compare(otherAttempt, attempt), cmp.Compare(otherCreated, created))
-}
-
-func (r *Runtime) containers(ctx context.Context, labels map[string]string) ([]*cri.Container, error) {
-	list, err := call(ctx, "listing containers", r.api.ListContainers,
-		&cri.ListContainersRequest{Filter: &cri.ContainerFilter{LabelSelector: labels}})
-	return list.GetContainers(), err
 }
 
 // call does one call with its deadline and classifies its failure.
