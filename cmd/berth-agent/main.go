@@ -46,10 +46,11 @@ func run() error {
 		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
 	}
 	o := agent.Options{Version: version}
-	var acceleration, registries, subnet, size, reserve, unsized string
+	var registries string
+	size, reserve, unsized := quantity("256Gi"), quantity("0"), quantity("10Gi")
 	var verbosity int
 	flag.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "name of the node; $NODE_NAME by default")
-	flag.StringVar(&acceleration, "acceleration", string(v1alpha1.AccelerationKVM), "KVM or Emulation")
+	flag.StringVar((*string)(&o.Acceleration), "acceleration", string(v1alpha1.AccelerationKVM), "KVM or Emulation")
 	flag.BoolVar(&o.RequireConfinement, "require-confinement", false, "start no guest unless libvirt confines QEMU by seccomp and by AppArmor or SELinux")
 	flag.DurationVar(&o.KeepStrayDisks, "keep-stray-disks", 0, "how long disks are kept whose VirtualMachine nobody knows; 0 is for ever")
 	flag.StringVar(&o.StateDir, "state-dir", "/var/lib/berth", "directory of images and disks")
@@ -57,13 +58,13 @@ func run() error {
 	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "directory of libvirt's sockets")
 	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "CRI socket of the container runtime")
 	flag.StringVar(&registries, "insecure-registries", "", "registries to reach by plain HTTP: host:port, comma-separated")
-	flag.StringVar(&subnet, "guest-subnet", "10.0.2.0/24", "private subnet between a berth and its guest")
-	flag.StringVar(&size, "max-image-size", "256Gi", "largest unpacked size of an image")
+	flag.TextVar(&o.GuestSubnet, "guest-subnet", netip.MustParsePrefix("10.0.2.0/24"), "private subnet between a berth and its guest")
+	flag.Var(size, "max-image-size", "largest unpacked size of an image")
 	flag.IntVar(&o.Pulls.PerNode, "max-pulls", 6, "how many images are pulled at once")
 	flag.IntVar(&o.Pulls.PerNamespace, "max-pulls-per-namespace", 2, "how many of them for VMs of one namespace")
 	flag.IntVar(&o.Reserve.Percent, "reserve-percent", 10, "part of -state-dir's file system in percent that pulls leave free, for guests' writes")
-	flag.StringVar(&reserve, "reserve-size", "0", "size that pulls leave free, if that is more")
-	flag.StringVar(&unsized, "max-unsized-disk", "10Gi", "largest size of a disk whose spec has none")
+	flag.Var(reserve, "reserve-size", "size that pulls leave free, if that is more")
+	flag.Var(unsized, "max-unsized-disk", "largest size of a disk whose spec has none")
 	flag.DurationVar(&o.Images.MaxUnusedAge, "keep-images", 7*24*time.Hour, "how long an image is kept after its last use; 0 is for ever")
 	flag.IntVar(&o.Images.MaxUsagePercent, "full-percent", 85, "usage of -state-dir's file system in percent above which unused images are removed early; 100 disables it")
 	flag.StringVar(&o.GuestProgram, "guest-program", "/berth-guest", "path of the program berth-guest, which guests are offered")
@@ -73,38 +74,23 @@ func run() error {
 	flag.Parse()
 
 	ctrl.SetLogger(logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity)})))
-	o.Acceleration = v1alpha1.Acceleration(acceleration)
 	if o.Acceleration != v1alpha1.AccelerationKVM && o.Acceleration != v1alpha1.AccelerationEmulation {
-		return fmt.Errorf("-acceleration %q: write KVM or Emulation", acceleration)
+		return fmt.Errorf("-acceleration %q: write KVM or Emulation", o.Acceleration)
 	}
 	if o.Node == "" {
 		return fmt.Errorf("-node is missing: name the node")
 	}
 	o.InsecureRegistries = strings.FieldsFunc(registries, func(r rune) bool { return r == ',' || r == ' ' })
-	var err error
-	if o.GuestSubnet, err = netip.ParsePrefix(subnet); err != nil || !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30 {
-		return fmt.Errorf("-guest-subnet %q: write an IPv4 prefix of at most 30 bits, such as 10.0.2.0/24", subnet)
+	o.MaxImageSize, o.Reserve.Bytes, o.MaxUnsizedDisk = size.Value(), reserve.Value(), unsized.Value()
+	if !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30 {
+		return fmt.Errorf("-guest-subnet %s: write an IPv4 prefix of at most 30 bits, such as 10.0.2.0/24", o.GuestSubnet)
 	}
-	limit, err := resource.ParseQuantity(size)
-	if err != nil {
-		return fmt.Errorf("-max-image-size %q: %w", size, err)
-	}
-	o.MaxImageSize = limit.Value()
-	kept, err := resource.ParseQuantity(reserve)
-	if err != nil {
-		return fmt.Errorf("-reserve-size %q: %w", reserve, err)
-	}
-	o.Reserve.Bytes = kept.Value()
 	if o.Reserve.Bytes < 0 || o.Reserve.Percent < 0 || o.Reserve.Percent > 99 {
 		return fmt.Errorf("-reserve-size is %s, -reserve-percent is %d: write a size of at least 0, and a percentage from 0 to 99", reserve, o.Reserve.Percent)
 	}
 	if o.Pulls.PerNode < 1 || o.Pulls.PerNamespace < 1 {
 		return fmt.Errorf("-max-pulls is %d, -max-pulls-per-namespace is %d: write numbers of at least 1", o.Pulls.PerNode, o.Pulls.PerNamespace)
 	}
-	if limit, err = resource.ParseQuantity(unsized); err != nil {
-		return fmt.Errorf("-max-unsized-disk %q: %w", unsized, err)
-	}
-	o.MaxUnsizedDisk = limit.Value()
 	if o.Images.MaxUnusedAge < 0 || o.Images.MaxUsagePercent < 0 || o.Images.MaxUsagePercent > 100 {
 		return fmt.Errorf("-keep-images is %s, -full-percent is %d: write a duration of at least 0, and a percentage from 0 to 100", o.Images.MaxUnusedAge, o.Images.MaxUsagePercent)
 	}
@@ -116,4 +102,9 @@ func run() error {
 		return fmt.Errorf("loading the kubeconfig: %w", err)
 	}
 	return agent.Run(ctrl.SetupSignalHandler(), config, o)
+}
+
+// quantity is a flag's value, in bytes.
+func quantity(fallback string) *resource.QuantityValue {
+	return &resource.QuantityValue{Quantity: resource.MustParse(fallback)}
 }

@@ -25,13 +25,15 @@ func main() {
 
 func run() error {
 	var o controllers.Options
-	var pullPolicy, pullSecrets, cpuRequest, unsizedDisk, annotations string
+	var pullSecrets, annotations string
+	cpuRequest := resource.QuantityValue{Quantity: resource.MustParse("100m")}
+	unsizedDisk := resource.QuantityValue{Quantity: resource.MustParse("10Gi")}
 	var verbosity int
 	flag.StringVar(&o.Berth.ShimImage, "shim-image", "", "image of berth-shim (required)")
-	flag.StringVar(&pullPolicy, "shim-pull-policy", string(corev1.PullIfNotPresent), "imagePullPolicy of berth-shim")
+	flag.StringVar((*string)(&o.Berth.PullPolicy), "shim-pull-policy", string(corev1.PullIfNotPresent), "imagePullPolicy of berth-shim")
 	flag.StringVar(&pullSecrets, "shim-pull-secrets", "", "imagePullSecrets of berths, in the guest's namespace, comma-separated")
-	flag.StringVar(&cpuRequest, "cpu-request-per-vcpu", "100m", "CPU request of a berth for each vCPU")
-	flag.StringVar(&unsizedDisk, "max-unsized-disk", "10Gi", "ephemeral-storage that a berth requests for a disk without size")
+	flag.Var(&cpuRequest, "cpu-request-per-vcpu", "CPU request of a berth for each vCPU")
+	flag.Var(&unsizedDisk, "max-unsized-disk", "ephemeral-storage that a berth requests for a disk without size")
 	flag.Int64Var(&o.Berth.VolumeGroup, "volume-group", 0x70010000, "group that owns the file systems of claims, the fsGroup of their berths")
 	flag.BoolVar(&o.Berth.Emulation, "emulation", false, "add the memory that emulation needs to the requests of berths")
 	flag.StringVar(&annotations, "allowed-annotations", "", "annotations that VirtualMachines may set on their berths, comma-separated; a trailing * matches any rest")
@@ -47,15 +49,7 @@ func run() error {
 	if o.Berth.ShimImage == "" {
 		return fmt.Errorf("-shim-image is missing: name the image of berth-shim")
 	}
-	request, err := resource.ParseQuantity(cpuRequest)
-	if err != nil {
-		return fmt.Errorf("-cpu-request-per-vcpu %q: %w", cpuRequest, err)
-	}
-	o.Berth.CPURequest = request
-	if o.Berth.UnsizedDisk, err = resource.ParseQuantity(unsizedDisk); err != nil {
-		return fmt.Errorf("-max-unsized-disk %q: %w", unsizedDisk, err)
-	}
-	o.Berth.PullPolicy = corev1.PullPolicy(pullPolicy)
+	o.Berth.CPURequest, o.Berth.UnsizedDisk = cpuRequest.Quantity, unsizedDisk.Quantity
 	o.Berth.PullSecrets = list(pullSecrets)
 	o.Berth.AllowedAnnotations = list(annotations)
 	config, err := ctrl.GetConfig()
