@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
@@ -66,6 +67,16 @@ type Options struct {
 	// MetricsAddress and HealthAddress are host:port; "0" serves nothing.
 	MetricsAddress, HealthAddress string
 }
+
+// What an agent's token may do. A ValidatingAdmissionPolicy of the chart binds the writes to its node; the reads cannot be bound,
+// so nothing secret is in what it reads.
+//
+// +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
+// +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
+// +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
+// +kubebuilder:rbac:groups=authorization.k8s.io,resources=subjectaccessreviews,verbs=create
 
 // Run runs the agent until ctx ends. Guests run on.
 func Run(ctx context.Context, config *rest.Config, o Options) error {
@@ -146,4 +157,52 @@ func (w *wiring) setup(mgr ctrl.Manager) error {
 		return fmt.Errorf("adding the collector of images: %w", err)
 	}
 	return w.host.Setup(mgr)
+}
+
+func guestUID(vm *v1alpha1.VirtualMachine) types.UID { return vm.UID }
+
+func berthUID(pod *corev1.Pod) types.UID {
+	uid, _ := berth.OwnerUID(pod)
+	return uid
+}
+
+// onGuest enqueues the guest that an object belongs to, whatever happened to the object.
+func onGuest[T client.Object](of func(T) types.UID) handler.TypedEventHandler[T, types.UID] {
+	return handler.TypedEnqueueRequestsFromMapFunc(func(_ context.Context, object T) []types.UID {
+		if uid := of(object); uid != "" {
+			return []types.UID{uid}
+		}
+		return nil
+	})
+}
+
+// trimPod keeps little of berths, and nothing of other pods but their names: a node has many.
+func trimPod(o any) (any, error) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil
+	}
+	berth.TrimForCache(pod)
+	if _, ours := berth.OwnerUID(pod); !ours {
+		pod.Spec, pod.Status = corev1.PodSpec{NodeName: pod.Spec.NodeName}, corev1.PodStatus{}
+		pod.Labels, pod.Annotations = nil, nil
+	}
+	return pod, nil
+}
+
+// maxCached is the most bytes that the cache keeps of a VirtualMachine beside its status: the longest first-boot data and
+// keys, and more than people write of all the rest.
+const maxCached = 128 << 10
+
+// trimVM keeps the texts of a VirtualMachine only while it may be started, which must not need the API server: those that
+// only have their disks here are in no quota of pods.
+func trimVM(o any) (any, error) {
+	vm, ok := o.(*v1alpha1.VirtualMachine)
+	if !ok {
+		return o, nil
+	}
+	if vm.Spec.State == v1alpha1.StateStopped || !vm.DeletionTimestamp.IsZero() {
+		berth.HashTexts(&vm.Spec)
+	}
+	return vm, berth.TrimVM(vm, maxCached)
 }

@@ -12,10 +12,8 @@ import (
 )
 
 func TestMetrics(t *testing.T) {
-	m, registry := newAgentMetrics(), prometheus.NewPedanticRegistry()
-	if err := m.register(registry, t.TempDir(), func() bool { return true }, func() int64 { return 0 }); err != nil {
-		t.Fatal(err)
-	}
+	registry := prometheus.NewPedanticRegistry()
+	m := newAgentMetrics(registry, t.TempDir(), func() bool { return true }, func() int64 { return 0 })
 	m.guests.Steps.WithLabelValues("CreateDomain").Observe(0.3)
 	m.guests.StepFailures.WithLabelValues("CreateDomain", string(v1alpha1.ReasonLibvirtRefused)).Inc()
 	m.guests.Exits.WithLabelValues(string(v1alpha1.ReasonPoweredOff)).Inc()

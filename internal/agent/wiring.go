@@ -61,7 +61,6 @@ type wiring struct {
 }
 
 func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
-	counted := newAgentMetrics()
 	w := &wiring{life: ctx, cache: mgr.GetClient()}
 	consoles, err := console.New(o.RunDir)
 	if err != nil {
@@ -92,9 +91,10 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		Resync:  func() { go w.guests.ResyncChanged() }, //nolint:contextcheck // it has the agent's whole life
 		Connectivity: func(err error) { //nolint:contextcheck // it has the agent's whole life
 			w.host.LibvirtConnectivity(err)
-			go w.guests.ResyncAll()
+			w.resync()
 		},
 	})
+	counted := newAgentMetrics(metrics.Registry, o.StateDir, w.libvirt.Connected, func() int64 { return w.host.StrayBytes() })
 	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), func(context.Context) (int, error) { return w.libvirt.PID() })
 	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
 	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
@@ -136,9 +136,6 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	})
 	w.workers = &liveness{
 		reconciler: reconcile.TypedFunc[types.UID](w.guests.Reconcile), workers: workers, now: time.Now, busy: map[types.UID]time.Time{},
-	}
-	if err := counted.register(metrics.Registry, o.StateDir, w.libvirt.Connected, w.host.StrayBytes); err != nil {
-		return nil, fmt.Errorf("registering metrics: %w", err)
 	}
 	return w, nil
 }
@@ -207,12 +204,11 @@ func (w *wiring) enqueue(vm types.UID) {
 // listen begins to feed the loop's queue with what happens on the host.
 func (w *wiring) listen(ctx context.Context, q queue) error {
 	w.queue.Store(&q)
-	log := ctrl.Log.WithName("host")
 	go w.libvirt.Run(ctx)
 	go func() {
-		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, func() { go w.guests.ResyncAll() }) //nolint:contextcheck // it has the agent's whole life
+		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, w.resync) //nolint:contextcheck // it has the agent's whole life
 		if err != nil && ctx.Err() == nil {
-			log.Info("The container runtime has no event stream: container changes are learnt from kubelet, later", "err", err.Error())
+			ctrl.Log.WithName("host").Info("The container runtime has no event stream: container changes are learnt from kubelet, later", "err", err.Error())
 		}
 	}()
 	return nil

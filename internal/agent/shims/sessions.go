@@ -50,28 +50,19 @@ type Sessions struct {
 	// the agent connect again and again. Meanwhile its session stands for it, with one pidfd.
 	protocolErrorBackoff time.Duration
 
-	mu    sync.Mutex
-	byPod map[types.UID]*Session
+	byPod sync.Map // *Session by the berth's types.UID
 }
 
 // New returns sessions, of which there are none yet.
 func New(o Options) *Sessions {
-	return &Sessions{Options: o, protocolErrorBackoff: 5 * time.Minute, byPod: map[types.UID]*Session{}}
+	return &Sessions{Options: o, protocolErrorBackoff: 5 * time.Minute}
 }
 
 // session returns the session with a berth's shim, or nil.
 func (s *Sessions) session(pod types.UID) *Session {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.byPod[pod]
-}
-
-func (s *Sessions) drop(pod types.UID, n *Session) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.byPod[pod] == n {
-		delete(s.byPod, pod)
-	}
+	n, _ := s.byPod.Load(pod)
+	session, _ := n.(*Session)
+	return session
 }
 
 // Connect returns the session with the shim of a VirtualMachine's berth. Without one it finds the berth's container and
@@ -122,9 +113,7 @@ func (s *Sessions) Connect(ctx context.Context, vm, pod types.UID) (*Session, pl
 		return nil, plan.ContainerUnknown, err
 	}
 	n.bootTime = s.BootTime
-	s.mu.Lock()
-	s.byPod[pod] = n
-	s.mu.Unlock()
+	s.byPod.Store(pod, n)
 	go s.await(vm, pod, n)
 	if broken {
 		s.endTalk(vm, pod, n, err)
@@ -203,7 +192,7 @@ func (s *Sessions) await(vm, pod types.UID, n *Session) {
 	if err := n.shim.Wait(); err != nil && !n.protocolError.Load() {
 		ctrl.Log.Error(err, "Waiting for shim process", "vm", vm, "berth", pod)
 	}
-	s.drop(pod, n)
+	s.byPod.CompareAndDelete(pod, n)
 	if n.conn != nil {
 		_ = n.conn.Close()
 	}
