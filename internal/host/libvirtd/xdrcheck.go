@@ -120,7 +120,7 @@ func (b *body) skip(t reflect.Type) {
 	case reflect.Int64, reflect.Uint64, reflect.Float64:
 		b.drop(8)
 	case reflect.String:
-		b.drop(padded(b.count()))
+		b.drop(padded(int(b.word())))
 	case reflect.Array:
 		if t.Elem().Kind() == reflect.Uint8 {
 			b.drop(padded(t.Len()))
@@ -128,7 +128,7 @@ func (b *body) skip(t reflect.Type) {
 		}
 		b.skipMany(t.Elem(), t.Len())
 	case reflect.Slice:
-		b.skipMany(t.Elem(), b.count())
+		b.skipMany(t.Elem(), int(b.word()))
 	case reflect.Struct:
 		if t == typedParam {
 			b.skipTypedParam()
@@ -142,6 +142,7 @@ func (b *body) skip(t reflect.Type) {
 	}
 }
 
+// skipMany ends with the message: each value takes a word at least, whatever their count is said to be.
 func (b *body) skipMany(t reflect.Type, n int) {
 	for i := 0; i < n && b.err == nil; i++ {
 		b.skip(t)
@@ -157,16 +158,6 @@ func (b *body) skipTypedParam() {
 		return
 	}
 	b.fail(fmt.Errorf("a parameter of type %d", kind))
-}
-
-// count reads how many bytes or elements follow. Each takes a byte at least.
-func (b *body) count() int {
-	n := b.word()
-	if uint64(n) > uint64(len(b.left)) {
-		b.fail(errShort)
-		return 0
-	}
-	return int(n)
 }
 
 // word reads a number, 0 if there is none.
