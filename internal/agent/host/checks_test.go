@@ -62,7 +62,7 @@ func TestChecks(t *testing.T) {
 			s.volumesErr = fault.NewUser(v1alpha1.ReasonMountsNotShared, errors.New("run mount --make-rshared /"))
 		}, want: "MountsNotShared", says: "run mount --make-rshared /"},
 		"libvirtd does not say, so far":  {change: func(s seen) { s.volumesErr = no }},
-		"SELinux cannot be read, so far": {change: func(s seen) { s.selinux.err = no }},
+		"SELinux cannot be read, so far": {change: func(s seen) { s.selinux = file{"1", no} }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := &snapshot{
