@@ -29,7 +29,7 @@ const (
 	aclMask     = 0x10
 	aclOther    = 0x20
 
-	permRead, permWrite, permPass = 4, 2, 1
+	permRead, permWrite, permPass, permAll = 4, 2, 1, 7
 )
 
 type aclEntry struct {
@@ -72,41 +72,36 @@ func ofMode(mode fs.FileMode) acl {
 // grant gives a group permissions beside those that it has, and tells whether it did not have them. Entries are in the
 // order of their tags and numbers, as the kernel asks, and the mask lets all of them through. Nobody else gains anything.
 func (l acl) grant(group uint32, perm uint16) (acl, bool) {
-	old, other := uint16(permRead|permWrite|permPass), uint16(0)
+	mask, other, mine, named := uint16(permAll), uint16(0), aclEntry{tag: aclGroup, id: group}, false
 	for _, e := range l {
-		switch e.tag {
-		case aclMask:
-			old = e.perm
-		case aclOther:
+		switch {
+		case e.tag == aclMask:
+			mask = e.perm
+		case e.tag == aclOther:
 			other = e.perm
+		case e.tag == mine.tag && e.id == mine.id:
+			mine, named = e, true
 		}
 	}
-	mine := aclEntry{tag: aclGroup, id: group}
-	at := slices.IndexFunc(l, func(e aclEntry) bool { return e.tag == aclGroup && e.id == group })
-	if at >= 0 {
-		mine.perm = l[at].perm & old
-	}
-	if mine.perm&perm == perm || at < 0 && other&perm == perm {
+	mine.perm &= mask
+	if mine.perm&perm == perm || !named && other&perm == perm {
 		return l, false
 	}
 	mine.perm |= perm
-	mask, wider := mine.perm, acl{mine}
-	for i, e := range l {
-		switch e.tag {
-		case aclMask:
+	wider, all := acl{mine}, mine.perm
+	for _, e := range l {
+		switch {
+		case e.tag == aclMask || e.tag == mine.tag && e.id == mine.id:
 			continue
-		case aclUser, aclGroupObj, aclGroup:
-			if i == at {
-				continue
-			}
-			e.perm &= old // what the mask kept from others, they do not get with ours
-			mask |= e.perm
+		case e.tag == aclUser || e.tag == aclGroupObj || e.tag == aclGroup:
+			e.perm &= mask // what the mask kept from others, they do not get with ours
+			all |= e.perm
 		}
 		wider = append(wider, e)
 	}
-	l = append(wider, aclEntry{tag: aclMask, perm: mask})
-	slices.SortFunc(l, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id)) })
-	return l, true
+	wider = append(wider, aclEntry{tag: aclMask, perm: all})
+	slices.SortFunc(wider, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id)) })
+	return wider, true
 }
 
 func readACL(path string) (acl, error) {
@@ -132,47 +127,21 @@ func writeACL(path string, l acl) error {
 	return nil
 }
 
-// grants are what QEMU needs of the host, which only its usual group may have: libvirt gives a QEMU with a label of its
-// own no further group. Those that are not there are not needed: QEMU emulates, or keeps its state elsewhere.
-var grants = []struct {
-	path string
-	perm uint16
-}{
-	{"/dev/kvm", permRead | permWrite},
-	{"/var/lib/libvirt/qemu", permPass},
-}
-
-// Grant lets QEMUs of a group use KVM and pass to libvirt's state. libvirt copies the list of /dev/kvm into QEMU's own
-// /dev at each start; udev may have it go, so it is granted before each start.
+// Grant lets QEMUs of a group use KVM and pass to libvirt's state, which only QEMU's usual group may: libvirt gives a QEMU
+// with a label of its own no further group. What is not there is not needed: QEMU emulates, or keeps its state elsewhere.
+// libvirt copies the list of /dev/kvm into QEMU's own /dev at each start; udev may have it go, so it is granted before
+// each start.
 func (v *Volumes) Grant(ctx context.Context, group int) error {
-	host, err := v.namespace(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = inNamespace(host, func() (struct{}, error) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		for _, g := range grants {
-			if err := grantPath(g.path, uint32(group), g.perm); err != nil { //nolint:gosec // a group's number
-				return struct{}{}, fmt.Errorf("granting group %d %s: %w", group, g.path, err)
+	return v.inside(ctx, func() error {
+		for path, perm := range map[string]uint16{"/dev/kvm": permRead | permWrite, "/var/lib/libvirt/qemu": permPass} {
+			have, err := readACL(path)
+			if want, differs := have.grant(uint32(group), perm); err == nil && differs { //nolint:gosec // a group's number
+				err = writeACL(path, want)
+			}
+			if ifThere(err) != nil {
+				return fmt.Errorf("granting group %d %s: %w", group, path, err)
 			}
 		}
-		return struct{}{}, nil
+		return nil
 	})
-	return err
-}
-
-func grantPath(path string, group uint32, perm uint16) error {
-	have, err := readACL(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	want, differs := have.grant(group, perm)
-	if !differs {
-		return nil
-	}
-	return writeACL(path, want)
 }

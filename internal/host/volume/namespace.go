@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/namespace"
 )
 
 // namespace returns libvirtd's mount namespace. While nobody knows libvirtd it is the one that it had: what is attached
@@ -18,29 +18,22 @@ import (
 func (v *Volumes) namespace(ctx context.Context) (*os.File, error) {
 	v.nsMu.Lock()
 	defer v.nsMu.Unlock()
-	ns, err := v.namespaceNow(ctx)
-	if err != nil && v.ns != nil {
-		return v.ns, nil
+	var ns *os.File
+	pid, err := v.libvirtd(ctx)
+	if err == nil {
+		if ns, err = openNamespace(pid); err != nil {
+			err = fault.NewTransient(v1alpha1.ReasonLibvirtUnreachable, fmt.Errorf("opening the mount namespace of libvirtd: %w", err))
+		}
 	}
-	if err != nil {
+	switch {
+	case v.ns == nil && err != nil:
 		return nil, err
-	}
-	if v.ns != nil && sameFile(v.ns, ns) {
+	case err != nil:
+		return v.ns, nil
+	case v.ns != nil && sameFile(v.ns, ns):
 		return v.ns, ns.Close()
 	}
 	v.ns = ns // the one before is closed when the last who works in it is done
-	return ns, nil
-}
-
-func (v *Volumes) namespaceNow(ctx context.Context) (*os.File, error) {
-	pid, err := v.libvirtd(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ns, err := openNamespace(pid)
-	if err != nil {
-		return nil, fault.NewTransient(v1alpha1.ReasonLibvirtUnreachable, fmt.Errorf("opening the mount namespace of libvirtd: %w", err))
-	}
 	return ns, nil
 }
 
@@ -57,78 +50,33 @@ func sameFile(a, b *os.File) bool {
 	return err == nil && os.SameFile(is, other)
 }
 
-// inNamespace does work on a thread in a mount namespace: its root and its working directory are the namespace's. It
-// waits for it, whatever happens: work touches no volume.
-func inNamespace[T any](ns *os.File, work func() (T, error)) (T, error) {
-	return inNamespaceUntil(context.Background(), ns, nil, work)
-}
-
-// inNamespaceUntil is inNamespace for work that may wait for a volume's server, which no signal and no deadline ends. When
-// ctx ends first, work goes on by itself, holding its thread, and what it returns then is dropped.
-func inNamespaceUntil[T any](ctx context.Context, ns *os.File, drop func(T), work func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result)
-	go onOwnThread(func() {
-		var r result
-		if r.err = enter(ns); r.err == nil {
-			r.value, r.err = work()
-		}
-		select {
-		case done <- r:
-		case <-ctx.Done():
-			if r.err == nil && drop != nil {
-				drop(r.value)
-			}
-		}
-	})
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var none T
-		return none, fault.NewTransient(v1alpha1.ReasonVolumeMissing,
-			fmt.Errorf("waiting for the volume, whose server may not answer: %w", context.Cause(ctx)))
-	}
-}
-
-// enter moves this thread into a mount namespace. The rest of the process stays where it is.
-func enter(ns *os.File) error {
-	if err := unix.Unshare(unix.CLONE_FS); err != nil { // whoever shares its root with others cannot leave
-		return fmt.Errorf("giving a thread its own root: %w", err)
-	}
-	conn, err := ns.SyscallConn()
+// inside is locked in the namespace that libvirtd has now.
+func (v *Volumes) inside(ctx context.Context, work func() error) error {
+	host, err := v.namespace(ctx)
 	if err != nil {
-		return fmt.Errorf("entering mount namespace: %w", err)
+		return err
 	}
-	var setErr error
-	// Control holds the descriptor: its owner may close it before we are here.
-	if err := conn.Control(func(fd uintptr) { setErr = unix.Setns(int(fd), unix.CLONE_NEWNS) }); err != nil {
-		return fmt.Errorf("entering mount namespace: %w", err)
-	}
-	if setErr != nil {
-		return fmt.Errorf("entering mount namespace: %w", setErr)
-	}
-	return nil
+	return v.locked(ctx, host, work)
 }
 
-// onOwnThread does work on a thread that ends with it, so that no other goroutine ever runs where work has gone. The main
-// thread cannot end, and the whole process's /proc/self would be its own: it stays out.
-func onOwnThread(work func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != unix.Getpid() {
-		work()
-		return
+// locked does work in a mount namespace with all that is on the tmpfs for itself. It waits for it, whatever happens: work
+// touches no volume.
+func (v *Volumes) locked(ctx context.Context, host *os.File, work func() error) error {
+	_, err := namespace.In(context.WithoutCancel(ctx), host, unix.CLONE_NEWNS, func() (struct{}, error) {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return struct{}{}, work()
+	})
+	return err
+}
+
+// waiting does work in a mount namespace that may wait for a volume's server: until ctx ends, and without the lock.
+func waiting[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
+	value, err := namespace.In(ctx, ns, unix.CLONE_NEWNS, work)
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, cause) {
+		err = fault.NewTransient(v1alpha1.ReasonVolumeMissing, fmt.Errorf("waiting for the volume, whose server may not answer: %w", err))
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		onOwnThread(work)
-	}()
-	<-done
-	runtime.UnlockOSThread()
+	return value, err
 }
 
 // found is a volume as it was found in a berth.
@@ -138,10 +86,12 @@ type found struct {
 	clone *os.File
 }
 
-func (f *found) close() {
-	if f.clone != nil {
-		_ = f.clone.Close()
+// Close is also for a volume that nobody waits for any more.
+func (f *found) Close() error {
+	if f.clone == nil {
+		return nil
 	}
+	return f.clone.Close()
 }
 
 // look looks for a volume in the mount namespace of the berth's shim, and clones the mount of a file system. Looking up
@@ -156,7 +106,7 @@ func look(ctx context.Context, host *os.File, shim int, vol Volume) (*found, err
 	if sameFile(host, theirs) {
 		return nil, fault.NewUser(v1alpha1.ReasonVolumeMissing, errors.New("the berth has the mount namespace of the host, want one of its own"))
 	}
-	return inNamespaceUntil(ctx, theirs, (*found).close, func() (*found, error) {
+	return waiting(ctx, theirs, func() (*found, error) {
 		fd, err := unix.Openat2(unix.AT_FDCWD, vol.Path, &unix.OpenHow{
 			Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_NO_SYMLINKS,
@@ -165,36 +115,19 @@ func look(ctx context.Context, host *os.File, shim int, vol Volume) (*found, err
 			return nil, missing(vol, err.Error())
 		}
 		defer unix.Close(fd)
-		var stat unix.Statx_t
-		if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &stat); err != nil {
-			return nil, missing(vol, err.Error())
-		}
-		if vol.Block {
-			return device(vol, &stat)
-		}
-		return fileSystem(vol, fd, &stat)
+		return lookAt(fd, vol)
 	})
 }
 
-func missing(vol Volume, what string) error {
-	want := "a mount"
-	if vol.Block {
-		want = "a block device"
+func lookAt(fd int, vol Volume) (*found, error) {
+	var stat unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO, &stat); err != nil {
+		return nil, missing(vol, err.Error())
 	}
-	return fault.NewUser(v1alpha1.ReasonVolumeMissing, fmt.Errorf(
-		"the berth has at %s %s, want %s: see what changes the pod (kubectl get mutatingwebhookconfigurations), and restart the VirtualMachine", vol.Path, what, want))
-}
-
-func device(vol Volume, stat *unix.Statx_t) (*found, error) {
-	if stat.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return nil, missing(vol, "something else")
-	}
-	return &found{id: identity{Major: stat.Rdev_major, Minor: stat.Rdev_minor}}, nil
-}
-
-func fileSystem(vol Volume, fd int, stat *unix.Statx_t) (*found, error) {
-	switch {
-	case stat.Mode&unix.S_IFMT != unix.S_IFDIR:
+	switch kind := stat.Mode & unix.S_IFMT; {
+	case vol.Block && kind == unix.S_IFBLK:
+		return &found{id: identity{Major: stat.Rdev_major, Minor: stat.Rdev_minor}}, nil
+	case vol.Block || kind != unix.S_IFDIR:
 		return nil, missing(vol, "something else")
 	case stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0: // of the container's own file system, or another volume's
 		return nil, missing(vol, "a directory in which nothing is mounted")
@@ -205,10 +138,19 @@ func fileSystem(vol Volume, fd int, stat *unix.Statx_t) (*found, error) {
 	}
 	f := &found{id: identity{Major: stat.Dev_major, Minor: stat.Dev_minor, Inode: stat.Ino}, clone: os.NewFile(uintptr(clone), vol.Path)}
 	if err := restrict(clone, vol.ReadOnly); err != nil {
-		f.close()
-		return nil, fmt.Errorf("restricting the mount at %s: %w", vol.Path, err)
+		return nil, errors.Join(fmt.Errorf("restricting the mount at %s: %w", vol.Path, err), f.Close())
 	}
 	return f, nil
+}
+
+func missing(vol Volume, what string) error {
+	want := "a mount"
+	if vol.Block {
+		want = "a block device"
+	}
+	return fault.NewUser(v1alpha1.ReasonVolumeMissing, fmt.Errorf(
+		"the berth has at %s %s, want %s: see what changes the pod (kubectl get mutatingwebhookconfigurations), and restart the VirtualMachine",
+		vol.Path, what, want))
 }
 
 // restrict takes from a mount what a disk needs nothing of, and ties it to no other: what is mounted below it in the

@@ -1,11 +1,14 @@
 package volume
 
 import (
+	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -14,7 +17,7 @@ import (
 // ErrTooLarge says that a file is longer than the caller wants to read.
 var ErrTooLarge = errors.New("file is too large")
 
-// maxMountInfo bounds what is read of a process's mounts, in bytes.
+// maxMountInfo bounds what is read of a process's mounts, and a line of the host's, in bytes.
 const maxMountInfo = 1 << 20
 
 // ReadFile reads a regular file of at most limit bytes by its absolute path in
@@ -77,31 +80,52 @@ func secretMount(pid int, path string) (string, error) {
 		return "", fmt.Errorf("listing the mounts of process %d: %w", pid, err)
 	}
 	defer table.Close()
-	text, err := io.ReadAll(io.LimitReader(table, maxMountInfo))
+	at, err := tmpfsOf(io.LimitReader(table, maxMountInfo), path)
 	if err != nil {
-		return "", fmt.Errorf("listing the mounts of process %d: %w", pid, err)
-	}
-	return tmpfsOf(string(text), path)
-}
-
-// tmpfsOf finds it in a table of mounts, as /proc/PID/mountinfo has them (proc_pid_mountinfo(5)): field 5 is the mount
-// point, and the type follows a field "-". All that is mounted on the way has to be tmpfs.
-func tmpfsOf(mounts, path string) (at string, err error) {
-	for line := range strings.Lines(mounts) {
-		before, after, _ := strings.Cut(line, " - ")
-		fields, kind := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(kind) == 0 || fields[4] == "/" || !strings.HasPrefix(path, fields[4]+"/") {
-			continue
-		}
-		if kind[0] != "tmpfs" {
-			return "", fmt.Errorf("reading %s: %s is mounted at %s, want a tmpfs of kubelet's: mount nothing else there", path, kind[0], fields[4])
-		}
-		if len(fields[4]) > len(at) {
-			at = fields[4]
-		}
-	}
-	if at == "" {
-		return "", fmt.Errorf("reading %s: nothing is mounted there: %w", path, fs.ErrNotExist)
+		return "", fmt.Errorf("reading %s: %w", path, err)
 	}
 	return at, nil
+}
+
+// tmpfsOf finds it in a table of mounts. All that is mounted on the way has to be tmpfs.
+func tmpfsOf(table io.Reader, path string) (at string, err error) {
+	mounts, err := mountsOver(table, path)
+	for _, m := range mounts {
+		switch {
+		case m.at == "/":
+		case m.kind != "tmpfs":
+			return "", fmt.Errorf("%s is mounted at %s, want a tmpfs of kubelet's: mount nothing else there", m.kind, m.at)
+		default:
+			at = m.at
+		}
+	}
+	if at == "" && err == nil {
+		err = fmt.Errorf("nothing is mounted there: %w", fs.ErrNotExist)
+	}
+	return at, err
+}
+
+// mount is a line of a table of mounts.
+type mount struct {
+	at, kind string
+	shared   bool
+}
+
+// mountsOver returns the mounts on the way to a path, the one that it lies on last, from a table of mounts
+// (proc_pid_mountinfo(5)): field 5 is the mount point, optional fields begin with the seventh, and the type follows a field
+// "-". Of two at one point the later one is above.
+func mountsOver(table io.Reader, path string) (mounts []mount, err error) {
+	lines := bufio.NewScanner(table)
+	lines.Buffer(nil, maxMountInfo) // a line of an overlay may be long
+	for lines.Scan() {
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		fields, kind := strings.Fields(before), strings.Fields(after)
+		if len(fields) < 6 || len(kind) == 0 || !strings.HasPrefix(path, strings.TrimSuffix(fields[4], "/")+"/") {
+			continue
+		}
+		shared := slices.ContainsFunc(fields[6:], func(option string) bool { return strings.HasPrefix(option, "shared:") })
+		mounts = append(mounts, mount{fields[4], kind[0], shared})
+	}
+	slices.SortStableFunc(mounts, func(a, b mount) int { return cmp.Compare(len(a.at), len(b.at)) })
+	return mounts, lines.Err()
 }

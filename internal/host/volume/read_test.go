@@ -154,7 +154,7 @@ func TestTmpfsOf(t *testing.T) {
 		{"nothing", "", ""},
 		{"half a line", "101 100 0:51 / /run/berth/user-data", ""},
 	} {
-		if got, err := tmpfsOf(tt.mounts, "/run/berth/user-data/user-data"); got != tt.want || (err == nil) != (tt.want != "") {
+		if got, err := tmpfsOf(strings.NewReader(tt.mounts), "/run/berth/user-data/user-data"); got != tt.want || (err == nil) != (tt.want != "") {
 			t.Errorf("%s: %q, %v", tt.name, got, err)
 		}
 	}
@@ -163,7 +163,7 @@ func TestTmpfsOf(t *testing.T) {
 func FuzzTmpfsOf(f *testing.F) {
 	f.Add("101 100 0:51 / /run/berth/user-data ro,relatime shared:1 - tmpfs tmpfs rw,size=1024k\n")
 	f.Fuzz(func(t *testing.T, mounts string) {
-		if at, err := tmpfsOf(mounts, "/run/berth/user-data"); err == nil && !strings.HasPrefix("/run/berth/user-data", at+"/") {
+		if at, err := tmpfsOf(strings.NewReader(mounts), "/run/berth/user-data"); err == nil && !strings.HasPrefix("/run/berth/user-data", at+"/") {
 			t.Errorf("%q", at)
 		}
 	})

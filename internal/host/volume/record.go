@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
 const (
@@ -20,13 +19,8 @@ const (
 
 // record is what is kept of a volume beside it. A version that is newer may hold more.
 type record struct {
-	Version  int    `json:"recordVersion"`
-	Disk     string `json:"disk"`
-	Path     string `json:"path"`
-	Claim    string `json:"claim"`
-	Block    bool   `json:"block,omitempty"`
-	ReadOnly bool   `json:"readOnly,omitempty"`
-	Shared   bool   `json:"shared,omitempty"`
+	Version int `json:"recordVersion"`
+	Volume
 	identity
 	Made *Made `json:"made,omitempty"`
 }
@@ -42,10 +36,7 @@ type identity struct {
 }
 
 func newRecord(vol Volume, id identity) record {
-	return record{
-		Version: recordVersion, Disk: vol.Disk, Path: vol.Path, Claim: vol.Claim,
-		Block: vol.Block, ReadOnly: vol.ReadOnly, Shared: vol.Shared, identity: id,
-	}
+	return record{Version: recordVersion, Volume: vol, identity: id}
 }
 
 // same tells whether what is attached by one record is what the other wants.
@@ -68,10 +59,7 @@ func (r record) conflicts(other record) bool {
 }
 
 func (r record) attached(v *Volumes, uid string) Attached {
-	a := Attached{
-		Volume: Volume{Disk: r.Disk, Path: r.Path, Claim: r.Claim, Block: r.Block, ReadOnly: r.ReadOnly, Shared: r.Shared},
-		File:   filepath.Join(v.mountPoint(uid, r.Disk), diskFile),
-	}
+	a := Attached{Volume: r.Volume, File: filepath.Join(v.mountPoint(uid, r.Disk), diskFile)}
 	if r.Block {
 		a.File = v.node(uid, r.Disk)
 	}
@@ -111,25 +99,15 @@ func (v *Volumes) readRecord(uid, disk string) (r record, err error) {
 }
 
 // records are those of one guest, by the name of the disk.
-func (v *Volumes) records(uid string) ([]record, error) {
-	entries, err := os.ReadDir(v.guestDir(uid))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var records []record
-	for _, e := range entries {
-		disk, is := strings.CutSuffix(e.Name(), recordSuffix)
-		if !is {
-			continue
-		}
-		r, err := v.readRecord(uid, disk)
-		if err != nil {
+func (v *Volumes) records(uid string) (records []record, err error) {
+	disks, err := v.disks(uid)
+	for _, disk := range disks {
+		switch r, err := v.readRecord(uid, disk); {
+		case err == nil:
+			records = append(records, r)
+		case !errors.Is(err, fs.ErrNotExist): // of a disk that is half attached
 			return nil, err
 		}
-		records = append(records, r)
 	}
-	return records, nil
+	return records, err
 }

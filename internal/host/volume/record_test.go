@@ -37,7 +37,7 @@ func TestRecordOfVersion1(t *testing.T) {
 	}
 }
 
-func TestMountOf(t *testing.T) {
+func TestMountsOver(t *testing.T) {
 	const (
 		root    = "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
 		shared  = "22 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n"
@@ -57,9 +57,10 @@ func TestMountOf(t *testing.T) {
 		{"the directory itself", shared + run + itself, "/run", true},
 		{"nothing", "", "", false},
 	} {
-		at, is, err := mountOf(strings.NewReader(tt.table), "/run/berth/volumes")
-		if at != tt.at || is != tt.shared || err != nil {
-			t.Errorf("%s: %s, shared %v, %v", tt.name, at, is, err)
+		mounts, err := mountsOver(strings.NewReader(tt.table), "/run/berth/volumes")
+		on := append([]mount{{}}, mounts...)[len(mounts)]
+		if on.at != tt.at || on.shared != tt.shared || err != nil {
+			t.Errorf("%s: %+v, %v", tt.name, on, err)
 		}
 	}
 }

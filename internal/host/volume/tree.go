@@ -1,15 +1,12 @@
 package volume
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -27,12 +24,7 @@ func (v *Volumes) Check(ctx context.Context) error {
 	if err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}); errors.Is(err, unix.ENOSYS) {
 		return fault.NewUser(v1alpha1.ReasonKernelTooOld, errors.New("the kernel has no mount_setattr(2): claims need Linux 5.12 or newer"))
 	}
-	host, err := v.namespace(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = inNamespace(host, func() (struct{}, error) { return struct{}{}, v.checkShared() })
-	return err
+	return v.inside(ctx, v.checkShared)
 }
 
 // checkShared refuses a directory that lies on a mount that is not shared: a container that was given it, such as a
@@ -43,39 +35,15 @@ func (v *Volumes) checkShared() error {
 		return fmt.Errorf("listing the mounts of the host: %w", err)
 	}
 	defer table.Close()
-	at, shared, err := mountOf(table, v.dir)
-	if err != nil {
-		return fmt.Errorf("listing the mounts of the host: %w", err)
+	mounts, err := mountsOver(table, v.dir)
+	if err != nil || len(mounts) == 0 {
+		return fmt.Errorf("listing the mounts of the host: %w", cmp.Or(err, fs.ErrNotExist))
 	}
-	if !shared {
+	if on := mounts[len(mounts)-1]; !on.shared {
 		return fault.NewUser(v1alpha1.ReasonMountsNotShared, fmt.Errorf(
-			"the mount at %s is private, want it shared, as systemd has it: run mount --make-rshared / on the node", at))
+			"the mount at %s is private, want it shared, as systemd has it: run mount --make-rshared / on the node", on.at))
 	}
 	return nil
-}
-
-// mountOf finds the mount that a directory's parents lie on in a table of mounts (proc_pid_mountinfo(5)): field 5 is the
-// mount point, optional fields begin with the seventh. Of two at one point the later one is above.
-func mountOf(table io.Reader, dir string) (at string, shared bool, err error) {
-	lines := bufio.NewReader(table) // a line of an overlay may be long
-	for {
-		line, err := lines.ReadString('\n')
-		if errors.Is(err, io.EOF) {
-			return at, shared, nil
-		}
-		if err != nil {
-			return "", false, err
-		}
-		before, _, _ := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		if len(fields) < 6 || len(fields[4]) < len(at) || !strings.HasPrefix(dir, strings.TrimSuffix(fields[4], "/")+"/") {
-			continue
-		}
-		at, shared = fields[4], false
-		for _, option := range fields[6:] {
-			shared = shared || strings.HasPrefix(option, "shared:")
-		}
-	}
 }
 
 // mountDir mounts the tmpfs that everything is on, if it is not there.
@@ -106,29 +74,28 @@ func makeGuestDir(dir string, user int) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	passes := aclEntry{tag: aclUser, perm: permPass, id: uint32(user)} //nolint:gosec // a user's number
-	return writeACL(dir, acl{
-		{tag: aclUserObj, perm: permRead | permWrite | permPass}, passes, {tag: aclGroupObj}, {tag: aclMask, perm: permPass}, {tag: aclOther},
-	})
+	passes := aclEntry{aclUser, permPass, uint32(user)} //nolint:gosec // a user's number
+	return writeACL(dir, acl{{tag: aclUserObj, perm: permAll}, passes, {tag: aclGroupObj}, {tag: aclMask, perm: permPass}, {tag: aclOther}})
 }
 
 // makeNode makes a node of our own of a device. It is always made anew, and appears as a whole.
 func (v *Volumes) makeNode(g Guest, r record) error {
 	path := v.node(g.UID, r.Disk)
-	if err := removeIfThere(path + newSuffix); err != nil {
+	made := path + newSuffix
+	if err := ifThere(os.Remove(made)); err != nil {
 		return err
 	}
 	mode := uint32(unix.S_IFBLK | 0o600)
 	if r.ReadOnly {
 		mode = unix.S_IFBLK | 0o400
 	}
-	if err := unix.Mknod(path+newSuffix, mode, int(unix.Mkdev(r.Major, r.Minor))); err != nil { //nolint:gosec // as the kernel has it
-		return &os.PathError{Op: "mknod", Path: path + newSuffix, Err: err}
+	if err := unix.Mknod(made, mode, int(unix.Mkdev(r.Major, r.Minor))); err != nil { //nolint:gosec // as the kernel has it
+		return &os.PathError{Op: "mknod", Path: made, Err: err}
 	}
-	if err := os.Lchown(path+newSuffix, g.User, g.Group); err != nil {
+	if err := os.Lchown(made, g.User, g.Group); err != nil {
 		return err
 	}
-	return os.Rename(path+newSuffix, path)
+	return os.Rename(made, path)
 }
 
 // mount attaches a file system where it is not yet.
@@ -150,11 +117,8 @@ func (v *Volumes) mount(uid, disk string, clone *os.File) error {
 // asks anything of the file system.
 func (v *Volumes) mounted(uid, disk string) (bool, error) {
 	dir, err := unix.Open(v.guestDir(uid), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
 	if err != nil {
-		return false, &os.PathError{Op: "open", Path: v.guestDir(uid), Err: err}
+		return false, ifThere(&os.PathError{Op: "open", Path: v.guestDir(uid), Err: err})
 	}
 	defer unix.Close(dir)
 	fd, err := unix.Openat2(dir, disk, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_XDEV})
@@ -163,10 +127,8 @@ func (v *Volumes) mounted(uid, disk string) (bool, error) {
 		return false, unix.Close(fd)
 	case errors.Is(err, unix.EXDEV):
 		return true, nil
-	case errors.Is(err, unix.ENOENT):
-		return false, nil
 	default:
-		return false, &os.PathError{Op: "openat2", Path: filepath.Join(v.guestDir(uid), disk), Err: err}
+		return false, ifThere(&os.PathError{Op: "openat2", Path: v.mountPoint(uid, disk), Err: err})
 	}
 }
 
@@ -181,7 +143,8 @@ func (v *Volumes) unmount(uid, disk string) error {
 		at := v.mountPoint(uid, disk)
 		err = unix.Unmount(at, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) { // by a process in any namespace that has the mount from us, as each QEMU's has
-			return fault.NewTransient(v1alpha1.ReasonVolumeInUse, fmt.Errorf("disk %s is used by a process, most likely a QEMU: umount %s: %w", disk, at, err))
+			return fault.NewTransient(v1alpha1.ReasonVolumeInUse,
+				fmt.Errorf("disk %s is used by a process, most likely a QEMU: umount %s: %w", disk, at, err))
 		}
 		if err != nil {
 			return &os.PathError{Op: "umount", Path: at, Err: err}

@@ -48,17 +48,17 @@ type Guest struct {
 // Volume is a claim as a guest's disk.
 type Volume struct {
 	// Disk is the disk's name.
-	Disk string
+	Disk string `json:"disk"`
 	// Path is where kubelet put it in the berth.
-	Path string
+	Path string `json:"path"`
 	// Claim is the claim's UID.
-	Claim string
+	Claim string `json:"claim"`
 	// Block is a device, not a file system.
-	Block bool
+	Block bool `json:"block,omitempty"`
 	// ReadOnly is not written to.
-	ReadOnly bool
+	ReadOnly bool `json:"readOnly,omitempty"`
 	// Shared may be attached to several guests, if it is Shared to all of them.
-	Shared bool
+	Shared bool `json:"shared,omitempty"`
 }
 
 // Made is what a worker told of a disk.
@@ -91,12 +91,14 @@ var (
 )
 
 // check refuses names that would be other paths.
-func check(uid, disk string) error {
-	switch {
-	case !validUID.MatchString(uid):
+func check(uid string, disks ...string) error {
+	if !validUID.MatchString(uid) {
 		return fmt.Errorf("%q is no UID of a VirtualMachine", uid)
-	case !validDisk.MatchString(disk):
-		return fmt.Errorf("%q is no name of a disk", disk)
+	}
+	for _, disk := range disks {
+		if !validDisk.MatchString(disk) {
+			return fmt.Errorf("%q is no name of a disk", disk)
+		}
 	}
 	return nil
 }
@@ -121,29 +123,37 @@ func (v *Volumes) Attach(ctx context.Context, g Guest, shim int, vol Volume) err
 	if err != nil {
 		return err
 	}
-	found, err := look(ctx, host, shim, vol)
-	if err != nil {
-		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
-	}
-	defer found.close()
-	want := newRecord(vol, found.id)
-	if err := v.detachOther(ctx, host, g.UID, want); err != nil {
-		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
-	}
-	_, err = inNamespace(host, func() (struct{}, error) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		return struct{}{}, v.attach(g, want, found.clone)
-	})
-	if err != nil {
+	if err := v.attach(ctx, host, g, shim, vol); err != nil {
 		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
 	}
 	return nil
 }
 
-// attach is Attach in libvirtd's namespace. A file system's mount is there only if it is the one of the record, and a
+func (v *Volumes) attach(ctx context.Context, host *os.File, g Guest, shim int, vol Volume) error {
+	found, err := look(ctx, host, shim, vol)
+	if err != nil {
+		return err
+	}
+	defer found.Close()
+	want := newRecord(vol, found.id)
+	var other bool // volume is attached by the name of this disk
+	err = v.locked(ctx, host, func() error {
+		have, err := v.readRecord(g.UID, vol.Disk)
+		other = err == nil && !have.same(want)
+		return ifThere(err)
+	})
+	if err == nil && other {
+		err = v.detach(ctx, host, g.UID, vol.Disk)
+	}
+	if err != nil {
+		return err
+	}
+	return v.locked(ctx, host, func() error { return v.put(g, want, found.clone) })
+}
+
+// put is Attach in libvirtd's namespace. A file system's mount is there only if it is the one of the record, and a
 // device's node likewise: so the record is written before them, and goes after them.
-func (v *Volumes) attach(g Guest, want record, clone *os.File) error {
+func (v *Volumes) put(g Guest, want record, clone *os.File) error {
 	if err := v.mountDir(); err != nil {
 		return err
 	}
@@ -154,7 +164,7 @@ func (v *Volumes) attach(g Guest, want record, clone *os.File) error {
 		return err
 	}
 	have, err := v.readRecord(g.UID, want.Disk)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if ifThere(err) != nil {
 		return err
 	}
 	want.Made = have.Made
@@ -165,21 +175,6 @@ func (v *Volumes) attach(g Guest, want record, clone *os.File) error {
 		return v.makeNode(g, want)
 	}
 	return v.mount(g.UID, want.Disk, clone)
-}
-
-// detachOther detaches what is attached by the name of a disk, if it is another volume.
-func (v *Volumes) detachOther(ctx context.Context, host *os.File, uid string, want record) error {
-	other, err := inNamespace(host, func() (bool, error) {
-		have, err := v.readRecord(uid, want.Disk)
-		if errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		}
-		return err == nil && !have.same(want), err
-	})
-	if err != nil || !other {
-		return err
-	}
-	return v.detach(ctx, host, uid, []string{want.Disk})
 }
 
 // lock is the second lock on what one guest alone may write, after the Lease of the claim: two claims may be one device.
@@ -204,59 +199,32 @@ func (v *Volumes) lock(uid string, want record) error {
 	return nil
 }
 
-// guests are those that have a directory.
-func (v *Volumes) guests() ([]string, error) {
-	entries, err := os.ReadDir(v.dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var uids []string
-	for _, e := range entries {
-		if validUID.MatchString(e.Name()) {
-			uids = append(uids, e.Name())
-		}
-	}
-	return uids, nil
-}
-
 // List returns the UIDs of the guests of which anything is attached, half or whole.
-func (v *Volumes) List() ([]string, error) {
-	host, err := v.namespace(context.Background())
-	if err != nil {
-		return nil, err
-	}
-	return inNamespace(host, v.guests)
+func (v *Volumes) List() (uids []string, err error) {
+	err = v.inside(context.Background(), func() (err error) {
+		uids, err = v.guests()
+		return err
+	})
+	return uids, err
 }
 
 // Attached returns what is attached of a guest, from what is recorded and from the kernel: it touches no volume, and so
 // waits for none.
-func (v *Volumes) Attached(uid string) ([]Attached, error) {
-	host, err := v.namespace(context.Background())
-	if err != nil {
-		return nil, err
-	}
-	return inNamespace(host, func() ([]Attached, error) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
+func (v *Volumes) Attached(uid string) (all []Attached, err error) {
+	err = v.inside(context.Background(), func() error {
 		records, err := v.records(uid)
-		if err != nil {
-			return nil, err
-		}
-		var all []Attached
 		for _, r := range records {
 			there, err := v.there(uid, r)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			if there {
 				all = append(all, r.attached(v, uid))
 			}
 		}
-		return all, nil
+		return err
 	})
+	return all, err
 }
 
 // there tells whether the volume of a record is attached.
@@ -265,10 +233,7 @@ func (v *Volumes) there(uid string, r record) (bool, error) {
 		return v.mounted(uid, r.Disk)
 	}
 	_, err := os.Lstat(v.node(uid, r.Disk))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
+	return err == nil, ifThere(err)
 }
 
 // RecordMade keeps what a worker told of a disk, until it is detached.
@@ -276,21 +241,14 @@ func (v *Volumes) RecordMade(uid, disk string, m Made) error {
 	if err := check(uid, disk); err != nil {
 		return err
 	}
-	host, err := v.namespace(context.Background())
-	if err != nil {
-		return err
-	}
-	_, err = inNamespace(host, func() (struct{}, error) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
+	return v.inside(context.Background(), func() error {
 		r, err := v.readRecord(uid, disk)
 		if err != nil {
-			return struct{}{}, err
+			return err
 		}
 		r.Made = &m
-		return struct{}{}, v.writeRecord(uid, r)
+		return v.writeRecord(uid, r)
 	})
-	return err
 }
 
 // OpenForWorker opens the directory that the disk of a volume is in, and returns the disk's name in it: of a file system
@@ -304,59 +262,61 @@ func (v *Volumes) OpenForWorker(ctx context.Context, uid, disk string) (dir *os.
 	if err != nil {
 		return nil, "", err
 	}
-	r, err := inNamespace(host, func() (record, error) {
+	var file string
+	err = v.locked(ctx, host, func() error {
 		r, err := v.readRecord(uid, disk)
 		if err != nil {
-			return r, err
+			return err
 		}
+		file = r.attached(v, uid).File
 		if there, err := v.there(uid, r); err != nil || !there {
-			return r, errors.Join(err, fmt.Errorf("disk %s of guest %s is not attached", disk, uid))
+			return errors.Join(err, fmt.Errorf("disk %s of guest %s is not attached", disk, uid))
 		}
-		return r, nil
+		return nil
 	})
 	if err != nil {
 		return nil, "", err
 	}
-	at, name := v.guestDir(uid), disk+".raw"
-	if !r.Block {
-		at, name = v.mountPoint(uid, disk), diskFile
-	}
-	dir, err = inNamespaceUntil(ctx, host, closeFile, func() (*os.File, error) {
+	dir, err = waiting(ctx, host, func() (*os.File, error) {
+		at := filepath.Dir(file)
 		fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 		if err != nil {
 			return nil, &os.PathError{Op: "open_tree", Path: at, Err: err}
 		}
 		return os.NewFile(uintptr(fd), at), nil
 	})
-	return dir, name, err
+	return dir, filepath.Base(file), err
 }
 
 // Detach takes all volumes from a guest, also those of which only half was attached; that there are none is no error. A
 // file system that a process still uses is refused with VolumeInUse: a QEMU lives. It may wait for a volume's server
 // until ctx ends, when kubelet has unmounted it already.
 func (v *Volumes) Detach(ctx context.Context, uid string) error {
-	if !validUID.MatchString(uid) {
-		return fmt.Errorf("%q is no UID of a VirtualMachine", uid)
+	if err := check(uid); err != nil {
+		return err
 	}
 	host, err := v.namespace(ctx)
 	if err != nil {
 		return err
 	}
-	disks, err := inNamespace(host, func() ([]string, error) { return v.disks(uid) })
+	var disks []string
+	err = v.locked(ctx, host, func() (err error) {
+		disks, err = v.disks(uid)
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	if err := v.detach(ctx, host, uid, disks); err != nil {
+	if err := v.detach(ctx, host, uid, disks...); err != nil {
 		return fmt.Errorf("detaching the volumes of guest %s: %w", uid, err)
 	}
-	_, err = inNamespace(host, func() (struct{}, error) { return struct{}{}, removeIfThere(v.guestDir(uid)) })
-	return err
+	return v.locked(ctx, host, func() error { return ifThere(os.Remove(v.guestDir(uid))) })
 }
 
 // detach detaches some disks.
-func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks []string) error {
+func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks ...string) error {
 	// Not under the lock, which must never wait for a server.
-	_, err := inNamespaceUntil(ctx, host, nil, func() (struct{}, error) {
+	_, err := waiting(ctx, host, func() (struct{}, error) {
 		for _, disk := range disks {
 			if err := ctx.Err(); err != nil {
 				return struct{}{}, err // nobody waits any more, and it may be attached anew by now
@@ -370,35 +330,14 @@ func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks [
 	if err != nil {
 		return err
 	}
-	_, err = inNamespace(host, func() (struct{}, error) {
-		v.mu.Lock()
-		defer v.mu.Unlock()
+	return v.locked(ctx, host, func() error {
 		for _, disk := range disks {
 			if err := v.removeDisk(uid, disk); err != nil {
-				return struct{}{}, err
+				return err
 			}
 		}
-		return struct{}{}, nil
+		return nil
 	})
-	return err
-}
-
-// disks are the names of all that a guest's directory has anything of.
-func (v *Volumes) disks(uid string) ([]string, error) {
-	entries, err := os.ReadDir(v.guestDir(uid))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var disks []string
-	for _, e := range entries {
-		disk, _, _ := strings.Cut(e.Name(), ".")
-		disks = append(disks, disk)
-	}
-	slices.Sort(disks)
-	return slices.Compact(disks), nil
 }
 
 // removeDisk removes what is on the tmpfs of a disk, the record last. A mount point that is one still is refused by the
@@ -406,18 +345,42 @@ func (v *Volumes) disks(uid string) ([]string, error) {
 func (v *Volumes) removeDisk(uid, disk string) error {
 	node, record := v.node(uid, disk), v.recordFile(uid, disk)
 	for _, path := range []string{v.mountPoint(uid, disk), node + newSuffix, node, record + newSuffix, record} {
-		if err := removeIfThere(path); err != nil {
+		if err := ifThere(os.Remove(path)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func removeIfThere(path string) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+// guests are those that have a directory.
+func (v *Volumes) guests() ([]string, error) {
+	uids, err := names(v.dir)
+	return slices.DeleteFunc(uids, func(name string) bool { return !validUID.MatchString(name) }), err
 }
 
-func closeFile(f *os.File) { _ = f.Close() }
+// disks are the names of all that a guest's directory has anything of.
+func (v *Volumes) disks(uid string) ([]string, error) {
+	disks, err := names(v.guestDir(uid))
+	for i, name := range disks {
+		disks[i], _, _ = strings.Cut(name, ".")
+	}
+	slices.Sort(disks)
+	return slices.Compact(disks), err
+}
+
+// names are those in a directory, if it is there.
+func names(dir string) (all []string, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		all = append(all, e.Name())
+	}
+	return all, ifThere(err)
+}
+
+// ifThere passes over the error that something is not there.
+func ifThere(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}

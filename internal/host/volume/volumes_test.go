@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/namespace"
 	"github.com/berth-dev/berth/test/env"
 )
 
@@ -75,7 +76,7 @@ func (r *rig) cat(ns *os.File, flags uintptr) (pid int) {
 	if ns == nil {
 		err = cmd.Start()
 	} else {
-		_, err = inNamespace(ns, func() (int, error) { return 0, cmd.Start() })
+		_, err = namespace.In(context.Background(), ns, unix.CLONE_NEWNS, func() (int, error) { return 0, cmd.Start() })
 	}
 	if err != nil {
 		r.t.Fatal(err)
@@ -87,7 +88,7 @@ func (r *rig) cat(ns *os.File, flags uintptr) (pid int) {
 // in does something in a mount namespace.
 func (r *rig) in(ns *os.File, do func() error) {
 	r.t.Helper()
-	if _, err := inNamespace(ns, func() (struct{}, error) { return struct{}{}, do() }); err != nil {
+	if _, err := namespace.In(context.Background(), ns, unix.CLONE_NEWNS, func() (struct{}, error) { return struct{}{}, do() }); err != nil {
 		r.t.Fatal(err)
 	}
 }
