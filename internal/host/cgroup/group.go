@@ -29,17 +29,16 @@ type Group struct {
 
 // Of returns where the process is, as seen from the caller's cgroup namespace; ErrNoProcess when it has ended.
 func Of(pid int) (Group, error) {
-	file := "/proc/" + strconv.Itoa(pid) + "/cgroup"
-	data, err := os.ReadFile(file)
-	switch {
-	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ESRCH):
-		return Group{}, fmt.Errorf("reading cgroups of process %d: %w", pid, ErrNoProcess)
-	case err != nil:
-		return Group{}, fmt.Errorf("reading cgroups of process %d: %w", pid, err)
+	var g Group
+	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		err = ErrNoProcess
 	}
-	g, err := Parse(data)
+	if err == nil {
+		g, err = Parse(data)
+	}
 	if err != nil {
-		return Group{}, fmt.Errorf("reading %s: %w", file, err)
+		return Group{}, fmt.Errorf("reading cgroups of process %d: %w", pid, err)
 	}
 	return g, nil
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -78,9 +79,8 @@ func (h *Host) dir(hierarchy, p string) (string, error) {
 // Of is the function Of.
 func (h *Host) Of(pid int) (Group, error) { return Of(pid) }
 
-// Partition returns the pod's slice as libvirt's <partition> wants it, or "" if
-// kubelet has not made it yet, or does not use the systemd driver. Slices have
-// the prefix that the caller's own pod has, if it runs in one.
+// Partition returns the pod's slice as libvirt's <partition> wants it, or "" if kubelet has not made it yet, or does
+// not use the systemd driver. Slices have the prefix that the caller's own pod has, if it runs in one.
 func (h *Host) Partition(podUID string) (string, error) {
 	own, err := Of(os.Getpid())
 	if err != nil {
@@ -107,12 +107,12 @@ func (h *Host) Partition(podUID string) (string, error) {
 	return "", nil
 }
 
+var podSlice = regexp.MustCompile(`/((?:[^/]+-)?kubepods)(?:-burstable|-besteffort)?-pod[0-9a-zA-Z_]{1,64}\.slice(?:/|$)`)
+
 // slicePrefix returns what the names of kubelet's slices begin with.
 func slicePrefix(own string) string {
-	for part := range strings.SplitSeq(own, "/") {
-		if m := podSlice.FindStringSubmatch(part); m != nil {
-			return strings.TrimSuffix(strings.TrimSuffix(m[1], "-burstable"), "-besteffort")
-		}
+	if m := podSlice.FindStringSubmatch(own); m != nil {
+		return m[1]
 	}
 	return "kubepods"
 }

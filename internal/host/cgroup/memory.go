@@ -7,13 +7,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
-// OOMKills returns how many processes of the container the kernel has killed
-// because the container was over its memory limit, or the machine out of
-// memory. It only grows while the container lives; ErrGone after.
+// OOMKills returns how many processes of the container the kernel has killed because the container was over its memory
+// limit, or the machine out of memory. It only grows while the container lives; ErrGone after.
 func (h *Host) OOMKills(g Group) (uint64, error) {
 	dir, v2, err := h.memory(g)
 	if err != nil {
@@ -43,9 +40,6 @@ func (h *Host) Uncharged(g Group, pid int) (uint64, error) {
 		return 0, err
 	}
 	taken, err := count("/proc/"+strconv.Itoa(pid)+"/status", "RssAnon:") // in KiB
-	if errors.Is(err, unix.ESRCH) {
-		return 0, ErrGone
-	}
 	if err != nil || taken<<10 < charged {
 		return 0, err
 	}
@@ -54,11 +48,14 @@ func (h *Host) Uncharged(g Group, pid int) (uint64, error) {
 
 // count returns the number of the line that begins with the word, in a file of the kernel's.
 func count(file, word string) (uint64, error) {
-	data, err := read(file)
+	data, err := os.ReadFile(file)
 	if err != nil {
-		return 0, err
+		if _, e := os.Stat(filepath.Dir(file)); errors.Is(e, os.ErrNotExist) { // a cgroup's, or a process's
+			err = ErrGone
+		}
+		return 0, fmt.Errorf("reading %s: %w", file, err)
 	}
-	for line := range strings.Lines(data) {
+	for line := range strings.Lines(string(data)) {
 		if fields := strings.Fields(line); len(fields) > 1 && fields[0] == word {
 			return strconv.ParseUint(fields[1], 10, 64)
 		}
@@ -68,11 +65,7 @@ func count(file, word string) (uint64, error) {
 
 // memory returns the container's directory in the hierarchy that has the memory controller.
 func (h *Host) memory(g Group) (dir string, v2 bool, err error) {
-	for hierarchy, p := range g.paths {
-		where, named := containerOf(p)
-		if !named {
-			continue
-		}
+	for hierarchy, where := range g.containers() {
 		isMemory := strings.Contains(","+hierarchy+",", ",memory,")
 		_, elsewhere := h.dirs["memory"]
 		if isMemory || hierarchy == unified && !elsewhere {
@@ -81,17 +74,4 @@ func (h *Host) memory(g Group) (dir string, v2 bool, err error) {
 		}
 	}
 	return "", false, fmt.Errorf("%s is not a container's cgroup with a memory controller", g)
-}
-
-func read(file string) (string, error) {
-	data, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		if _, err := os.Stat(filepath.Dir(file)); errors.Is(err, os.ErrNotExist) {
-			return "", fmt.Errorf("reading %s: %w", file, ErrGone)
-		}
-	}
-	if err != nil {
-		return "", fmt.Errorf("reading memory of cgroup: %w", err)
-	}
-	return strings.TrimSpace(string(data)), nil
 }

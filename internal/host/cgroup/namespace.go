@@ -12,10 +12,9 @@ import (
 // entered marks, in the environment, a process that has been through EnterHostNamespace.
 const entered = "BERTH_CGROUP_NAMESPACE"
 
-// EnterHostNamespace puts the whole process into the cgroup namespace of PID 1.
-// Threads have that namespace each for themselves, and the Go runtime has made
-// some before main, so one thread enters it and the program executes itself again from
-// there: call it first thing in main. It returns when there is nothing to do, or on failure.
+// EnterHostNamespace puts the whole process into the cgroup namespace of PID 1. Threads have that namespace each for
+// themselves, and the Go runtime has made some before main, so one thread enters it and the program executes itself
+// again from there: call it first thing in main. It returns when there is nothing to do, or on failure.
 //
 // It needs the host's PID namespace, CAP_SYS_PTRACE and CAP_SYS_ADMIN.
 func EnterHostNamespace() error { return enterNamespaceOf(1) }
@@ -23,12 +22,9 @@ func EnterHostNamespace() error { return enterNamespaceOf(1) }
 func enterNamespaceOf(pid int) error {
 	host := fmt.Sprintf("/proc/%d/ns/cgroup", pid)
 	theirs, err := os.Readlink(host)
-	if err != nil {
-		return fmt.Errorf("reading cgroup namespace of process %d: %w", pid, err)
-	}
-	ours, err := os.Readlink("/proc/self/ns/cgroup")
-	if err != nil {
-		return fmt.Errorf("reading own cgroup namespace: %w", err)
+	ours, ownErr := os.Readlink("/proc/self/ns/cgroup")
+	if err := errors.Join(err, ownErr); err != nil {
+		return fmt.Errorf("reading cgroup namespaces: %w", err)
 	}
 	if theirs == ours {
 		return nil

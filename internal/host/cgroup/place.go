@@ -34,11 +34,8 @@ func (h *Host) place(into Group, pids []int) error {
 	if _, _, ok := into.Container(); !ok {
 		return fmt.Errorf("%s is not a container's cgroup", into)
 	}
-	for hierarchy, p := range into.paths {
-		if _, named := containerOf(p); !named {
-			continue
-		}
-		dir, err := h.dir(hierarchy, p)
+	for hierarchy := range into.containers() {
+		dir, err := h.dir(hierarchy, into.paths[hierarchy])
 		if err != nil {
 			return err
 		}
@@ -61,17 +58,9 @@ func (h *Host) place(into Group, pids []int) error {
 }
 
 func move(dir string, pid int) error {
-	f, err := os.OpenFile(filepath.Join(dir, "cgroup.procs"), os.O_WRONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return ErrGone
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.WriteString(strconv.Itoa(pid)) // one write, or the kernel takes parts for pids
+	err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0) // one write, or the kernel takes parts for pids
 	switch {
-	case errors.Is(err, unix.ENODEV):
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV):
 		return ErrGone
 	case errors.Is(err, unix.ESRCH):
 		return ErrNoProcess
@@ -90,11 +79,7 @@ func (h *Host) Contains(g Group, pid int) (bool, error) {
 		return false, err
 	}
 	inside := false
-	for hierarchy, p := range g.paths {
-		where, named := containerOf(p)
-		if !named {
-			continue
-		}
+	for hierarchy, where := range g.containers() {
 		if q := at.paths[hierarchy]; q != where.root && !strings.HasPrefix(q, where.root+"/") {
 			return false, nil
 		}
