@@ -3,7 +3,6 @@ package worker
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -26,17 +25,9 @@ const (
 	interval = time.Second
 )
 
-var zeroes [grain]byte
-
+// isZero tells whether all bytes are zero: the first is, and each is as the one before it.
 func isZero(b []byte) bool {
-	for len(b) > 0 {
-		n := min(len(b), grain)
-		if !bytes.Equal(b[:n], zeroes[:n]) {
-			return false
-		}
-		b = b[n:]
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // sink is a disk that is written: nobody else sees it yet.
@@ -55,12 +46,6 @@ func (w *worker) copy(ctx context.Context, from *source, to sink) error {
 	var running sync.WaitGroup
 	for range readers {
 		running.Go(func() {
-			// The reader of images is not ours, and what it reads is hostile.
-			defer func() {
-				if r := recover(); r != nil {
-					fail(unsafeImage(fmt.Errorf("reading it: %v", r)))
-				}
-			}()
 			if err := c.run(ctx); err != nil {
 				fail(err)
 			}
@@ -81,7 +66,8 @@ type copying struct {
 	told time.Time
 }
 
-func (c *copying) run(ctx context.Context) error {
+func (c *copying) run(ctx context.Context) (err error) {
+	defer recovered(&err)
 	buffer := make([]byte, bufferSize)
 	for last := int64(-1); ctx.Err() == nil; {
 		at := c.next.Add(segment) - segment
@@ -110,22 +96,18 @@ func (c *copying) segment(buffer []byte, at, end int64) error {
 			return err
 		}
 		if zero {
-			if err := c.to.zero(at, n); err != nil {
-				return onVolume("writing the disk", err)
-			}
-			at += n
-			continue
-		}
-		for stop := at + n; at < stop; {
-			b := buffer[:min(stop-at, bufferSize)]
-			if err := c.from.read(b, at); err != nil {
+			err = c.to.zero(at, n)
+		} else {
+			n = min(n, bufferSize)
+			if err := c.from.read(buffer[:n], at); err != nil {
 				return err
 			}
-			if err := c.write(b, at); err != nil {
-				return onVolume("writing the disk", err)
-			}
-			at += int64(len(b))
+			err = c.write(buffer[:n], at)
 		}
+		if err != nil {
+			return onVolume("writing the disk", err)
+		}
+		at += n
 	}
 	return nil
 }

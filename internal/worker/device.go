@@ -47,9 +47,9 @@ func (w *worker) ensureSeeded(ctx context.Context, d device, size int64) (Result
 	if w.Known {
 		return result, nil
 	}
-	head, err := readHead(d, size)
+	head, err := w.readHead(d, size)
 	if err != nil {
-		return Result{}, onVolume("reading the device", err)
+		return Result{}, err
 	}
 	interrupted := bytes.HasPrefix(head, []byte(mark))
 	if w.image == nil || w.ReadOnly {
@@ -60,7 +60,7 @@ func (w *worker) ensureSeeded(ctx context.Context, d device, size int64) (Result
 		return result, nil
 	}
 	if !interrupted && !isZero(head) {
-		result.Seeded, err = w.holds(d, size)
+		result.Seeded, err = w.holds(head)
 		result.HadData = !result.Seeded
 		return result, err
 	}
@@ -127,8 +127,8 @@ func (d device) zero(at, n int64) error {
 	default:
 		return errno
 	}
-	for end := at + n; at < end; {
-		wrote, err := d.WriteAt(zeroes[:min(end-at, int64(len(zeroes)))], at)
+	for end, zeroes := at+n, make([]byte, min(n, grain)); at < end; {
+		wrote, err := d.WriteAt(zeroes[:min(end-at, grain)], at)
 		if err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 
@@ -79,9 +78,9 @@ func (w *worker) findFile() (Result, error) {
 	if w.Known {
 		return result, nil
 	}
-	head := make([]byte, min(st.Size, diskformat.HeadSize))
-	if _, err := io.ReadFull(f, head); err != nil {
-		return Result{}, onVolume("reading "+w.Name, err)
+	head, err := w.readHead(f, st.Size)
+	if err != nil {
+		return Result{}, err
 	}
 	// Whatever else it may be, it is the user's: a guest may have it as a disk of data.
 	if format, _ := diskformat.InspectHead(head); format == diskformat.QCOW2 {
@@ -89,7 +88,7 @@ func (w *worker) findFile() (Result, error) {
 			"`qemu-img convert -O raw`", w.Name)
 	}
 	if w.image != nil && !w.ReadOnly {
-		result.Seeded, err = w.holds(f, st.Size)
+		result.Seeded, err = w.holds(head)
 		result.HadData = !result.Seeded
 	}
 	return result, err
@@ -182,7 +181,7 @@ func (w *worker) makeFile(ctx context.Context) (Result, error) {
 		err = w.publish(f, name)
 	}
 	if err != nil {
-		_ = w.unlink(name) // its space, at once; the next worker looks for it too
+		_ = unix.Unlinkat(fdOf(w.dir), name, 0) // its space, at once; the next worker looks for it too
 		return Result{}, err
 	}
 	return Result{Size: size, Target: size, Made: true, Seeded: s != nil}, nil
@@ -241,15 +240,10 @@ func (w *worker) discard(name string) error {
 	if err := lock(f); err != nil {
 		return err
 	}
-	return onVolume("removing "+name, w.unlink(name))
-}
-
-func (w *worker) unlink(name string) error {
-	err := unix.Unlinkat(fdOf(w.dir), name, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+	if err := unix.Unlinkat(fdOf(w.dir), name, 0); !errors.Is(err, unix.ENOENT) {
+		return onVolume("removing "+name, err)
 	}
-	return err
+	return nil
 }
 
 // publish gives the disk its name once it is whole and on the medium.

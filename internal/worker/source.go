@@ -30,11 +30,7 @@ type source struct {
 
 // openSource opens an image. Its format is known, never guessed.
 func openSource(image *os.File, seed Seed) (s *source, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = unsafeImage(fmt.Errorf("opening it: %v", r))
-		}
-	}()
+	defer recovered(&err)
 	st, err := image.Stat()
 	if err != nil {
 		return nil, onImage(err)
@@ -118,11 +114,7 @@ func (s *source) read(b []byte, at int64) error {
 
 // head is its first bytes.
 func (s *source) head() (b []byte, err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = unsafeImage(fmt.Errorf("reading it: %v", r))
-		}
-	}()
+	defer recovered(&err)
 	b = make([]byte, min(s.size, headSize))
 	return b, s.read(b[:min(int64(len(b)), s.length)], 0)
 }
@@ -138,6 +130,13 @@ func onImage(err error) error {
 	return unsafeImage(err)
 }
 
+// recovered is deferred wherever the reader of images works, which is not ours, and reads what is hostile.
+func recovered(err *error) {
+	if r := recover(); r != nil {
+		*err = unsafeImage(fmt.Errorf("reading it: %v", r))
+	}
+}
+
 func unsafeImage(err error) error {
 	return refuse(v1alpha1.ReasonImageUnsafe, "unsafe disk: %w", err)
 }
@@ -148,16 +147,14 @@ const maxWindow = 4 * mib
 // prepareReader gives the reader our decompressors. They are few and used again: an image has a stream in each cluster.
 var prepareReader = sync.OnceFunc(func() {
 	log.SetWarnFunc(nil)
-	inflaters := &sync.Pool{New: func() any { return &inflater{in: bufio.NewReaderSize(nil, grain)} }}
+	inflaters := &sync.Pool{New: func() any {
+		in := bufio.NewReaderSize(nil, grain)
+		return &inflater{in, flate.NewReader(in)}
+	}}
 	qcow2.SetDecompressor(qcow2.CompressionTypeZlib, func(r io.Reader) (io.ReadCloser, error) {
 		z := inflaters.Get().(*inflater)
 		z.in.Reset(r)
-		if z.reader == nil {
-			z.reader = flate.NewReader(z.in)
-		} else if err := z.reader.(flate.Resetter).Reset(z.in, nil); err != nil {
-			return nil, err
-		}
-		return &cluster{z.reader, z, inflaters}, nil
+		return &cluster{z.reader, z, inflaters}, z.reader.(flate.Resetter).Reset(z.in, nil)
 	})
 	decoders := &sync.Pool{}
 	qcow2.SetDecompressor(qcow2.CompressionTypeZstd, func(r io.Reader) (io.ReadCloser, error) {

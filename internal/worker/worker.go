@@ -88,7 +88,11 @@ func Run(ctx context.Context, in io.Reader, out io.Writer, dir, image *os.File) 
 		image = nil
 	}
 	w := &worker{Request: r, dir: dir, image: image, answers: json.NewEncoder(out)}
-	result, err := w.ensure(ctx)
+	ensure := w.ensureFile
+	if r.Block {
+		ensure = w.ensureDevice
+	}
+	result, err := ensure(ctx)
 	if err != nil {
 		message := err.Error()
 		return w.answers.Encode(Answer{Error: &Error{fault.ReasonOf(err), message[:min(len(message), maxMessage)]}})
@@ -101,13 +105,6 @@ type worker struct {
 	Request
 	dir, image *os.File
 	answers    *json.Encoder
-}
-
-func (w *worker) ensure(ctx context.Context) (Result, error) {
-	if w.Block {
-		return w.ensureDevice(ctx)
-	}
-	return w.ensureFile(ctx)
 }
 
 const mib = 1 << 20
@@ -139,25 +136,21 @@ func (w *worker) access() int {
 }
 
 // readHead reads the first bytes of a disk.
-func readHead(r io.ReaderAt, size int64) ([]byte, error) {
+func (w *worker) readHead(disk io.ReaderAt, size int64) ([]byte, error) {
 	head := make([]byte, min(size, headSize))
-	_, err := io.ReadFull(io.NewSectionReader(r, 0, size), head)
-	return head, err
+	_, err := io.ReadFull(io.NewSectionReader(disk, 0, size), head)
+	return head, onVolume("reading "+w.Name, err)
 }
 
-// holds tells whether a disk of size bytes begins as an image does: then it was seeded from it, and whoever did so could
-// not tell. A guest that has started may have changed that, but its disk is Known.
-func (w *worker) holds(disk io.ReaderAt, size int64) (bool, error) {
+// holds tells whether a disk begins as an image does: then it was seeded from it, and whoever did so could not tell. A
+// guest that has started may have changed that, but its disk is Known.
+func (w *worker) holds(head []byte) (bool, error) {
 	s, err := openSource(w.image, *w.Seed)
 	if err != nil {
 		return false, err
 	}
 	want, err := s.head()
-	if err != nil || isZero(want) || int64(len(want)) > size {
-		return false, err
-	}
-	found, err := readHead(disk, int64(len(want)))
-	return bytes.Equal(want, found), onVolume("reading "+w.Name, err)
+	return err == nil && !isZero(want) && bytes.HasPrefix(head, want), err
 }
 
 // onVolume says whose an error of the volume is.

@@ -1,6 +1,7 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -155,32 +156,28 @@ func (v *Volumes) work(ctx context.Context, k key, r worker.Request, as sandbox.
 		return fmt.Errorf("encoding a worker's request: %w", err)
 	}
 	as.Args, as.Input, as.Files = []string{"worker"}, append(input, '\n'), append([]*os.File{dir}, as.Files...)
-	var result *worker.Result
-	var failed error
+	var last worker.Answer
+	var malformed error
 	err = v.Run(ctx, as, func(line []byte) {
-		var a worker.Answer
-		switch err := json.Unmarshal(line, &a); {
-		case err != nil:
-			failed = fmt.Errorf("reading a worker's answer: %w", err)
-		case a.Progress != nil:
+		last = worker.Answer{}
+		malformed = cmp.Or(malformed, json.Unmarshal(line, &last))
+		if last.Progress != nil {
 			v.mu.Lock()
-			j.told = *a.Progress
+			j.told = *last.Progress
 			v.mu.Unlock()
-		case a.Error != nil:
-			failed = fault.NewUser(a.Error.Reason, errors.New(a.Error.Message))
-		case a.Result != nil:
-			result = a.Result
 		}
 	})
 	switch {
-	case failed != nil:
-		return failed
+	case malformed != nil:
+		return fmt.Errorf("reading a worker's answer: %w", malformed)
+	case last.Error != nil:
+		return fault.NewUser(last.Error.Reason, errors.New(last.Error.Message))
 	case err != nil:
 		return fmt.Errorf("making the disk: %w", err)
-	case result == nil:
+	case last.Result == nil:
 		return errors.New("making the disk: the worker ended without an answer")
 	}
-	return v.record(k, r, *result)
+	return v.record(k, r, *last.Result)
 }
 
 // record keeps what a worker told. QEMU sees a disk that was made before as it was when it opened it.
