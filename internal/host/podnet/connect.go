@@ -1,6 +1,7 @@
 package podnet
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -55,34 +57,18 @@ func (c Config) validate() error {
 // unreachableMetric is worse than that of any route which a pod has to the guest's subnet.
 const unreachableMetric = 4096
 
-// Connect moves the guest's taps into the pod's network namespace ns, an open
-// /proc/PID/ns/net, and makes guest and pod one on the network: who calls the
-// pod's IP, on any port, reaches the guest, and what the guest sends comes from
-// the pod's IP. A tap that was connected and is not in the list any more is set
-// down and loses its rules. Connect may be repeated, also after it was cut off at any point;
-// connections survive that. Returned is the pod's own interface.
-func Connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
+// Connect moves the guest's taps into the pod's network namespace, and makes guest and pod one on the network: who calls
+// the pod's IP, on any port, reaches the guest, and what the guest sends comes from the pod's IP. A tap that was connected
+// and is not in the list any more is set down and loses its rules. Connect may be repeated, also after it was cut off at
+// any point; connections survive that. Returned is the pod's own interface.
+func (Pods) Connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
 	if err := c.validate(); err != nil {
 		return PodInterface{}, err
 	}
-	return classify(connect(ctx, ns, c))
-}
-
-func connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
-	if err := refuseHostNamespace(ns); err != nil {
-		return PodInterface{}, err
+	if err := moveTaps(c, ns); err != nil {
+		return PodInterface{}, failed(err)
 	}
-	for _, n := range c.Interfaces {
-		if err := moveTap(n.Tap, ns); err != nil {
-			return PodInterface{}, fmt.Errorf("moving tap %s into the pod: %w", n.Tap, err)
-		}
-	}
-	return inNamespace(ctx, ns, func() (PodInterface, error) {
-		h, err := newHandle()
-		if err != nil {
-			return PodInterface{}, err
-		}
-		defer h.Close()
+	return inPod(ctx, ns, func(h *netlink.Handle) (PodInterface, error) {
 		pod, err := findPodInterface(h)
 		if err != nil {
 			return PodInterface{}, err
@@ -91,22 +77,26 @@ func connect(ctx context.Context, ns *os.File, c Config) (PodInterface, error) {
 	})
 }
 
-// moveTap moves the tap from the host's namespace into the pod's. One that is not in the host's may be there already.
-func moveTap(name string, ns *os.File) error {
+// moveTaps moves the taps from the host's namespace into the pod's. One that is not in the host's may be there already.
+func moveTaps(c Config, ns *os.File) error {
+	if err := refuseHostNamespace(ns); err != nil {
+		return err
+	}
 	h, err := newHandle()
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	tap, err := tapIn(h, name)
-	if err != nil || tap == nil {
-		return err
+	for _, n := range c.Interfaces {
+		tap, err := tapIn(h, n.Tap)
+		if err == nil && tap != nil {
+			err = h.LinkSetNsFd(tap, int(ns.Fd()))
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) { // somebody was faster
+			return fmt.Errorf("moving tap %s into the pod: %w", n.Tap, err)
+		}
 	}
-	err = h.LinkSetNsFd(tap, int(ns.Fd()))
-	if errors.Is(err, unix.ENODEV) {
-		return nil // somebody was faster
-	}
-	return err
+	return nil
 }
 
 // tapIn returns the tap of that name, nil if there is none. Another kind of interface is never taken for one.
@@ -146,13 +136,18 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 			return fmt.Errorf("connecting tap %s: %w", n.Tap, err)
 		}
 	}
-	if err := setIPv4Conf(pod.link.Attrs().Index, map[int]uint32{confForwarding: 1}); err != nil {
-		return fmt.Errorf("enabling forwarding on the pod's interface %s: %w", pod.Name, err)
-	}
-	if err := setRemovedDown(h, c); err != nil {
+	err := doing("enabling forwarding on the pod's interface "+pod.Name, setIPv4Conf(pod.link.Attrs().Index, confForwarding))
+	if err != nil {
 		return err
 	}
-	if err := replaceTables(pod, c); err != nil {
+	conn, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("opening nftables: %w", err)
+	}
+	if err := setRemovedDown(h, conn, c); err != nil {
+		return err
+	}
+	if err := replaceTables(conn, pod, c); err != nil {
 		return err
 	}
 	for i, n := range c.Interfaces {
@@ -167,41 +162,33 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 func configureTap(h *netlink.Handle, tap netlink.Link, n Interface, mtu int) error {
 	subnet := &net.IPNet{IP: n.Address.Masked().Addr().AsSlice(), Mask: net.CIDRMask(n.Address.Bits(), 32)}
 	gateway := &netlink.Addr{IPNet: &net.IPNet{IP: n.Gateway.AsSlice(), Mask: subnet.Mask}}
-	if err := h.LinkSetMTU(tap, mtu); err != nil {
-		return fmt.Errorf("setting MTU: %w", err)
-	}
-	if err := ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone)); err != nil {
-		return fmt.Errorf("disabling IPv6 address generation: %w", err)
-	}
-	if err := h.AddrReplace(tap, gateway); err != nil {
-		return fmt.Errorf("adding address: %w", err)
-	}
-	if err := setIPv4Conf(tap.Attrs().Index, map[int]uint32{confForwarding: 1, confRouteLocalnet: 1}); err != nil {
-		return fmt.Errorf("enabling forwarding: %w", err)
-	}
 	// Without its tap the guest's address must not leave the pod.
-	if err := h.RouteReplace(&netlink.Route{Dst: subnet, Type: unix.RTN_UNREACHABLE, Priority: unreachableMetric}); err != nil {
-		return fmt.Errorf("adding an unreachable route to the guest's subnet: %w", err)
-	}
-	return nil
+	unreachable := &netlink.Route{Dst: subnet, Type: unix.RTN_UNREACHABLE, Priority: unreachableMetric}
+	return cmp.Or( // none of these needs another
+		doing("setting MTU", h.LinkSetMTU(tap, mtu)),
+		doing("disabling IPv6 address generation", ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone))),
+		doing("adding address", h.AddrReplace(tap, gateway)),
+		doing("enabling forwarding", setIPv4Conf(tap.Attrs().Index, confForwarding, confRouteLocalnet)),
+		doing("adding an unreachable route to the guest's subnet", h.RouteReplace(unreachable)),
+	)
 }
 
 func setUp(h *netlink.Handle, tap netlink.Link, n Interface) error {
-	if err := h.LinkSetUp(tap); err != nil {
-		return fmt.Errorf("setting up: %w", err)
-	}
-	neighbour := &netlink.Neigh{
-		LinkIndex: tap.Attrs().Index, IP: n.Address.Addr().AsSlice(), HardwareAddr: n.MAC, State: netlink.NUD_PERMANENT,
-	}
-	if err := h.NeighSet(neighbour); err != nil {
-		return fmt.Errorf("adding the guest's neighbour entry: %w", err)
+	guest := &netlink.Neigh{LinkIndex: tap.Attrs().Index, IP: n.Address.Addr().AsSlice(), HardwareAddr: n.MAC, State: netlink.NUD_PERMANENT}
+	return cmp.Or(doing("setting up", h.LinkSetUp(tap)), doing("adding the guest's neighbour entry", h.NeighSet(guest)))
+}
+
+func doing(what string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }
 
-// setRemovedDown sets down taps that have rules and are to lose them: one without ingress rules could reach whatever listens in the pod.
-func setRemovedDown(h *netlink.Handle, c Config) error {
-	filtered, err := tapsWithIngressRules()
+// setRemovedDown sets down taps that have rules and are to lose them: one without ingress rules could reach whatever
+// listens in the pod.
+func setRemovedDown(h *netlink.Handle, conn *nftables.Conn, c Config) error {
+	filtered, err := tapsWithIngressRules(conn)
 	if err != nil {
 		return err
 	}
@@ -210,13 +197,10 @@ func setRemovedDown(h *netlink.Handle, c Config) error {
 			continue
 		}
 		tap, err := tapIn(h, name)
-		if err != nil {
-			return err
+		if err == nil && tap != nil { // or its QEMU has ended, or the guest has let it go
+			err = h.LinkSetDown(tap)
 		}
-		if tap == nil {
-			continue // its QEMU has ended, or the guest has let it go
-		}
-		if err := h.LinkSetDown(tap); err != nil && !errors.Is(err, unix.ENODEV) {
+		if err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("setting down tap %s: %w", name, err)
 		}
 	}

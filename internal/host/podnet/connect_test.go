@@ -121,7 +121,7 @@ func TestSmallerLinksOnTheWay(t *testing.T) {
 		for _, name := range []string{"vethpod", "vethfar"} {
 			link, err := h.LinkByName(name)
 			if err == nil {
-				err = setIPv4Conf(link.Attrs().Index, map[int]uint32{confForwarding: 1})
+				err = setIPv4Conf(link.Attrs().Index, confForwarding)
 			}
 			if err != nil {
 				return err
@@ -252,10 +252,11 @@ func TestRulesOfTheVersionBefore(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		ingress, err := emptyTable(conn, nftables.TableFamilyNetdev)
+		had, err := conn.ListTables()
 		if err != nil {
 			return err
 		}
+		ingress := emptyTable(conn, had, nftables.TableFamilyNetdev)
 		conn.AddChain(&nftables.Chain{
 			Name: "ingress", Table: ingress.table, Type: nftables.ChainTypeFilter,
 			Hooknum: nftables.ChainHookIngress, Priority: nftables.ChainPriorityFilter, Policy: new(drop), Device: nic0.Tap,
@@ -305,7 +306,7 @@ func TestTheNextRunOfTheGuest(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.kill()
-	if _, err := Connect(l.ctx, l.pod, Config{Interfaces: []Interface{nic0}}); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed || fault.ClassOf(err) != fault.Transient {
+	if _, err := (Pods{}).Connect(l.ctx, l.pod, Config{Interfaces: []Interface{nic0}}); fault.ReasonOf(err) != v1alpha1.ReasonNetworkFailed || fault.ClassOf(err) != fault.Transient {
 		t.Errorf("Connect() without a tap = %v", err)
 	}
 	if _, err := l.dial(nil, "10.244.0.5:80", waitTimeout); !errors.Is(err, unix.EHOSTUNREACH) {
@@ -350,7 +351,7 @@ func TestConnectRefuses(t *testing.T) {
 		"two interfaces in one subnet (bug)":    {l.pod, append(with(func(n *Interface) { n.Tap = "btnone" }), nic0), fault.Internal},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := Connect(l.ctx, c.ns, Config{Interfaces: c.interfaces})
+			_, err := (Pods{}).Connect(l.ctx, c.ns, Config{Interfaces: c.interfaces})
 			if err == nil || fault.ClassOf(err) != c.class {
 				t.Errorf("Connect() = %v, want an error of class %d", err, c.class)
 			}
@@ -358,7 +359,7 @@ func TestConnectRefuses(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	cancel()
-	if _, err := FindPodInterface(ctx, l.pod); err != nil && !errors.Is(err, context.Canceled) {
+	if _, err := (Pods{}).FindPodInterface(ctx, l.pod); err != nil && !errors.Is(err, context.Canceled) {
 		t.Errorf("FindPodInterface() after the deadline = %v", err)
 	}
 }

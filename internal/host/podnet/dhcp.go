@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,13 +18,8 @@ const dhcpPort = 67
 //
 // That it is bound to the tap only steers it: who holds it can choose another interface for a datagram (IP_PKTINFO), and
 // whoever disconnects it unbinds it. The rules that Connect makes keep the port to the guests' taps.
-func DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) {
-	return classify(inNamespace(ctx, ns, func() (*os.File, error) {
-		h, err := newHandle()
-		if err != nil {
-			return nil, err
-		}
-		defer h.Close()
+func (Pods) DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) {
+	return inPod(ctx, ns, func(h *netlink.Handle) (*os.File, error) {
 		link, err := tapIn(h, tap)
 		if err != nil {
 			return nil, err
@@ -36,7 +32,7 @@ func DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, error) 
 			return nil, fmt.Errorf("opening UDP port %d on tap %s: %w", dhcpPort, tap, err)
 		}
 		return socket, nil
-	}))
+	})
 }
 
 func dhcpSocket(tap string) (*os.File, error) {

@@ -161,7 +161,7 @@ func TestGuestLies(t *testing.T) {
 func TestDHCPSocket(t *testing.T) {
 	l := newLab(t)
 	second := l.plug(nic1)
-	if _, err := DHCPSocket(l.ctx, l.pod, tapName); err == nil {
+	if _, err := (Pods{}).DHCPSocket(l.ctx, l.pod, tapName); err == nil {
 		t.Error("a tap that is not connected has given a socket")
 	}
 	l.connect(nic0, nic1)
@@ -170,7 +170,7 @@ func TestDHCPSocket(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return setIPv4Conf(link.Attrs().Index, map[int]uint32{8: 1}) // IPV4_DEVCONF_RP_FILTER, strict
+		return setIPv4Conf(link.Attrs().Index, 8) // IPV4_DEVCONF_RP_FILTER, strict
 	})
 	socket := l.dhcpSocket(tapName)
 	again, others := l.dhcpSocket(tapName), l.dhcpSocket(nic1.Tap)
@@ -225,7 +225,7 @@ func TestDHCPSocket(t *testing.T) {
 
 func (l *lab) dhcpSocket(tap string) *os.File {
 	l.t.Helper()
-	socket, err := DHCPSocket(l.ctx, l.pod, tap)
+	socket, err := (Pods{}).DHCPSocket(l.ctx, l.pod, tap)
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -5,16 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/berth-dev/berth/api/v1alpha1"
-	"github.com/berth-dev/berth/internal/fault"
 )
 
 // PodInterface is the pod's own interface, which its CNI made.
@@ -30,25 +26,16 @@ type PodInterface struct {
 }
 
 // FindPodInterface returns the interface that the pod's IPv4 default route leads to.
-func FindPodInterface(ctx context.Context, ns *os.File) (PodInterface, error) {
-	return classify(inNamespace(ctx, ns, func() (PodInterface, error) {
-		h, err := newHandle()
-		if err != nil {
-			return PodInterface{}, err
-		}
-		defer h.Close()
-		return findPodInterface(h)
-	}))
+func (Pods) FindPodInterface(ctx context.Context, ns *os.File) (PodInterface, error) {
+	return inPod(ctx, ns, findPodInterface)
 }
 
 func findPodInterface(h *netlink.Handle) (PodInterface, error) {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	defaults := &netlink.Route{Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST} // without a destination
+	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, defaults, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_DST)
 	if err != nil {
 		return PodInterface{}, fmt.Errorf("listing the pod's routes: %w", err)
 	}
-	routes = slices.DeleteFunc(routes, func(r netlink.Route) bool {
-		return r.Type != unix.RTN_UNICAST || r.Dst != nil && !isDefault(r.Dst)
-	})
 	if len(routes) == 0 {
 		return PodInterface{}, userError(errors.New("the pod has no IPv4 default route; Berth needs a cluster with IPv4 pods"))
 	}
@@ -75,27 +62,4 @@ func findPodInterface(h *netlink.Handle) (PodInterface, error) {
 		}
 	}
 	return PodInterface{}, userError(fmt.Errorf("the pod's interface %s has no IPv4 address; Berth needs a cluster with IPv4 pods", pod.Name))
-}
-
-func isDefault(n *net.IPNet) bool {
-	bits, _ := n.Mask.Size()
-	return bits == 0
-}
-
-func newHandle() (*netlink.Handle, error) {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening netlink socket: %w", err)
-	}
-	return h, nil
-}
-
-func userError(err error) error { return fault.NewUser(v1alpha1.ReasonNetworkFailed, err) }
-
-// classify makes an error that has no class yet a transient one of the network.
-func classify[T any](value T, err error) (T, error) {
-	if _, ok := errors.AsType[*fault.Error](err); err != nil && !ok {
-		err = fault.NewTransient(v1alpha1.ReasonNetworkFailed, err)
-	}
-	return value, err
 }

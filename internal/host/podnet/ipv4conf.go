@@ -14,12 +14,12 @@ const (
 	nlAddrGenModeNone = 1 // IN6_ADDR_GEN_MODE_NONE
 )
 
-// setIPv4Conf sets what /proc/sys/net/ipv4/conf/INTERFACE has, without that file.
-func setIPv4Conf(index int, settings map[int]uint32) error {
+// setIPv4Conf sets what /proc/sys/net/ipv4/conf/INTERFACE has to 1, without that file.
+func setIPv4Conf(index int, settings ...int) error {
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(inetConf, nil)
-	for setting, value := range settings {
-		conf.AddRtAttr(setting, nl.Uint32Attr(value))
+	for _, setting := range settings {
+		conf.AddRtAttr(setting, nl.Uint32Attr(1))
 	}
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index) //nolint:gosec // the kernel's own number, an int32 there, too

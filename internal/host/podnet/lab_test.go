@@ -18,6 +18,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-dev/berth/internal/host/namespace"
 	"github.com/berth-dev/berth/test/env"
 )
 
@@ -28,7 +29,7 @@ func TestMain(m *testing.M) {
 	if count, ok := strings.CutPrefix(os.Getenv(helper), "connect "); ok {
 		n, _ := strconv.Atoi(count)
 		c := Config{Interfaces: []Interface{nic0, nic1}[:n]}
-		if _, err := Connect(context.Background(), os.NewFile(3, "netns"), c); err != nil {
+		if _, err := (Pods{}).Connect(context.Background(), os.NewFile(3, "netns"), c); err != nil {
 			fmt.Println(err)
 			os.Exit(1)
 		}
@@ -189,7 +190,7 @@ func (l *lab) connect(interfaces ...Interface) PodInterface {
 
 func (l *lab) configure(c Config) PodInterface {
 	l.t.Helper()
-	pod, err := Connect(l.ctx, l.pod, c)
+	pod, err := (Pods{}).Connect(l.ctx, l.pod, c)
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -258,35 +259,34 @@ func at[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, err
 // newNamespace makes a network namespace that lives as long as its descriptor.
 func newNamespace(t *testing.T) *os.File {
 	t.Helper()
-	type result struct {
-		ns  *os.File
-		err error
+	own, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
 	}
-	done := make(chan result)
-	go onOwnThread(func() {
+	defer own.Close()
+	ns, err := namespace.In(t.Context(), own, unix.CLONE_NEWNET, func() (*os.File, error) { // on a thread of its own
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{nil, err}
-			return
+			return nil, err
 		}
 		h, err := newHandle()
 		if err != nil {
-			done <- result{nil, err}
-			return
+			return nil, err
 		}
 		defer h.Close()
 		lo, err := h.LinkByName("lo")
 		if err == nil {
 			err = h.LinkSetUp(lo)
 		}
-		ns, openErr := os.Open("/proc/thread-self/ns/net")
-		done <- result{ns, errors.Join(err, openErr)}
+		if err != nil {
+			return nil, err
+		}
+		return os.Open("/proc/thread-self/ns/net")
 	})
-	r := <-done
-	if r.err != nil {
-		t.Fatal(r.err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = r.ns.Close() })
-	return r.ns
+	t.Cleanup(func() { _ = ns.Close() })
+	return ns
 }
 
 func (l *lab) openTap(ns *os.File, name string) *os.File {

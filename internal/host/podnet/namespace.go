@@ -5,73 +5,68 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/namespace"
 )
 
-// inNamespace does work on a thread in the given network namespace. When ctx ends
-// first, work goes on by itself and its result is dropped.
-func inNamespace[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	var none T
-	if err := refuseHostNamespace(ns); err != nil {
-		return none, err
-	}
-	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 3) // the caller may close its own before work ends
-	if err != nil {
-		return none, fmt.Errorf("duplicating descriptor of network namespace: %w", err)
-	}
-	done := make(chan result, 1)
-	go onOwnThread(func() {
-		defer unix.Close(fd)
-		if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("entering network namespace: %w", err)}
-			return
+// Pods are the pods' network namespaces. Each method takes one as an open /proc/PID/ns/net, and may be cut off by its
+// context. Errors are of reason NetworkFailed.
+type Pods struct{}
+
+// inPod does work in a pod's namespace, with a handle of its links and routes.
+func inPod[T any](ctx context.Context, ns *os.File, work func(*netlink.Handle) (T, error)) (T, error) {
+	value, err := inNamespace(ctx, ns, func() (T, error) {
+		h, err := newHandle()
+		if err != nil {
+			var none T
+			return none, err
 		}
-		value, err := work()
-		done <- result{value, err}
+		defer h.Close()
+		return work(h)
 	})
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		return none, fmt.Errorf("working in network namespace: %w", context.Cause(ctx))
-	}
+	return value, failed(err)
 }
 
-// onOwnThread does work on a thread that ends with it, so that no other goroutine
-// ever runs in a namespace that work has entered. The main thread cannot end,
-// and the whole process's /proc/self/ns would be its own: it stays out.
-func onOwnThread(work func()) {
-	runtime.LockOSThread()
-	if unix.Gettid() != unix.Getpid() {
-		work()
-		return
+func inNamespace[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
+	if err := refuseHostNamespace(ns); err != nil {
+		var none T
+		return none, err
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		onOwnThread(work)
-	}()
-	<-done
-	runtime.UnlockOSThread()
+	return namespace.In(ctx, ns, unix.CLONE_NEWNET, work)
 }
 
 // refuseHostNamespace refuses the namespace that we ourselves are in, the host's: a berth is never there.
 func refuseHostNamespace(ns *os.File) error {
-	var own, other unix.Stat_t
-	if err := unix.Stat("/proc/self/ns/net", &own); err != nil {
-		return fmt.Errorf("reading own network namespace: %w", err)
+	own, ownErr := os.Stat("/proc/self/ns/net")
+	other, err := ns.Stat()
+	if err := errors.Join(ownErr, err); err != nil {
+		return fmt.Errorf("reading network namespaces: %w", err)
 	}
-	if err := unix.Fstat(int(ns.Fd()), &other); err != nil {
-		return fmt.Errorf("reading network namespace: %w", err)
-	}
-	if own.Dev == other.Dev && own.Ino == other.Ino {
+	if os.SameFile(own, other) {
 		return errors.New("the berth is in the host's own network namespace")
 	}
 	return nil
+}
+
+func newHandle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening netlink socket: %w", err)
+	}
+	return h, nil
+}
+
+func userError(err error) error { return fault.NewUser(v1alpha1.ReasonNetworkFailed, err) }
+
+// failed makes an error that has no class yet a transient one of the network.
+func failed(err error) error {
+	if _, ok := errors.AsType[*fault.Error](err); err == nil || ok {
+		return err
+	}
+	return fault.NewTransient(v1alpha1.ReasonNetworkFailed, err)
 }

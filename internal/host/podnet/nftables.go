@@ -17,60 +17,38 @@ const tableName = "berth"
 var everybody = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
 // replaceTables replaces our tables by those that the interfaces in the list need, all in one transaction.
-func replaceTables(pod PodInterface, c Config) error {
-	conn, err := nftables.New()
+func replaceTables(conn *nftables.Conn, pod PodInterface, c Config) error {
+	had, err := conn.ListTables()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return fmt.Errorf("listing nftables tables: %w", err)
 	}
-	rules, err := emptyTable(conn, nftables.TableFamilyIPv4)
-	if err != nil {
-		return err
-	}
-	addRules(rules, pod.Address.Addr(), c)
-	ingress, err := emptyTable(conn, nftables.TableFamilyNetdev)
-	if err != nil {
-		return err
-	}
+	addRules(emptyTable(conn, had, nftables.TableFamilyIPv4), pod.Address.Addr(), c)
+	ingress := emptyTable(conn, had, nftables.TableFamilyNetdev)
 	for _, n := range c.Interfaces {
 		addIngressRules(ingress, n)
 	}
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("replacing nftables table %s: %w", tableName, err)
-	}
-	return nil
+	return doing("replacing nftables table "+tableName, conn.Flush())
 }
 
-// emptyTable makes our table, anew if there is one. To delete one costs the kernel some 10 ms, and there is none in a new
-// pod.
-func emptyTable(conn *nftables.Conn, family nftables.TableFamily) (ruleset, error) {
-	all, err := conn.ListTablesOfFamily(family)
-	if err != nil {
-		return ruleset{}, fmt.Errorf("listing nftables tables: %w", err)
-	}
+// emptyTable makes our table, anew if there is one among all that are there. To delete one costs the kernel some 10 ms,
+// and there is none in a new pod.
+func emptyTable(conn *nftables.Conn, had []*nftables.Table, family nftables.TableFamily) ruleset {
 	t := &nftables.Table{Name: tableName, Family: family}
-	if slices.ContainsFunc(all, func(other *nftables.Table) bool { return other.Name == tableName }) {
+	if slices.ContainsFunc(had, func(other *nftables.Table) bool { return other.Name == t.Name && other.Family == family }) {
 		conn.DelTable(t)
 	}
-	return ruleset{conn, conn.AddTable(t)}, nil
+	return ruleset{conn, conn.AddTable(t)}
 }
 
 // tapsWithIngressRules returns the names of the taps that have ingress rules now: their chain is named like the tap.
-func tapsWithIngressRules() ([]string, error) {
-	conn, err := nftables.New()
-	if err != nil {
-		return nil, fmt.Errorf("opening nftables: %w", err)
-	}
+func tapsWithIngressRules(conn *nftables.Conn) (taps []string, err error) {
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyNetdev)
-	if err != nil {
-		return nil, fmt.Errorf("listing nftables chains: %w", err)
-	}
-	var taps []string
 	for _, c := range chains {
 		if c.Table.Name == tableName {
 			taps = append(taps, c.Name)
 		}
 	}
-	return taps, nil
+	return taps, doing("listing nftables chains", err)
 }
 
 // addRules makes pod and guest one, and keeps the guest from everything else that is in the pod.
@@ -88,7 +66,7 @@ func addRules(r ruleset, pod netip.Addr, c Config) {
 		r.rule(output, to(pod), dnat(guest))
 		// kubectl port-forward: the runtime calls 127.0.0.1 in the pod, by TCP, for whatever port the user asks. Nothing else
 		// that is sent there is the guest's (docs/adr/0012).
-		localhost := concat(to(netip.AddrFrom4([4]byte{127, 0, 0, 1})), transport(unix.IPPROTO_TCP))
+		localhost := slices.Concat(to(netip.AddrFrom4([4]byte{127, 0, 0, 1})), transport(unix.IPPROTO_TCP))
 		for _, port := range c.ReservedPorts {
 			r.rule(output, localhost, toPort(port), verdict(expr.VerdictAccept))
 		}
@@ -132,10 +110,10 @@ func addIngressRules(r ruleset, n Interface) {
 		Name: n.Tap, Table: r.table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
 		Priority: nftables.ChainPriorityFilter, Policy: new(drop), Device: n.Tap,
 	})
-	r.rule(c, differs(expr.PayloadBaseLLHeader, 6, n.MAC), verdict(expr.VerdictDrop))
+	r.rule(c, otherMAC(n.MAC), verdict(expr.VerdictDrop))
 	r.rule(c, protocol(unix.ETH_P_IP), from(guest), verdict(expr.VerdictAccept))
 	r.rule(c, protocol(unix.ETH_P_IP), from(nobody), transport(unix.IPPROTO_UDP), toPort(dhcpPort), verdict(expr.VerdictAccept))
-	arp := concat(protocol(unix.ETH_P_ARP), equals(expr.PayloadBaseNetworkHeader, 8, n.MAC)) // RFC 826: sender's hardware address
-	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, guest.AsSlice()), verdict(expr.VerdictAccept))
-	r.rule(c, arp, equals(expr.PayloadBaseNetworkHeader, 14, nobody.AsSlice()), verdict(expr.VerdictAccept)) // RFC 5227: a probe
+	for _, a := range []netip.Addr{guest, nobody} { // RFC 5227: a probe is from nobody
+		r.rule(c, protocol(unix.ETH_P_ARP), senderMAC(n.MAC), senderIP(a), verdict(expr.VerdictAccept))
+	}
 }

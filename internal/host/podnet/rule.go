@@ -2,6 +2,7 @@ package podnet
 
 import (
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -28,34 +29,32 @@ type ruleset struct {
 	table *nftables.Table
 }
 
-func (r ruleset) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, p nftables.ChainPolicy) *nftables.Chain {
+func (r ruleset) chain(
+	name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, p nftables.ChainPolicy,
+) *nftables.Chain {
 	return r.conn.AddChain(&nftables.Chain{Name: name, Table: r.table, Type: kind, Hooknum: hook, Priority: priority, Policy: &p})
 }
 
 func (r ruleset) rule(c *nftables.Chain, parts ...[]expr.Any) {
-	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: concat(parts...)})
+	r.conn.AddRule(&nftables.Rule{Table: r.table, Chain: c, Exprs: slices.Concat(parts...)})
 }
 
-func concat(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
-
-func compare(op expr.CmpOp, load expr.Any, data []byte) []expr.Any {
+// field compares bytes of a packet, from an offset of a header on.
+func field(op expr.CmpOp, base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
+	load := &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))} //nolint:gosec // an address at most
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: 1, Data: data}}
 }
 
-func payload(base expr.PayloadBase, offset uint32, data []byte) expr.Any {
-	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: uint32(len(data))} //nolint:gosec // an address at most
+func network(offset uint32, data []byte) []expr.Any {
+	return field(expr.CmpOpEq, expr.PayloadBaseNetworkHeader, offset, data)
 }
 
-func equals(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
-	return compare(expr.CmpOpEq, payload(base, offset, data), data)
-}
-
-func differs(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
-	return compare(expr.CmpOpNeq, payload(base, offset, data), data)
+func transported(offset uint32, data []byte) []expr.Any {
+	return field(expr.CmpOpEq, expr.PayloadBaseTransportHeader, offset, data)
 }
 
 func meta(key expr.MetaKey, data []byte) []expr.Any {
-	return compare(expr.CmpOpEq, &expr.Meta{Key: key, Register: 1}, data)
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}}
 }
 
 func name(s string) []byte {
@@ -64,31 +63,29 @@ func name(s string) []byte {
 	return b
 }
 
-func entering(link string) []expr.Any { return meta(expr.MetaKeyIIFNAME, name(link)) }
-func leaving(link string) []expr.Any  { return meta(expr.MetaKeyOIFNAME, name(link)) }
+func number(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
 
-func protocol(ethertype uint16) []expr.Any {
-	return meta(expr.MetaKeyPROTOCOL, binary.BigEndian.AppendUint16(nil, ethertype))
-}
+func entering(link string) []expr.Any      { return meta(expr.MetaKeyIIFNAME, name(link)) }
+func leaving(link string) []expr.Any       { return meta(expr.MetaKeyOIFNAME, name(link)) }
+func protocol(ethertype uint16) []expr.Any { return meta(expr.MetaKeyPROTOCOL, number(ethertype)) }
+func transport(protocol byte) []expr.Any   { return meta(expr.MetaKeyL4PROTO, []byte{protocol}) }
+func from(a netip.Addr) []expr.Any         { return network(12, a.AsSlice()) }
+func fromLoopback() []expr.Any             { return network(12, []byte{127}) }
+func to(a netip.Addr) []expr.Any           { return network(16, a.AsSlice()) }
+func fromPort(port uint16) []expr.Any      { return transported(0, number(port)) }
+func toPort(port uint16) []expr.Any        { return transported(2, number(port)) }
 
-func transport(protocol byte) []expr.Any { return meta(expr.MetaKeyL4PROTO, []byte{protocol}) }
-
-func from(a netip.Addr) []expr.Any { return equals(expr.PayloadBaseNetworkHeader, 12, a.AsSlice()) }
-func to(a netip.Addr) []expr.Any   { return equals(expr.PayloadBaseNetworkHeader, 16, a.AsSlice()) }
-
-func fromLoopback() []expr.Any { return equals(expr.PayloadBaseNetworkHeader, 12, []byte{127}) }
-
-func toPort(port uint16) []expr.Any {
-	return equals(expr.PayloadBaseTransportHeader, 2, binary.BigEndian.AppendUint16(nil, port))
-}
-
-func fromPort(port uint16) []expr.Any {
-	return equals(expr.PayloadBaseTransportHeader, 0, binary.BigEndian.AppendUint16(nil, port))
+func otherMAC(a net.HardwareAddr) []expr.Any {
+	return field(expr.CmpOpNeq, expr.PayloadBaseLLHeader, 6, a)
 }
 
 func icmp(kind byte) []expr.Any {
-	return concat(transport(unix.IPPROTO_ICMP), equals(expr.PayloadBaseTransportHeader, 0, []byte{kind}))
+	return slices.Concat(transport(unix.IPPROTO_ICMP), transported(0, []byte{kind}))
 }
+
+// senderMAC and senderIP are ARP's. RFC 826.
+func senderMAC(a net.HardwareAddr) []expr.Any { return network(8, a) }
+func senderIP(a netip.Addr) []expr.Any        { return network(14, a.AsSlice()) }
 
 // connection matches a packet whose connection is in one of the states.
 func connection(states uint32) []expr.Any { return tracked(expr.CtKeySTATE, states) }

@@ -31,7 +31,7 @@ func (l *lab) rules() (taps []string, count int) {
 			count += len(rules)
 		}
 		if err == nil {
-			taps, err = tapsWithIngressRules()
+			taps, err = tapsWithIngressRules(conn)
 		}
 		return err
 	})
