@@ -111,7 +111,7 @@ func readACL(path string) (acl, error) {
 		return decodeACL(b[:n])
 	}
 	if !errors.Is(err, unix.ENODATA) {
-		return nil, &os.PathError{Op: "getxattr", Path: path, Err: err}
+		return nil, pathError("getxattr", path, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
@@ -121,10 +121,7 @@ func readACL(path string) (acl, error) {
 }
 
 func writeACL(path string, l acl) error {
-	if err := unix.Setxattr(path, aclXattr, l.encode(), 0); err != nil {
-		return &os.PathError{Op: "setxattr", Path: path, Err: err}
-	}
-	return nil
+	return pathError("setxattr", path, unix.Setxattr(path, aclXattr, l.encode(), 0))
 }
 
 // Grant lets QEMUs of a group use KVM and pass to libvirt's state, which only QEMU's usual group may: libvirt gives a QEMU

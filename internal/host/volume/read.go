@@ -20,56 +20,58 @@ var ErrTooLarge = errors.New("file is too large")
 // maxMountInfo bounds what is read of a process's mounts, and a line of the host's, in bytes.
 const maxMountInfo = 1 << 20
 
-// ReadFile reads a regular file of at most limit bytes by its absolute path in
-// the mount namespace and root of the process pid, which the caller holds by a
-// pidfd. It has to be on a tmpfs that is mounted there, as kubelet mounts Secrets:
-// whoever mounts anything else into the berth could have the reader wait for his
-// server for ever, and no deadline ends that. Links are followed inside that tmpfs
-// only. It needs CAP_SYS_PTRACE. A missing file or mount is fs.ErrNotExist, a
-// longer file ErrTooLarge.
+// ReadFile reads a regular file of at most limit bytes by its absolute path in the mount namespace and root of the
+// process pid, which the caller holds by a pidfd. It has to be on a tmpfs that is mounted there, as kubelet mounts
+// Secrets: whoever mounts anything else into the berth could have the reader wait for his server for ever, and no
+// deadline ends that. Links are followed inside that tmpfs only. It needs CAP_SYS_PTRACE. A missing file or mount is
+// fs.ErrNotExist, a longer file ErrTooLarge.
 func ReadFile(pid int, path string, limit int64) ([]byte, error) {
 	mount, err := secretMount(pid, path)
 	if err != nil {
 		return nil, err
 	}
-	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return nil, fmt.Errorf("opening the root of process %d: %w", pid, err)
 	}
-	defer unix.Close(root)
-	dir, err := unix.Openat2(root, mount, &unix.OpenHow{ // without links, so that it leads over no other mount
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_SYMLINKS,
-	})
+	defer root.Close()
+	// Without links, so that it leads over no other mount.
+	dir, err := openIn(root, mount, unix.O_PATH|unix.O_DIRECTORY, unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_SYMLINKS)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: mount, Err: err}
+		return nil, err
 	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat2(dir, strings.TrimPrefix(path, mount+"/"), &unix.OpenHow{
-		// Without O_NONBLOCK a FIFO would hold us; it changes nothing of a regular file.
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	defer dir.Close()
+	// Without O_NONBLOCK a FIFO would hold us; it changes nothing of a regular file.
+	file, err := openIn(dir, strings.TrimPrefix(path, mount+"/"), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY,
+		unix.RESOLVE_IN_ROOT|unix.RESOLVE_NO_MAGICLINKS|unix.RESOLVE_NO_XDEV)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+		return nil, fmt.Errorf("reading %s: %w", path, err)
 	}
-	file := os.NewFile(uintptr(fd), path)
 	defer file.Close()
+	var content []byte
 	info, err := file.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no regular file")
+	}
+	if err == nil {
+		content, err = io.ReadAll(io.LimitReader(file, limit+1))
+	}
+	if err == nil && int64(len(content)) > limit {
+		err = ErrTooLarge
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("reading %s: it is no regular file", path)
-	}
-	content, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	if int64(len(content)) > limit {
-		return nil, fmt.Errorf("reading %s: %w", path, ErrTooLarge)
 	}
 	return content, nil
+}
+
+// openIn opens a path in a directory, as openat2(2) does.
+func openIn(dir *os.File, path string, flags, resolve uint64) (*os.File, error) {
+	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolve})
+	if err != nil {
+		return nil, pathError("openat2", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // secretMount returns the mount point of the tmpfs that a path is on. The kernel's table of mounts tells, which touches

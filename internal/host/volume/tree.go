@@ -53,7 +53,7 @@ func (v *Volumes) mountDir() error {
 		return err
 	}
 	if err := unix.Statx(unix.AT_FDCWD, v.dir, unix.AT_SYMLINK_NOFOLLOW, 0, &stat); err != nil {
-		return &os.PathError{Op: "statx", Path: v.dir, Err: err}
+		return pathError("statx", v.dir, err)
 	}
 	if stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
 		return nil
@@ -62,10 +62,7 @@ func (v *Volumes) mountDir() error {
 		return err
 	}
 	// With devices: /run, where it is, may have none. On a shared mount it is shared itself.
-	if err := unix.Mount("berth-volumes", v.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, dirOptions); err != nil {
-		return &os.PathError{Op: "mount", Path: v.dir, Err: err}
-	}
-	return nil
+	return pathError("mount", v.dir, unix.Mount("berth-volumes", v.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, dirOptions))
 }
 
 // makeGuestDir makes a guest's directory, which no user passes but root and the one of its QEMU: this alone keeps a
@@ -90,7 +87,7 @@ func (v *Volumes) makeNode(g Guest, r record) error {
 		mode = unix.S_IFBLK | 0o400
 	}
 	if err := unix.Mknod(made, mode, int(unix.Mkdev(r.Major, r.Minor))); err != nil { //nolint:gosec // as the kernel has it
-		return &os.PathError{Op: "mknod", Path: made, Err: err}
+		return pathError("mknod", made, err)
 	}
 	if err := os.Lchown(made, g.User, g.Group); err != nil {
 		return err
@@ -107,29 +104,25 @@ func (v *Volumes) mount(uid, disk string, clone *os.File) error {
 	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := unix.MoveMount(int(clone.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return &os.PathError{Op: "move_mount", Path: at, Err: err}
-	}
-	return nil
+	return pathError("move_mount", at, unix.MoveMount(int(clone.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
 
 // mounted tells whether a file system is attached. A lookup that may not cross mounts ends at it with EXDEV, before it
 // asks anything of the file system.
 func (v *Volumes) mounted(uid, disk string) (bool, error) {
-	dir, err := unix.Open(v.guestDir(uid), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	dir, err := os.OpenFile(v.guestDir(uid), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return false, ifThere(&os.PathError{Op: "open", Path: v.guestDir(uid), Err: err})
+		return false, ifThere(err)
 	}
-	defer unix.Close(dir)
-	fd, err := unix.Openat2(dir, disk, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_XDEV})
+	defer dir.Close()
+	at, err := openIn(dir, disk, unix.O_PATH|unix.O_NOFOLLOW, unix.RESOLVE_NO_XDEV)
 	switch {
 	case err == nil:
-		return false, unix.Close(fd)
+		return false, at.Close()
 	case errors.Is(err, unix.EXDEV):
 		return true, nil
-	default:
-		return false, ifThere(&os.PathError{Op: "openat2", Path: v.mountPoint(uid, disk), Err: err})
 	}
+	return false, ifThere(err)
 }
 
 // unmount takes a file system away, if it is there. umount(2) itself looks up no more than the mount; but if it is the
@@ -147,7 +140,15 @@ func (v *Volumes) unmount(uid, disk string) error {
 				fmt.Errorf("disk %s is used by a process, most likely a QEMU: umount %s: %w", disk, at, err))
 		}
 		if err != nil {
-			return &os.PathError{Op: "umount", Path: at, Err: err}
+			return pathError("umount", at, err)
 		}
 	}
+}
+
+// pathError is an error of the kernel's about a path, as those of os are.
+func pathError(doing, path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &os.PathError{Op: doing, Path: path, Err: err}
 }

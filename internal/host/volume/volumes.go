@@ -281,7 +281,7 @@ func (v *Volumes) OpenForWorker(ctx context.Context, uid, disk string) (dir *os.
 		at := filepath.Dir(file)
 		fd, err := unix.OpenTree(unix.AT_FDCWD, at, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 		if err != nil {
-			return nil, &os.PathError{Op: "open_tree", Path: at, Err: err}
+			return nil, pathError("open_tree", at, err)
 		}
 		return os.NewFile(uintptr(fd), at), nil
 	})
@@ -318,7 +318,7 @@ func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks .
 	// Not under the lock, which must never wait for a server.
 	_, err := waiting(ctx, host, func() (struct{}, error) {
 		for _, disk := range disks {
-			if err := ctx.Err(); err != nil {
+			if err := context.Cause(ctx); err != nil {
 				return struct{}{}, err // nobody waits any more, and it may be attached anew by now
 			}
 			if err := v.unmount(uid, disk); err != nil {
@@ -332,24 +332,17 @@ func (v *Volumes) detach(ctx context.Context, host *os.File, uid string, disks .
 	}
 	return v.locked(ctx, host, func() error {
 		for _, disk := range disks {
-			if err := v.removeDisk(uid, disk); err != nil {
-				return err
+			node, record := v.node(uid, disk), v.recordFile(uid, disk)
+			// The record is the last. A mount point that is one still is refused by the kernel (EBUSY of rmdir(2)); nothing is
+			// ever removed below it.
+			for _, path := range []string{v.mountPoint(uid, disk), node + newSuffix, node, record + newSuffix, record} {
+				if err := ifThere(os.Remove(path)); err != nil {
+					return err
+				}
 			}
 		}
 		return nil
 	})
-}
-
-// removeDisk removes what is on the tmpfs of a disk, the record last. A mount point that is one still is refused by the
-// kernel (EBUSY of rmdir(2)); nothing is ever removed below it.
-func (v *Volumes) removeDisk(uid, disk string) error {
-	node, record := v.node(uid, disk), v.recordFile(uid, disk)
-	for _, path := range []string{v.mountPoint(uid, disk), node + newSuffix, node, record + newSuffix, record} {
-		if err := ifThere(os.Remove(path)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // guests are those that have a directory.
