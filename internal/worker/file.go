@@ -113,10 +113,11 @@ func (w *worker) notWritable(what string, st *unix.Stat_t, want string, err erro
 
 // target is the size in bytes that a disk of size bytes may have, 0 if it is to be made.
 func (w *worker) target(size int64) (int64, error) {
-	room, err := w.room()
-	if err != nil {
-		return 0, err
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fdOf(w.dir), &st); err != nil {
+		return 0, onVolume("asking for the volume's size", err)
 	}
+	room := room(&st, w.Capacity)
 	want := cmp.Or(w.Size, room)
 	switch {
 	case size < want && room < want:
@@ -130,14 +131,6 @@ func (w *worker) target(size int64) (int64, error) {
 
 // room is the size in bytes of the largest disk that the volume is made for, in whole MiB. What is free does not count:
 // it would shrink as the disk is written.
-func (w *worker) room() (int64, error) {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fdOf(w.dir), &st); err != nil {
-		return 0, onVolume("asking for the volume's size", err)
-	}
-	return room(&st, w.Capacity), nil
-}
-
 func room(st *unix.Statfs_t, capacity int64) int64 {
 	room := int64(diskformat.MaxVirtualSize)
 	// Some servers do not tell their size. Blocks are counted in fragments (statvfs(3)).

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 	"time"
@@ -229,10 +230,6 @@ func (v *Volumes) Detach(ctx context.Context, uid string) error {
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for k := range v.jobs {
-		if k.vm == types.UID(uid) {
-			delete(v.jobs, k)
-		}
-	}
+	maps.DeleteFunc(v.jobs, func(k key, _ *job) bool { return k.vm == types.UID(uid) })
 	return nil
 }
