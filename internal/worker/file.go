@@ -48,11 +48,8 @@ func (w *worker) ensureFile(ctx context.Context) (Result, error) {
 
 // findFile looks at the disk that is there; fs.ErrNotExist if there is none.
 func (w *worker) findFile() (Result, error) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(fdOf(w.dir), w.Name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return Result{}, onVolume("looking for "+w.Name, err)
-	}
-	if err := w.checkFile(&st); err != nil {
+	st, err := w.statFile(w.dir, w.Name, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
 		return Result{}, err
 	}
 	f, err := w.open(w.Name, w.access(), 0)
@@ -63,10 +60,7 @@ func (w *worker) findFile() (Result, error) {
 		return Result{}, onVolume("opening "+w.Name, err)
 	}
 	defer f.Close()
-	if err := unix.Fstat(fdOf(f), &st); err != nil {
-		return Result{}, onVolume("looking at "+w.Name, err)
-	}
-	if err := w.checkFile(&st); err != nil { // another than before
+	if st, err = w.statFile(f, "", unix.AT_EMPTY_PATH); err != nil { // another than before
 		return Result{}, err
 	}
 	result := Result{Size: st.Size, Target: st.Size}
@@ -94,14 +88,18 @@ func (w *worker) findFile() (Result, error) {
 	return result, err
 }
 
-func (w *worker) checkFile(st *unix.Stat_t) error {
+// statFile looks at the disk as fstatat(2) does. It has to be a regular file with one name.
+func (w *worker) statFile(dir *os.File, name string, flags int) (st unix.Stat_t, err error) {
+	err = unix.Fstatat(fdOf(dir), name, &st, flags)
 	switch {
+	case err != nil:
+		err = onVolume("looking for "+w.Name, err)
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return refuse(v1alpha1.ReasonVolumeUnsafe, "%s is not a regular file (mode %o): put a raw disk there, or remove it", w.Name, st.Mode)
+		err = refuse(v1alpha1.ReasonVolumeUnsafe, "%s is not a regular file (mode %o): put a raw disk there, or remove it", w.Name, st.Mode)
 	case st.Nlink != 1:
-		return refuse(v1alpha1.ReasonVolumeUnsafe, "%s has %d names (hard links), and must have one: remove the others", w.Name, st.Nlink)
+		err = refuse(v1alpha1.ReasonVolumeUnsafe, "%s has %d names (hard links), and must have one: remove the others", w.Name, st.Nlink)
 	}
-	return nil
+	return st, err
 }
 
 // notWritable says who may open a thing on the volume, and who has to.

@@ -26,10 +26,10 @@ func (v *Volumes) namespace(ctx context.Context) (*os.File, error) {
 		}
 	}
 	switch {
-	case v.ns == nil && err != nil:
-		return nil, err
-	case err != nil:
+	case err != nil && v.ns != nil:
 		return v.ns, nil
+	case err != nil:
+		return nil, err
 	case v.ns != nil && sameFile(v.ns, ns):
 		return v.ns, ns.Close()
 	}
