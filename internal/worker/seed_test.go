@@ -294,6 +294,17 @@ func TestFileAndImage(t *testing.T) {
 	}
 }
 
+// TestAnImageThatBeginsBlank: that a disk begins as it does tells nothing.
+func TestAnImageThatBeginsBlank(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, diskName), make([]byte, 2*mib))
+	image := write(t, filepath.Join(t.TempDir(), "image"), append(make([]byte, mib), 'x'))
+	a := ask(t, Request{Name: diskName, Size: 2 * mib, Seed: &Seed{Format: diskformat.Raw, Size: mib + 512}}, dir, image)
+	if diff := cmp.Diff(Answer{Result: &Result{Size: 2 * mib, Target: 2 * mib, HadData: true}}, a); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestVolumeFull is a volume whose room somebody else took.
 func TestVolumeFull(t *testing.T) {
 	if os.Geteuid() != 0 {
