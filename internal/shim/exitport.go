@@ -1,18 +1,19 @@
 package shim
 
 import (
+	"cmp"
 	"os"
 	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 // exitPort is what the guest wrote to its exit port: of that, only the last line counts.
 type exitPort struct {
-	mu   sync.Mutex
-	line []byte // that is being written, and no more than one byte too much of it
-	last string // whole line before it
+	line []byte       // that is being written, and no more than one byte too much of it
+	last string       // whole line before it
+	said atomic.Value // what text returns
 }
 
 // tooLong follows what is kept of a line that is longer than it may be, so that it is taken for nothing else.
@@ -33,29 +34,16 @@ func (e *exitPort) follow(port *os.File, note func()) {
 }
 
 func (e *exitPort) put(data []byte) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	for _, b := range data {
 		switch {
 		case b == '\n':
-			if text := e.current(); text != "" {
-				e.last = text
-			}
+			e.last = cmp.Or(e.current(), e.last)
 			e.line = e.line[:0]
 		case len(e.line) <= shimproto.MaxExitText:
 			e.line = append(e.line, b)
 		}
 	}
-}
-
-// text is the last line that is not empty.
-func (e *exitPort) text() string {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if text := e.current(); text != "" {
-		return text
-	}
-	return e.last
+	e.said.Store(cmp.Or(e.current(), e.last))
 }
 
 // current is the line that is being written, in printable ASCII.
@@ -69,5 +57,11 @@ func (e *exitPort) current() string {
 	if len(e.line) > shimproto.MaxExitText {
 		text = text[:min(len(text), shimproto.MaxExitText-len(tooLong))] + tooLong
 	}
+	return text
+}
+
+// text is the last line that is not empty. It may be called while another goroutine follows.
+func (e *exitPort) text() string {
+	text, _ := e.said.Load().(string)
 	return text
 }

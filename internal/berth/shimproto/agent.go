@@ -1,6 +1,7 @@
 package shimproto
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,7 @@ var ErrFull = errors.New("the shim does not read from its socket, which is full"
 
 // Agent is the agent's copy of its end of one shim's socket pair.
 type Agent struct {
-	socket *socket
+	socket *os.File
 	closed atomic.Bool
 	minor  atomic.Int64 // which the shim speaks, as its last State says
 }
@@ -54,7 +55,7 @@ func Take(pidfd int) (*Agent, error) {
 		go unix.Close(fd) // of a file on a stuck file system it would block
 		return nil, fmt.Errorf("taking the shim's socket: %w (%w)", ErrBroken, err)
 	}
-	s, err := newSocket(fd, "agent's end")
+	s, err := pollable(fd, "agent's end")
 	if err != nil {
 		return nil, fmt.Errorf("taking the shim's socket: %w", err)
 	}
@@ -62,19 +63,14 @@ func Take(pidfd int) (*Agent, error) {
 }
 
 func check(fd int) error {
-	domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
-	if err != nil {
-		return fmt.Errorf("reading its domain: %w", err)
-	}
-	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
-	if err != nil {
-		return fmt.Errorf("reading its type: %w", err)
+	domain, domainErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	kind, kindErr := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	_, peerErr := unix.Getpeername(fd)
+	if err := cmp.Or(domainErr, kindErr, peerErr); err != nil {
+		return fmt.Errorf("it is no connected socket: %w", err)
 	}
 	if domain != unix.AF_UNIX || kind != unix.SOCK_SEQPACKET {
 		return fmt.Errorf("it is a socket of domain %d and type %d, not a UNIX SEQPACKET", domain, kind)
-	}
-	if _, err := unix.Getpeername(fd); err != nil {
-		return fmt.Errorf("it is not connected: %w", err)
 	}
 	return nil
 }
@@ -88,11 +84,8 @@ func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 		return fmt.Errorf("sending %T: %d descriptors are more than %d", m, len(files), MaxDescriptors)
 	}
 	data, err := encode(m, int(a.minor.Load()))
-	if err != nil {
-		return fmt.Errorf("sending %T: %w", m, err)
-	}
-	if err = ctx.Err(); err == nil {
-		err = a.socket.trySend(data, files)
+	if err = cmp.Or(err, ctx.Err()); err == nil {
+		err = trySend(a.socket, data, files)
 	}
 	if err != nil {
 		return fmt.Errorf("sending %T: %w", m, err)
@@ -107,7 +100,7 @@ func (a *Agent) Receive(handle func(State)) error {
 	data := make([]byte, MaxMessage+1)
 	var due time.Time // when as many messages as came would have come one each messageInterval
 	for {
-		n, _, err := a.socket.receive(data, nil)
+		n, _, _, err := ReadPacket(a.socket, data, nil)
 		if err != nil && a.closed.Load() { // raw reads tell of it by no exported error
 			return nil
 		}
@@ -140,5 +133,5 @@ func (a *Agent) Receive(handle func(State)) error {
 // Close gives the copy back. The shim and its guest do not notice.
 func (a *Agent) Close() error {
 	a.closed.Store(true)
-	return a.socket.file.Close()
+	return a.socket.Close()
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"unicode"
 )
 
 const (
@@ -19,6 +18,9 @@ const (
 	maxDeviceName = 63  // RFC 1123 label: what a network's name is
 	maxHostname   = 253 // RFC 1035, 2.3.4
 	minMTU        = 576 // RFC 791: every host accepts such datagrams
+
+	inNames     = "abcdefghijklmnopqrstuvwxyz0123456789-"
+	inHostnames = inNames + ".ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 )
 
 // Kind is a kind of device, in 1 to 32 lower-case letters, digits and hyphens.
@@ -86,31 +88,19 @@ type MAC [6]byte
 
 // MarshalText writes the address as six hexadecimal pairs with colons.
 func (m MAC) MarshalText() ([]byte, error) {
-	text := make([]byte, 0, 17)
-	for i, b := range m {
-		if i > 0 {
-			text = append(text, ':')
-		}
-		text = hex.AppendEncode(text, []byte{b})
-	}
-	return text, nil
+	return bytes.ReplaceAll(fmt.Appendf(nil, "% x", m[:]), []byte{' '}, []byte{':'}), nil
 }
 
 // UnmarshalText reads what MarshalText writes.
 func (m *MAC) UnmarshalText(text []byte) error {
-	pairs := bytes.Split(text, []byte{':'})
-	if len(text) != 17 || len(pairs) != len(m) {
-		return fmt.Errorf("%.20q is no MAC address", text)
-	}
-	for i, pair := range pairs {
-		if len(pair) != 2 {
-			return fmt.Errorf("%q is no MAC address", text)
-		}
-		if _, err := hex.Decode(m[i:i+1], pair); err != nil {
-			return fmt.Errorf("%q is no MAC address: %w", text, err)
+	b, err := hex.AppendDecode(nil, bytes.ReplaceAll(text, []byte{':'}, nil))
+	if err == nil && len(b) == len(m) {
+		*m = MAC(b)
+		if again, _ := m.MarshalText(); bytes.EqualFold(again, text) { // it never fails
+			return nil
 		}
 	}
-	return nil
+	return fmt.Errorf("%.20q is no MAC address", text)
 }
 
 func (h HandOver) validate() error {
@@ -160,18 +150,13 @@ func (l *Lease) check() error {
 		return fmt.Errorf("router %q is no neighbour of %q", l.Router, l.Address)
 	case l.MTU < minMTU || l.MTU > 65535:
 		return fmt.Errorf("MTU %d is not in 576 to 65535", l.MTU)
-	case len(l.Hostname) > maxHostname || strings.IndexFunc(l.Hostname, notInHostname) >= 0:
+	case len(l.Hostname) > maxHostname || strings.Trim(l.Hostname, inHostnames) != "":
 		return fmt.Errorf("%.300q is no host name", l.Hostname)
 	}
 	return nil
 }
 
-func notInHostname(r rune) bool {
-	return r > unicode.MaxASCII || r != '-' && r != '.' && !unicode.IsLetter(r) && !unicode.IsDigit(r)
-}
-
 // isName: the text is 1 to limit lower-case letters, digits and hyphens.
 func isName(text string, limit int) bool {
-	odd := func(r rune) bool { return r != '-' && (r < '0' || r > '9') && (r < 'a' || r > 'z') }
-	return text != "" && len(text) <= limit && strings.IndexFunc(text, odd) < 0
+	return text != "" && len(text) <= limit && strings.Trim(text, inNames) == ""
 }

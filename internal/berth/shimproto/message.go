@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 )
 
 const (
@@ -72,6 +71,20 @@ type Exit struct {
 	Reason string `json:"reason,omitempty"`
 	// Message tells people more, in at most MaxExitMessage bytes; Send makes it so, and printable.
 	Message string `json:"message,omitempty"`
+}
+
+// TerminationMessage is what the shim of a guest that ended so leaves to kubelet as its container's termination message.
+func (e Exit) TerminationMessage() string {
+	if e.Reason == "" {
+		return e.Message
+	}
+	return strings.TrimSuffix(e.Reason+": "+e.Message, ": ")
+}
+
+// ParseTerminationMessage takes one apart again. What it calls the reason is one only if the reader knows it.
+func ParseTerminationMessage(text string) (reason, message string) {
+	reason, message, _ = strings.Cut(text, ": ")
+	return reason, message
 }
 
 // State is all that the shim knows. Its fields only ever go from zero to a
@@ -166,8 +179,7 @@ func (s State) Takes(kind Kind) bool {
 }
 
 func validateInstanceID(id string) error {
-	odd := func(r rune) bool { return r <= ' ' || r > '~' }
-	if id == "" || len(id) > maxInstanceID || strings.IndexFunc(id, odd) >= 0 {
+	if id == "" || !isPrintable(id, maxInstanceID) || strings.Contains(id, " ") {
 		return fmt.Errorf("instance ID %.140q is not 1 to 128 printable ASCII characters", id)
 	}
 	return nil
@@ -232,13 +244,7 @@ func printable(text string, limit int) string {
 		}
 		return r
 	}, text) // and Map turns invalid bytes into U+FFFD
-	if len(text) <= limit {
-		return text
-	}
-	for limit > 0 && !utf8.RuneStart(text[limit]) {
-		limit--
-	}
-	return text[:limit]
+	return strings.ToValidUTF8(text[:min(len(text), limit)], "") // of a character that is cut, nothing
 }
 
 // errUnknown is a message of a kind that is newer than this program.

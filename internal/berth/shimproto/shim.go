@@ -1,6 +1,7 @@
 package shimproto
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -14,7 +15,7 @@ const sendBuffer = 8 << 10
 
 // Shim is the shim's end of the socket pair.
 type Shim struct {
-	socket  *socket
+	socket  *os.File
 	pending chan State // of size one: only the latest counts
 }
 
@@ -25,17 +26,15 @@ func Listen() (*Shim, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
-	s, err := newSocket(ends[0], "shim's end")
+	s, err := pollable(ends[0], "shim's end")
 	if err != nil {
 		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	if err := unix.Dup3(ends[1], AgentFD, unix.O_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("placing the agent's end at %d: %w", AgentFD, err)
 	}
-	if err := unix.Close(ends[1]); err != nil {
-		return nil, fmt.Errorf("making the socket pair: %w", err)
-	}
-	if err := unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer); err != nil {
+	err = cmp.Or(unix.Close(ends[1]), unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
+	if err != nil {
 		return nil, fmt.Errorf("making the socket pair: %w", err)
 	}
 	shim := &Shim{socket: s, pending: make(chan State, 1)}
@@ -59,7 +58,7 @@ func (s *Shim) send() {
 		if err != nil {
 			continue // cannot be: the shim made it of checked parts
 		}
-		_ = s.socket.send(data) // both ends are ours; what is lost, the next Hello asks for
+		_, _ = s.socket.Write(data) // waits while the socket is full; both ends are ours; what is lost, the next Hello asks for
 	}
 }
 
@@ -69,7 +68,7 @@ func (s *Shim) send() {
 func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
 	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
 	for {
-		n, files, err := s.socket.receive(data, rights)
+		n, files, _, err := ReadPacket(s.socket, data, rights)
 		if err != nil {
 			complain(fmt.Errorf("receiving: %w", err))
 			if !errors.Is(err, errBroken) {
@@ -79,7 +78,7 @@ func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
 		}
 		m, err := decode(data[:n])
 		if err != nil {
-			closeAll(files)
+			CloseAll(files)
 			complain(err)
 			continue
 		}

@@ -1,11 +1,11 @@
 package shimproto
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -14,59 +14,49 @@ import (
 // errBroken is a packet that is too long, or whose descriptors do not fit.
 var errBroken = errors.New("packet is truncated")
 
-// socket is one end of the pair. Reads and writes wait in Go's poller and never
-// in the kernel: MSG_DONTWAIT holds even if the other side clears O_NONBLOCK,
-// which is a property of the end and not of anybody's descriptor for it.
-type socket struct {
-	file *os.File
-	raw  syscall.RawConn
-}
-
-func newSocket(fd int, name string) (*socket, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("making %s non-blocking: %w", name, err)
-	}
+// pollable makes a file of a descriptor, which it owns, on which Go's poller waits.
+func pollable(fd int, name string) (*os.File, error) {
+	err := unix.SetNonblock(fd, true)
 	file := os.NewFile(uintptr(fd), name)
-	raw, err := file.SyscallConn()
 	if err == nil {
 		err = file.SetDeadline(time.Time{}) // fails if the poller has refused the descriptor
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("polling %s: %w", name, err), file.Close())
 	}
-	return &socket{file: file, raw: raw}, nil
+	return file, nil
 }
 
-// send writes one packet, and waits while the socket is full.
-func (s *socket) send(data []byte) error {
-	var failure error
-	err := s.raw.Write(func(fd uintptr) bool {
-		failure = sendmsg(fd, data, nil)
-		return !errors.Is(failure, unix.EAGAIN)
-	})
-	return errors.Join(err, failure)
-}
-
-// trySend writes one packet with copies of files. It never waits: while the socket is full it fails with ErrFull.
-func (s *socket) trySend(data []byte, files []*os.File) error {
-	var failure error
-	err := withDescriptors(files, nil, func(fds []int) error {
-		return s.raw.Control(func(fd uintptr) { failure = sendmsg(fd, data, fds) })
-	})
-	if errors.Is(failure, unix.EAGAIN) {
-		failure = ErrFull
+// Read makes a system call that reads from a file's descriptor, and again each time that there may be something, while it
+// fails with EAGAIN. A File's own Read takes no descriptors, and an empty packet for the end.
+func Read(file *os.File, call func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
 	}
-	return errors.Join(err, failure)
+	var failure error
+	err = raw.Read(func(fd uintptr) bool {
+		for failure = unix.EINTR; failure == unix.EINTR; {
+			failure = call(int(fd))
+		}
+		return failure != unix.EAGAIN
+	})
+	return cmp.Or(err, failure)
 }
 
-func sendmsg(fd uintptr, data []byte, fds []int) (err error) {
-	var rights []byte
-	if len(fds) > 0 {
-		rights = unix.UnixRights(fds...)
-	}
-	for err = unix.EINTR; err == unix.EINTR; {
-		err = unix.Sendmsg(int(fd), data, rights, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+// trySend writes one packet with copies of files. It never waits: while the socket is full it fails with ErrFull. It asks
+// for that itself, as the shim can clear O_NONBLOCK, which is a property of the end and not of anybody's descriptor for it.
+func trySend(socket *os.File, data []byte, files []*os.File) error {
+	err := withDescriptors(append([]*os.File{socket}, files...), nil, func(fds []int) error {
+		for {
+			err := unix.Sendmsg(fds[0], data, unix.UnixRights(fds[1:]...), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			if err != unix.EINTR {
+				return err
+			}
+		}
+	})
+	if errors.Is(err, unix.EAGAIN) {
+		return ErrFull
 	}
 	return err
 }
@@ -83,71 +73,51 @@ func withDescriptors(files []*os.File, fds []int, do func([]int) error) error {
 	}
 	var inner error
 	err = raw.Control(func(fd uintptr) { inner = withDescriptors(files[1:], append(fds, int(fd)), do) })
-	return errors.Join(err, inner)
+	return cmp.Or(err, inner)
 }
 
-// receive reads one packet into data and its descriptors into rights. Without
-// room for them the kernel never makes them ours, and the packet is errBroken.
-// io.EOF means that the other end is gone.
-func (s *socket) receive(data, rights []byte) (n int, files []*os.File, err error) {
+// ReadPacket reads one packet of a SEQPACKET socket into data, and who sent it if the socket has SO_PASSCRED, and makes
+// non-blocking files of the descriptors that come with it. They pass through rights: without room there the kernel never
+// makes them ours, and the packet is an error. io.EOF means that the other end is gone.
+func ReadPacket(socket *os.File, data, rights []byte) (n int, files []*os.File, sender int32, err error) {
 	var used, flags int
-	var failure error
-	err = s.raw.Read(func(fd uintptr) bool {
-		for failure = unix.EINTR; failure == unix.EINTR; {
-			n, used, flags, _, failure = unix.Recvmsg(int(fd), data, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-		}
-		return failure != unix.EAGAIN
+	err = Read(socket, func(fd int) (err error) {
+		n, used, flags, _, err = unix.Recvmsg(fd, data, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+		return err
 	})
+	if errors.Is(err, unix.ECONNRESET) {
+		return 0, nil, 0, io.EOF
+	}
+	if err != nil {
+		return 0, nil, 0, err
+	}
+	messages, err := unix.ParseSocketControlMessage(rights[:used])
+	for _, m := range messages {
+		if fds, err := unix.ParseUnixRights(&m); err == nil {
+			for _, fd := range fds {
+				_ = unix.SetNonblock(fd, true) // but of O_PATH, which has no such flag
+				files = append(files, os.NewFile(uintptr(fd), "passed"))
+			}
+		} else if who, err := unix.ParseUnixCredentials(&m); err == nil {
+			sender = who.Pid
+		}
+	}
 	switch {
 	case err != nil:
-		return 0, nil, err
-	case failure == unix.ECONNRESET:
-		return 0, nil, io.EOF
-	case failure != nil:
-		return 0, nil, os.NewSyscallError("recvmsg", failure)
-	}
-	if files, err = passed(rights[:used]); err != nil {
-		return 0, nil, err
-	}
-	switch {
 	case flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0:
-		closeAll(files)
-		return 0, nil, errBroken
+		err = errBroken
 	case n == 0:
-		closeAll(files)
-		return 0, nil, io.EOF
+		err = io.EOF
+	default:
+		return n, files, sender, nil
 	}
-	return n, files, nil
+	CloseAll(files)
+	return 0, nil, 0, err
 }
 
-// passed makes non-blocking files of the descriptors in a control message.
-func passed(rights []byte) ([]*os.File, error) {
-	if len(rights) == 0 {
-		return nil, nil
-	}
-	messages, err := unix.ParseSocketControlMessage(rights)
-	if err != nil {
-		return nil, fmt.Errorf("parsing a control message: %w", err)
-	}
-	var files []*os.File
-	for _, m := range messages {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			continue // credentials, say
-		}
-		for _, fd := range fds {
-			if err := unix.SetNonblock(fd, true); err != nil && !errors.Is(err, unix.EBADF) { // O_PATH has no such flag
-				_ = unix.Close(fd)
-				continue
-			}
-			files = append(files, os.NewFile(uintptr(fd), "passed"))
-		}
-	}
-	return files, nil
-}
-
-func closeAll(files []*os.File) {
+// CloseAll closes files.
+func CloseAll(files []*os.File) {
 	for _, f := range files {
-		_ = f.Close()
+		_ = f.Close() // nil if it was taken
 	}
 }

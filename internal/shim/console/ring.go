@@ -1,6 +1,7 @@
 package console
 
 import (
+	"bytes"
 	"fmt"
 	"sync"
 )
@@ -9,16 +10,15 @@ import (
 type ring struct {
 	mu      sync.Mutex
 	changed sync.Cond
-	data    []byte
-	start   int // of the oldest byte
-	length  int
+	data    bytes.Buffer
+	size    int // of data, at most
 	dropped int // bytes forgotten just before the oldest
 	taken   bool
 	ended   bool
 }
 
 func newRing(size int) *ring {
-	r := &ring{data: make([]byte, size)}
+	r := &ring{size: size}
 	r.changed.L = &r.mu
 	return r
 }
@@ -27,15 +27,10 @@ func newRing(size int) *ring {
 func (r *ring) put(data []byte) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if over := r.length + len(data) - len(r.data); over > 0 {
-		r.start = (r.start + over) % len(r.data)
-		r.length -= over
-		r.dropped += over
-	}
-	at := (r.start + r.length) % len(r.data)
-	n := copy(r.data[at:], data)
-	copy(r.data, data[n:])
-	r.length += len(data)
+	over := max(0, r.data.Len()+len(data)-r.size)
+	r.data.Next(over)
+	r.dropped += over
+	r.data.Write(data)
 	r.changed.Broadcast()
 }
 
@@ -47,24 +42,16 @@ func (r *ring) take(buf []byte) []byte {
 	defer r.mu.Unlock()
 	r.taken = false
 	r.changed.Broadcast()
-	for r.length == 0 && !r.ended {
+	for r.data.Len() == 0 && !r.ended {
 		r.changed.Wait()
 	}
-	if r.length == 0 {
-		return nil
-	}
-	r.taken = true
-	if r.dropped > 0 {
+	r.taken = r.data.Len() > 0
+	if r.taken && r.dropped > 0 {
 		mark := fmt.Appendf(buf[:0], "\r\n[berth: %d bytes of console dropped]\r\n", r.dropped)
 		r.dropped = 0
 		return mark
 	}
-	n := copy(buf[:min(len(buf), r.length)], r.data[r.start:])
-	r.start = (r.start + n) % len(r.data)
-	r.length -= n
-	if r.length == 0 {
-		r.start = 0 // a quiet console touches few pages
-	}
+	n, _ := r.data.Read(buf) // nothing at the end
 	return buf[:n]
 }
 
@@ -80,7 +67,7 @@ func (r *ring) close() {
 func (r *ring) drained() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.length > 0 || r.taken {
+	for r.data.Len() > 0 || r.taken {
 		r.changed.Wait()
 	}
 }

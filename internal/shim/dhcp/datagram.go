@@ -1,11 +1,12 @@
 package dhcp
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 // datagrams is a Client over a UDP socket. Who sends is checked at the tap; chaddr tells the client.
@@ -16,34 +17,16 @@ type datagrams struct{ socket *os.File }
 func Datagrams(socket *os.File) Client { return datagrams{socket} }
 
 // receive makes the system call itself: to a File an empty datagram would be the end.
-func (d datagrams) receive(buf []byte) (request []byte, err error) {
-	raw, err := d.socket.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
+func (d datagrams) receive(buf []byte) ([]byte, error) {
 	var n int
-	var failure error
-	err = raw.Read(func(fd uintptr) bool {
-		for failure = unix.EINTR; failure == unix.EINTR; {
-			n, _, failure = unix.Recvfrom(int(fd), buf, unix.MSG_DONTWAIT)
-		}
-		return failure != unix.EAGAIN
+	err := shimproto.Read(d.socket, func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		return err
 	})
-	switch {
-	case err != nil:
-		return nil, err
-	case failure != nil:
-		return nil, fmt.Errorf("recvfrom: %w", failure)
-	}
-	return buf[:n], nil
+	return buf[:max(n, 0)], err
 }
 
+// send sends what the client asks for again if it is lost.
 func (d datagrams) send(reply []byte, to netip.Addr) {
-	raw, err := d.socket.SyscallConn()
-	if err != nil {
-		return // it is closed, as receive tells
-	}
-	_ = raw.Control(func(fd uintptr) { // a lost answer is asked for again
-		_ = unix.Sendto(int(fd), reply, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: clientPort, Addr: to.As4()})
-	})
+	_ = unix.Sendto(int(d.socket.Fd()), reply, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: clientPort, Addr: to.As4()})
 }

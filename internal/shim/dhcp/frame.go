@@ -51,9 +51,12 @@ func (f frames) send(reply []byte, to netip.Addr) {
 	if to == everybody {
 		e.toMAC = broadcastMAC
 	}
-	frame := e.frame(reply)
-	copy(frame[6:], ownMAC(f.socket))
-	_, _ = f.socket.Write(frame) // a lost answer is asked for again
+	if own, err := unix.Getsockname(int(f.socket.Fd())); err == nil {
+		if link, ok := own.(*unix.SockaddrLinklayer); ok {
+			copy(e.fromMAC[:], link.Addr[:])
+		}
+	}
+	_, _ = f.socket.Write(e.frame(reply)) // a lost answer is asked for again
 }
 
 // payload returns the UDP payload and the sender of an Ethernet frame with a
@@ -127,20 +130,4 @@ func sum(start uint32, data []byte) uint32 {
 		start = start&0xffff + start>>16
 	}
 	return start
-}
-
-// ownMAC is the hardware address of the socket's interface, or nothing.
-func ownMAC(socket *os.File) (mac []byte) {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return nil
-	}
-	_ = raw.Control(func(fd uintptr) {
-		if addr, err := unix.Getsockname(int(fd)); err == nil {
-			if ll, ok := addr.(*unix.SockaddrLinklayer); ok && ll.Halen == 6 {
-				mac = ll.Addr[:6]
-			}
-		}
-	})
-	return mac
 }

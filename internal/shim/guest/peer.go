@@ -6,11 +6,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/shim/client"
 )
 
@@ -29,15 +29,8 @@ var errStranger = errors.New("it is a process of another container")
 // which is that of one process for ever: nothing was sent before it was opened, and whoever sent the request had the
 // number after that, and is there still.
 func request(conn *os.File) (r client.Request, command []byte, files []*os.File, err error) {
-	raw, err := conn.SyscallConn()
+	process, peer, err := look(int(conn.Fd()))
 	if err != nil {
-		return r, nil, nil, err
-	}
-	var process int
-	var peer *unix.Ucred
-	var failure error
-	err = raw.Control(func(fd uintptr) { process, peer, failure = look(int(fd)) })
-	if err = errors.Join(err, failure); err != nil {
 		return r, nil, nil, err
 	}
 	defer unix.Close(process)
@@ -47,17 +40,28 @@ func request(conn *os.File) (r client.Request, command []byte, files []*os.File,
 	if err != nil {
 		return r, nil, nil, err
 	}
-	packet, files, sender, err := receive(raw)
+	size := 0 // of what comes, so that who sends nothing costs nothing
+	err = shimproto.Read(conn, func(fd int) (err error) {
+		size, _, err = unix.Recvfrom(fd, nil, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT)
+		return err
+	})
+	if err != nil {
+		return r, nil, nil, err
+	}
+	packet, rights := make([]byte, min(size, client.MaxRequest+1)), make([]byte, unix.CmsgSpace(4*maxFiles)+unix.CmsgSpace(unix.SizeofUcred))
+	size, files, sender, err := shimproto.ReadPacket(conn, packet, rights)
 	switch {
 	case err != nil:
 	case sender != peer.Pid || !isOurs(process):
 		err = errStranger
+	case len(files) > maxFiles: // there is room for one more, as the kernel rounds up
+		err = fmt.Errorf("a request with %d descriptors, more than %d", len(files), maxFiles)
 	default:
-		if r, command, err = client.ParseRequest(packet); err == nil {
+		if r, command, err = client.ParseRequest(packet[:size]); err == nil {
 			return r, command, files, conn.SetReadDeadline(time.Time{})
 		}
 	}
-	closeAll(files)
+	shimproto.CloseAll(files)
 	return r, nil, nil, err
 }
 
@@ -107,48 +111,4 @@ func firstMount(process int) string {
 		return ""
 	}
 	return id
-}
-
-// receive reads a packet, its descriptors, and who sent it.
-func receive(raw syscall.RawConn) (packet []byte, files []*os.File, sender int32, err error) {
-	rights := make([]byte, unix.CmsgSpace(4*maxFiles)+unix.CmsgSpace(unix.SizeofUcred))
-	var used, flags int
-	var failure error
-	err = raw.Read(func(fd uintptr) bool {
-		size := 0 // so that who sends nothing costs nothing
-		if size, _, failure = unix.Recvfrom(int(fd), nil, unix.MSG_PEEK|unix.MSG_TRUNC|unix.MSG_DONTWAIT); failure == nil {
-			packet = make([]byte, min(size, client.MaxRequest+1))
-			size, used, flags, _, failure = unix.Recvmsg(int(fd), packet, rights, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
-			packet = packet[:max(size, 0)]
-		}
-		return failure != unix.EAGAIN
-	})
-	if err = errors.Join(err, failure); err != nil {
-		return nil, nil, 0, err
-	}
-	messages, err := unix.ParseSocketControlMessage(rights[:used])
-	for _, m := range messages {
-		if fds, err := unix.ParseUnixRights(&m); err == nil {
-			for _, fd := range fds {
-				_ = unix.SetNonblock(fd, true) // what has no such flag fails when it is read or written
-				files = append(files, os.NewFile(uintptr(fd), "client's"))
-			}
-		} else if who, err := unix.ParseUnixCredentials(&m); err == nil {
-			sender = who.Pid
-		}
-	}
-	if err == nil && (flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || len(files) > maxFiles) {
-		err = fmt.Errorf("a request of more than %d bytes or %d descriptors", client.MaxRequest, maxFiles)
-	}
-	if err != nil {
-		closeAll(files)
-		return nil, nil, 0, err
-	}
-	return packet, files, sender, nil
-}
-
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close()
-	}
 }

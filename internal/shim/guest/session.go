@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/guestlink"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/shim/client"
 )
 
@@ -68,28 +69,25 @@ func (n *session) begin(stream *guestlink.Stream) {
 // copyInput copies standard input to the guest.
 func (n *session) copyInput(stream *guestlink.Stream) {
 	defer stream.CloseStdin()
-	raw, err := n.files[guestlink.Stdin].SyscallConn()
-	for err == nil {
+	for {
 		var buf []byte
-		var count int
-		var failure error
-		err = raw.Read(func(fd uintptr) bool {
+		count := 0
+		err := shimproto.Read(n.files[guestlink.Stdin], func(fd int) (err error) {
 			buf, _ = buffers.Get().([]byte)
-			if count, failure = unix.Read(int(fd), buf); !errors.Is(failure, unix.EAGAIN) {
-				return true
+			if count, err = unix.Read(fd, buf); err != nil {
+				buffers.Put(buf) //nolint:staticcheck // a slice's header is small change
 			}
-			buffers.Put(buf) //nolint:staticcheck // a slice's header is small change
-			return false
+			return err
 		})
 		if err != nil {
 			return
 		}
 		n.touch()
-		if err = failure; count > 0 {
+		if count > 0 {
 			err = stream.Write(guestlink.Stdin, buf[:count])
 		}
 		buffers.Put(buf) //nolint:staticcheck // likewise
-		if count <= 0 {
+		if count == 0 || err != nil {
 			return
 		}
 	}
@@ -153,7 +151,7 @@ func (n *session) end(code int, message string) {
 		if stream := n.joined(); stream != nil {
 			stream.Reset()
 		}
-		closeAll(n.files)
+		shimproto.CloseAll(n.files)
 		n.sessions.leave(n)
 		_ = n.conn.SetDeadline(time.Now().Add(endTimeout)) // the client hangs up as soon as it has read this
 		_, _ = n.conn.Write(client.Answer(code, message))

@@ -1,13 +1,15 @@
 package socket
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
 const (
@@ -43,26 +45,21 @@ func serve(address unix.Sockaddr, handle func(*os.File)) error {
 	file := os.NewFile(uintptr(fd), name)
 	defer file.Close()
 	// Connections of the container's run before linger on the port.
-	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, address), unix.Listen(fd, backlog))
+	err = cmp.Or(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.Bind(fd, address), unix.Listen(fd, backlog))
 	if errors.Is(err, unix.EADDRINUSE) {
 		return fmt.Errorf("listening on %s: another process of this pod does", name)
 	}
-	var raw syscall.RawConn
-	if err == nil {
-		raw, err = file.SyscallConn()
-	}
 	for err == nil {
 		var conn int
-		var failure error
-		err = raw.Read(func(fd uintptr) bool {
-			conn, _, failure = unix.Accept4(int(fd), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
-			return !errors.Is(failure, unix.EAGAIN)
+		err = shimproto.Read(file, func(fd int) (err error) {
+			conn, _, err = unix.Accept4(fd, unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			return err
 		})
 		switch {
-		case err == nil && failure == nil:
+		case err == nil:
 			handle(os.NewFile(uintptr(conn), "connection"))
-		case failure != unix.EINTR && failure != unix.ECONNABORTED:
-			err = errors.Join(err, failure)
+		case errors.Is(err, unix.ECONNABORTED):
+			err = nil
 		}
 	}
 	return fmt.Errorf("listening on %s: %w", name, err)
