@@ -1,5 +1,4 @@
-// Command berth-guest is Berth's program in a guest: it runs what kubectl exec
-// asks for, and tells the guest's exit code.
+// Command berth-guest is Berth's program in a guest: it runs what kubectl exec asks for, and tells the guest's exit code.
 package main
 
 import (

@@ -1,12 +1,10 @@
-// A berth says how many processors its shim uses, so nothing is to watch the
-// cgroup for that.
+// A berth says how many processors its shim uses, so nothing is to watch the cgroup for that.
 
 //go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
 
-// Command berth-shim is PID 1 of a berth's container, and its startup probe. It is
-// also what kubectl exec and probes run beside it: called by another name than its
-// own, it runs that name in the guest.
+// Command berth-shim is PID 1 of a berth's container, and its startup probe. It is also what kubectl exec and probes run
+// beside it: called by another name than its own, it runs that name in the guest.
 package main
 
 import (

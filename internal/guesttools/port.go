@@ -1,6 +1,7 @@
 package guesttools
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -60,10 +61,7 @@ type port struct {
 
 func newPort(file *os.File) (*port, error) {
 	p := &port{File: file, begins: make(chan struct{})}
-	err := unix.Pipe2(p.spliced[:], unix.O_CLOEXEC)
-	if err == nil {
-		err = unix.Pipe2(p.framed[:], unix.O_CLOEXEC)
-	}
+	err := cmp.Or(unix.Pipe2(p.spliced[:], unix.O_CLOEXEC), unix.Pipe2(p.framed[:], unix.O_CLOEXEC))
 	if err == nil {
 		_, err = unix.FcntlInt(uintptr(p.framed[0]), unix.F_SETPIPE_SZ, spliceSize)
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"path/filepath"
@@ -32,12 +31,10 @@ type process struct {
 	begun   chan struct{} // what it has is there, or never will be
 	hangUp  chan struct{} // nobody is at the other end any more
 
-	mu       sync.Mutex
-	size     guestlink.Size
-	terminal *os.File // its master
-	stdin    *os.File
-	outputs  [3]*os.File // by channel
-	pid      int         // 0: not started, or reaped
+	mu    sync.Mutex
+	size  guestlink.Size
+	files [3]*os.File // our ends of its pipes, by channel; of a terminal the master, for Stdin and Stdout
+	pid   int         // 0: not started, or reaped
 }
 
 // accept starts a stream's command.
@@ -51,7 +48,7 @@ func (p *process) run() {
 	err := p.start()
 	close(p.begun)
 	if err != nil {
-		closeAll(append(p.outputs[:], p.stdin))
+		closeAll(p.files[:])
 		code := byte(126)
 		if errors.As(err, &notFound{}) {
 			code = 127
@@ -64,8 +61,8 @@ func (p *process) run() {
 		p.stream.Exit(0)
 	}
 	var outputs sync.WaitGroup
-	for channel, f := range p.outputs {
-		if f != nil {
+	for _, channel := range []int{guestlink.Stdout, guestlink.Stderr} {
+		if f := p.files[channel]; f != nil {
 			outputs.Go(func() { p.copy(channel, f) })
 		}
 	}
@@ -75,10 +72,10 @@ func (p *process) run() {
 		}
 		close(ended)
 		late := time.Now()
-		if p.terminal != nil {
+		if p.command.Terminal {
 			late = late.Add(lastWords)
 		}
-		for _, f := range p.outputs {
+		for _, f := range p.files {
 			_ = f.SetReadDeadline(late) // a process that it left behind may hold them open
 		}
 		outputs.Wait()
@@ -91,7 +88,7 @@ func (p *process) run() {
 		<-said
 	}
 	p.mu.Lock()
-	closeAll(append(p.outputs[:], p.stdin))
+	closeAll(p.files[:])
 	code := p.reap()
 	p.mu.Unlock() // the link calls with its lock held, and is not to be called with this one
 	if !p.command.Detached {
@@ -109,11 +106,10 @@ func (p *process) start() error {
 	defer closeAll(theirs)
 	switch {
 	case p.command.Detached:
-		for i := range theirs {
-			if theirs[i], err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
-				return err
-			}
+		if theirs[0], err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+			return err
 		}
+		theirs[1], theirs[2] = theirs[0], theirs[0]
 	case p.command.Terminal:
 		if theirs[0], err = p.openTerminal(image.user); err != nil {
 			return fmt.Errorf("making a terminal in the guest: %w; is /dev/pts mounted there?", err)
@@ -125,8 +121,8 @@ func (p *process) start() error {
 			if err != nil {
 				return fmt.Errorf("making pipes in the guest: %w", err)
 			}
-			if theirs[i], p.outputs[i] = w, r; i == guestlink.Stdin {
-				theirs[i], p.outputs[i], p.stdin = r, nil, w
+			if theirs[i], p.files[i] = w, r; i == guestlink.Stdin {
+				theirs[i], p.files[i] = r, w
 				continue
 			}
 			_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeSize) // else it has the kernel's size
@@ -153,7 +149,7 @@ func (p *process) openTerminal(u user) (slave *os.File, err error) {
 	master := os.NewFile(uintptr(fd), "terminal")
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.terminal, p.stdin, p.outputs[guestlink.Stdout] = master, master, master
+	p.files[guestlink.Stdin], p.files[guestlink.Stdout] = master, master
 	p.resize()
 	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 		return nil, err
@@ -173,7 +169,7 @@ func (p *process) copy(channel int, f *os.File) {
 		return
 	}
 	move := func(fd, most int) (int, error) { return p.stream.Splice(channel, fd, most) }
-	if p.terminal != nil {
+	if p.command.Terminal {
 		buf := make([]byte, terminalSize)
 		move = func(fd, most int) (int, error) {
 			n, err := unix.Read(fd, buf[:min(most, len(buf))])
@@ -204,16 +200,12 @@ func (p *process) copy(channel int, f *os.File) {
 // Take writes stdin.
 func (p *process) Take(_ int, b []byte) error {
 	<-p.begun
-	switch {
-	case p.stdin == nil:
-		return io.ErrClosedPipe
-	case b != nil:
-		_, err := p.stdin.Write(b)
-		return err
-	case p.terminal == nil:
-		return p.stdin.Close()
+	stdin := p.files[guestlink.Stdin]
+	if b == nil && !p.command.Terminal {
+		return stdin.Close()
 	}
-	return nil
+	_, err := stdin.Write(b) // which fails if it is none
+	return err
 }
 
 // Resize sets the size of the terminal, whose foreground processes hear of it.
@@ -225,10 +217,10 @@ func (p *process) Resize(size guestlink.Size) {
 }
 
 func (p *process) resize() {
-	if p.terminal == nil || p.size == (guestlink.Size{}) {
+	if !p.command.Terminal || p.size == (guestlink.Size{}) {
 		return
 	}
-	if raw, err := p.terminal.SyscallConn(); err == nil {
+	if raw, err := p.files[guestlink.Stdin].SyscallConn(); err == nil { // else it is not made yet
 		_ = raw.Control(func(fd uintptr) {
 			_ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: p.size.Rows, Col: p.size.Columns})
 		})
@@ -255,8 +247,8 @@ func (p *process) Ended(int, error) { close(p.hangUp) }
 func (p *process) end(ended <-chan struct{}) {
 	p.kill(unix.SIGHUP)
 	p.kill(unix.SIGCONT)
-	if p.terminal != nil {
-		_ = p.terminal.Close()
+	if p.command.Terminal {
+		_ = p.files[guestlink.Stdin].Close()
 	}
 	grace := time.After(hangUpGrace)
 	select {

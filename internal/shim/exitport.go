@@ -2,7 +2,6 @@ package shim
 
 import (
 	"cmp"
-	"os"
 	"strings"
 	"sync/atomic"
 
@@ -14,26 +13,14 @@ type exitPort struct {
 	line []byte       // that is being written, and no more than one byte too much of it
 	last string       // whole line before it
 	said atomic.Value // what text returns
+	note func()       // has Run look at it
 }
 
 // tooLong follows what is kept of a line that is longer than it may be, so that it is taken for nothing else.
 const tooLong = "..."
 
-// follow reads until QEMU closes its end, as fast as the guest writes, and calls note after each piece.
-func (e *exitPort) follow(port *os.File, note func()) {
-	buf := make([]byte, 512)
-	for {
-		n, err := port.Read(buf)
-		e.put(buf[:n])
-		if err != nil {
-			_ = port.Close()
-			return
-		}
-		note()
-	}
-}
-
-func (e *exitPort) put(data []byte) {
+// Write takes what the guest wrote. It never fails.
+func (e *exitPort) Write(data []byte) (int, error) {
 	for _, b := range data {
 		switch {
 		case b == '\n':
@@ -44,6 +31,8 @@ func (e *exitPort) put(data []byte) {
 		}
 	}
 	e.said.Store(cmp.Or(e.current(), e.last))
+	e.note()
+	return len(data), nil
 }
 
 // current is the line that is being written, in printable ASCII.

@@ -29,9 +29,9 @@ func TestTheLastLineOfTheExitPortCounts(t *testing.T) {
 		"much, and no line":    {[]string{strings.Repeat("0", 1<<20), "3"}, strings.Repeat("0", 61) + "..."},
 		"spaces and much more": {[]string{strings.Repeat(" ", 1<<20), "3\n"}, "..."},
 	} {
-		var e exitPort
+		e := exitPort{note: func() {}}
 		for _, text := range c.written {
-			e.put([]byte(text))
+			_, _ = e.Write([]byte(text))
 		}
 		if got := e.text(); got != c.want {
 			t.Errorf("%s: %q, want %q", name, got, c.want)
@@ -43,16 +43,16 @@ func FuzzExitPort(f *testing.F) {
 	f.Add([]byte("3\n"), []byte(" \xff\n4"))
 	f.Add([]byte(strings.Repeat("x", 70)), []byte("\r\n255\n"))
 	f.Fuzz(func(t *testing.T, one, two []byte) {
-		var e exitPort
-		e.put(one)
-		e.put(two)
+		e := exitPort{note: func() {}}
+		_, _ = e.Write(one)
+		_, _ = e.Write(two)
 		text := e.text()
 		odd := func(r rune) bool { return r < ' ' || r > '~' }
 		if len(text) > shimproto.MaxExitText || strings.IndexFunc(text, odd) >= 0 {
 			t.Errorf("%q and %q became %q", one, two, text)
 		}
-		var whole exitPort
-		if whole.put(append(one, two...)); whole.text() != text {
+		whole := exitPort{note: func() {}}
+		if _, _ = whole.Write(append(one, two...)); whole.text() != text {
 			t.Errorf("%q and %q became %q in pieces, %q at once", one, two, text, whole.text())
 		}
 	})

@@ -13,7 +13,7 @@ import (
 	"github.com/berth-dev/berth/internal/shim/console"
 	"github.com/berth-dev/berth/internal/shim/dhcp"
 	"github.com/berth-dev/berth/internal/shim/guest"
-	"github.com/berth-dev/berth/internal/shim/screen"
+	"github.com/berth-dev/berth/internal/shim/socket"
 )
 
 // flushTimeout bounds how long the end waits for somebody to read the console's rest.
@@ -22,6 +22,9 @@ const flushTimeout = 2 * time.Second
 // noteInterval is the least time between two States for what the guest and its users cause: they choose how often that
 // is, and an agent takes only so many.
 const noteInterval = time.Second
+
+// exitPiece is how much of what a guest writes to its exit port is read at once, in bytes.
+const exitPiece = 512
 
 // memoryLimit is what the garbage collector keeps the shim's memory to, in bytes, program text apart. 32 commands whose
 // readers are stuck need 10 MiB.
@@ -49,34 +52,28 @@ type shim struct {
 	sessions *guest.Sessions
 	exitPort exitPort
 	ports    int           // that are open: the console, and the exit port
-	closed   chan struct{} // one has been closed
+	todo     chan func()   // what Run's goroutine is to do
 	notes    chan struct{} // of size one: something is to be noted
 	state    shimproto.State
 	phase    shimproto.Phase // empty before the guest has started
 	exit     *shimproto.Exit
 }
 
-// received is one message with its descriptors.
-type received struct {
-	message shimproto.Message
-	files   []*os.File
-}
-
 // Run stands for a guest until the agent says how it ended, and returns the
 // exit code for that. A SIGTERM is only reported: the agent ends the guest.
 func Run(o Options) (int, error) {
 	debug.SetMemoryLimit(memoryLimit)
-	// First of all, and before there is a socket: a PID 1 that nobody tells of a
-	// SIGTERM cannot end its guest. The others would end the shim, but SIGCHLD:
-	// the kernel reaps children whose parent ignores it.
+	// First of all, and before there is a socket: a PID 1 that nobody tells of a SIGTERM cannot end its guest. The others
+	// would end the shim, but SIGCHLD: the kernel reaps children whose parent ignores it.
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM)
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
 
 	s := &shim{
 		Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds},
-		closed: make(chan struct{}), notes: make(chan struct{}, 1),
+		todo: make(chan func()), notes: make(chan struct{}, 1),
 	}
+	s.exitPort.note = s.note
 	name, err := os.Hostname()
 	if err != nil {
 		return 1, fmt.Errorf("reading the host's name: %w", err)
@@ -99,18 +96,15 @@ func Run(o Options) (int, error) {
 		return 1, err
 	}
 	go s.sessions.Serve()
-	messages, notes, due := make(chan received), s.notes, time.NewTimer(0)
+	notes, due := s.notes, time.NewTimer(0)
 	go s.conn.Receive(
-		func(m shimproto.Message, files []*os.File) { messages <- received{m, files} },
+		func(m shimproto.Message, files []*os.File) { s.todo <- func() { s.receive(m, files) } },
 		func(err error) { s.logf("ignored a message of the agent: %v", err) },
 	)
 	for s.exit == nil {
 		select {
-		case m := <-messages:
-			s.receive(m)
-		case <-s.closed:
-			s.ports--
-			s.state.ConsoleClosed = s.ports == 0
+		case do := <-s.todo:
+			do()
 		case <-notes:
 			notes = nil // until it is due again
 			due.Reset(noteInterval)
@@ -143,10 +137,10 @@ func (s *shim) note() {
 }
 
 // receive acts on one message. Whatever it is, State answers it.
-func (s *shim) receive(r received) {
-	switch m := r.message.(type) {
+func (s *shim) receive(m shimproto.Message, files []*os.File) {
+	switch m := m.(type) {
 	case shimproto.HandOver:
-		s.handOver(m, r.files)
+		s.handOver(m, files)
 	case shimproto.Running:
 		s.phase = m.Phase
 		s.sessions.Running(m.Phase == shimproto.PhasePaused)
@@ -164,9 +158,7 @@ func (s *shim) receive(r received) {
 		s.exit = &m
 	case shimproto.Hello, shimproto.State: // one asks for no more than the answer, the other is never sent to us
 	}
-	for _, f := range r.files {
-		_ = f.Close() // nil if it was taken
-	}
+	shimproto.CloseAll(files)
 }
 
 // handOver takes over the guest's devices, and out of files what they need.
@@ -200,7 +192,7 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 			s.ports++
 			go s.followExit(files[d.FD])
 		case shimproto.KindDisplay:
-			go screen.Serve(files[d.FD], s.logf)
+			go s.serveScreen(files[d.FD])
 		default:
 			s.logf("skipped device %s %s: this shim does not support the kind", d.Kind, d.Name)
 			continue
@@ -209,10 +201,17 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 	}
 }
 
-func (s *shim) portClosed() { s.closed <- struct{}{} }
+func (s *shim) portClosed() {
+	s.todo <- func() {
+		s.ports--
+		s.state.ConsoleClosed = s.ports == 0
+	}
+}
 
+// followExit reads until QEMU closes its end, as fast as the guest writes.
 func (s *shim) followExit(port *os.File) {
-	s.exitPort.follow(port, s.note)
+	socket.Copy(&s.exitPort, port, exitPiece)
+	_ = port.Close()
 	s.portClosed()
 }
 

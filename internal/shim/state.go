@@ -7,9 +7,8 @@ import (
 	"time"
 )
 
-// The shim's state is its process name: an exec in the container sees it
-// without a socket or a file that somebody could replace. At most 15 bytes, the
-// kernel's limit.
+// The shim's state is its process name: an exec in the container sees it without a socket or a file that somebody could
+// replace. At most 15 bytes, the kernel's limit.
 const (
 	stateWaiting = "shim:waiting" // no guest yet
 	stateRunning = "shim:running"

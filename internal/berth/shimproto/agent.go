@@ -39,10 +39,9 @@ type Agent struct {
 	minor  atomic.Int64 // which the shim speaks, as its last State says
 }
 
-// Take copies the agent's end out of the shim behind pidfd. The caller has
-// proven by facts of the host whose process that is; Take only proves that the
-// descriptor is what it should be. It returns ErrAbsent when there is none, and
-// ErrBroken for anything else: who does so is not to be asked often.
+// Take copies the agent's end out of the shim behind pidfd. The caller has proven by facts of the host whose process that
+// is; Take only proves that the descriptor is what it should be. It returns ErrAbsent when there is none, and ErrBroken for
+// anything else: who does so is not to be asked often.
 func Take(pidfd int) (*Agent, error) {
 	fd, err := unix.PidfdGetfd(pidfd, AgentFD, 0) // close-on-exec by itself
 	switch {
@@ -75,10 +74,9 @@ func check(fd int) error {
 	return nil
 }
 
-// Send sends one message, in the minor version that the shim has said it speaks,
-// with copies of files in the order that its type tells, at most MaxDescriptors.
-// It never waits: a tenant can be the shim, and its socket is full when it wants
-// it to be. Then Send fails with ErrFull. It may be called from several goroutines.
+// Send sends one message, in the minor version that the shim has said it speaks, with copies of files in the order that its
+// type tells, at most MaxDescriptors. It never waits: a tenant can be the shim, and its socket is full when it wants it to
+// be. Then Send fails with ErrFull. It may be called from several goroutines.
 func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 	if len(files) > MaxDescriptors {
 		return fmt.Errorf("sending %T: %d descriptors are more than %d", m, len(files), MaxDescriptors)

@@ -87,11 +87,9 @@ func ParseTerminationMessage(text string) (reason, message string) {
 	return reason, message
 }
 
-// State is all that the shim knows. Its fields only ever go from zero to a
-// value, and counts only grow, so that an outdated State that still waits in the
-// socket misleads nobody; GuestTools and ExitText follow the guest, and the newest
-// State that comes has the newest of them. What the shim speaks and takes is the
-// same in all of them.
+// State is all that the shim knows. Its fields only ever go from zero to a value, and counts only grow, so that an outdated
+// State that still waits in the socket misleads nobody; GuestTools and ExitText follow the guest, and the newest State that
+// comes has the newest of them. What the shim speaks and takes is the same in all of them.
 type State struct {
 	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds.
 	Minor int `json:"minor,omitempty"`

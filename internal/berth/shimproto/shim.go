@@ -62,9 +62,8 @@ func (s *Shim) send() {
 	}
 }
 
-// Receive calls handle with each message and the descriptors that came with it,
-// which are handle's to close, and complain with why a message was left out. It
-// never returns: without its socket the shim would be lost, and its guest with it.
+// Receive calls handle with each message and the descriptors that came with it, which are handle's to close, and complain
+// with why a message was left out. It never returns: without its socket the shim would be lost, and its guest with it.
 func (s *Shim) Receive(handle func(Message, []*os.File), complain func(error)) {
 	data, rights := make([]byte, MaxMessage+1), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
 	for {

@@ -2,6 +2,7 @@ package tarball
 
 import (
 	"archive/tar"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -101,27 +102,21 @@ func (c *call) create(stdout io.Writer) {
 }
 
 // describe makes the header of what is at a path. Its name is relative, as tar's are.
-func describe(path string) (*tar.Header, error) {
-	info, err := os.Lstat(path)
+func describe(file string) (*tar.Header, error) {
+	info, err := os.Lstat(file)
 	if err != nil {
 		return nil, err
 	}
 	if t := info.Mode().Type(); t != 0 && t != fs.ModeDir && t != fs.ModeSymlink {
 		return nil, fmt.Errorf("it is no file, directory or link, but %v", info.Mode())
 	}
-	target, _ := os.Readlink(path) // of a link
+	target, _ := os.Readlink(file) // of a link
 	header, err := tar.FileInfoHeader(info, target)
 	if err != nil {
 		return nil, err
 	}
 	header.ModTime = header.ModTime.Truncate(time.Second) // it would be rounded
-	header.Name = strings.TrimLeft(path, "/")
-	for strings.HasPrefix(header.Name+"/", "../") {
-		header.Name = strings.TrimLeft(header.Name[len(".."):], "/")
-	}
-	if header.Name == "" {
-		header.Name = "."
-	}
+	header.Name = cmp.Or(strings.TrimPrefix(path.Clean("/"+file), "/"), ".")
 	if info.IsDir() {
 		header.Name += "/"
 	}

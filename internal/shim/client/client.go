@@ -1,13 +1,17 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/guestlink"
+	"github.com/berth-dev/berth/internal/shim/console"
 )
 
 // maxAnswer is the size of the longest answer, in bytes.
@@ -28,20 +32,19 @@ func (r Request) run() (code int, message string) {
 	if err != nil {
 		return CodeRefused, err.Error()
 	}
-	var stdio []int
+	var rights []byte
+	var signals chan os.Signal // of a terminal
+	restore := func() {}
 	if r.Kind <= Liveness && !r.Detached {
-		stdio = []int{0, 1, 2}
-	}
-	blocking := areBlocking(stdio)
-	t := openTerminal(len(stdio) > 0)
-	restore := func() {
-		t.restore()
-		blocking.restore()
+		rights = unix.UnixRights(0, 1, 2)
+		r.Terminal, restore = prepare()
 	}
 	defer restore()
-	if r.Terminal = t != nil; r.Terminal {
-		r.Size = t.size()
-		r.Env = append([]string{"TERM=" + terminalType()}, r.Env...)
+	if r.Terminal {
+		signals = make(chan os.Signal, 1)
+		signal.Notify(signals, unix.SIGWINCH, unix.SIGHUP, unix.SIGINT, unix.SIGTERM)
+		r.Size = awaitSize()
+		r.Env = append([]string{"TERM=" + cmp.Or(os.Getenv("TERM"), "xterm")}, r.Env...)
 	}
 	packet, err := r.encode()
 	switch {
@@ -50,14 +53,12 @@ func (r Request) run() (code int, message string) {
 	case err != nil:
 		return CodeUsage, err.Error()
 	}
-	var rights []byte
-	if len(stdio) > 0 {
-		rights = unix.UnixRights(stdio...)
-	}
 	if err := unix.Sendmsg(conn, packet, rights, nil, unix.MSG_NOSIGNAL); err != nil {
 		return CodeRefused, "asking the shim: " + err.Error()
 	}
-	go t.follow(func(size guestlink.Size) { _ = unix.Send(conn, encodeSize(size), unix.MSG_NOSIGNAL) }, restore)
+	if r.Terminal {
+		go follow(signals, conn, restore)
+	}
 	answer, err := receive(conn)
 	if err != nil || len(answer) < 2 {
 		return CodeLost, "the shim has ended, and the guest with it"
@@ -105,21 +106,54 @@ func receive(conn int) ([]byte, error) {
 	}
 }
 
-// blocking are descriptors that block. The shim makes them non-blocking, for everybody who has them.
-type blocking []int
+// sizeTimeout bounds the wait for a terminal's size: a runtime tells it just after the start.
+const sizeTimeout = 200 * time.Millisecond
 
-func areBlocking(fds []int) (list blocking) {
-	for _, fd := range fds {
+// prepare makes standard input raw if it is a terminal: the guest's own terminal is the one that echoes, and makes signals
+// of keys. restore is for the end, when the shim, which makes what it is passed non-blocking for everybody who has it, has
+// closed its copies: a shell, say, may go on with the same terminal.
+func prepare() (isTerminal bool, restore func()) {
+	var blocking []int
+	for fd := range 3 {
 		if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err == nil && flags&unix.O_NONBLOCK == 0 {
-			list = append(list, fd)
+			blocking = append(blocking, fd)
 		}
 	}
-	return list
+	before, err := console.MakeRaw(os.Stdin)
+	isTerminal = before != nil && err == nil
+	return isTerminal, func() {
+		if isTerminal {
+			_ = unix.IoctlSetTermios(0, unix.TCSETS, before)
+		}
+		for _, fd := range blocking {
+			_ = unix.SetNonblock(fd, false)
+		}
+	}
 }
 
-// restore is for the end, when the shim has closed its copies: a shell, say, may go on with the same terminal.
-func (b blocking) restore() {
-	for _, fd := range b {
-		_ = unix.SetNonblock(fd, false)
+// awaitSize waits a little for a size of the terminal that is not 0.
+func awaitSize() guestlink.Size {
+	for late := time.Now().Add(sizeTimeout); ; time.Sleep(sizeTimeout / 20) {
+		if size := windowSize(); size.Rows > 0 && size.Columns > 0 || !time.Now().Before(late) {
+			return size
+		}
 	}
+}
+
+// follow tells the shim each size that the terminal comes to have. At a signal that ends the process it calls restore.
+func follow(signals <-chan os.Signal, conn int, restore func()) {
+	for s := os.Signal(unix.SIGWINCH); ; s = <-signals { // it may have changed since it was told
+		if s != unix.SIGWINCH {
+			restore()
+			os.Exit(CodeLost)
+		}
+		_ = unix.Send(conn, encodeSize(windowSize()), unix.MSG_NOSIGNAL)
+	}
+}
+
+func windowSize() (size guestlink.Size) {
+	if w, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ); err == nil {
+		size = guestlink.Size{Rows: w.Row, Columns: w.Col}
+	}
+	return size
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/berth-dev/berth/internal/shim/socket"
 )
 
 const (
@@ -15,14 +17,11 @@ const (
 // Console is one guest's console. Its methods are for one goroutine, but for what Attach says.
 type Console struct {
 	stdin, stdout *os.File
-	qemu          *os.File
-	ring          *ring
-	closed        chan struct{}
+	ring          *ring // nil before Attach
 }
 
-// New makes a console of the container's stdin and stdout. If stdin is a
-// terminal it becomes raw: what an attached user types reaches the guest as it
-// is, control characters too, and comes back only if the guest echoes it.
+// New makes a console of the container's stdin and stdout. If stdin is a terminal it becomes raw: what an attached user
+// types reaches the guest as it is, control characters too, and comes back only if the guest echoes it.
 func New(stdin, stdout *os.File) (*Console, error) {
 	if _, err := MakeRaw(stdin); err != nil {
 		return nil, fmt.Errorf("making the terminal raw: %w", err)
@@ -30,48 +29,33 @@ func New(stdin, stdout *os.File) (*Console, error) {
 	return &Console{stdin: stdin, stdout: stdout}, nil
 }
 
-// Attach starts to copy both ways, and owns qemu, a stream socket that must be
-// non-blocking, from now on. It calls closed, on a goroutine of its own, once
-// QEMU has closed its end. It may be called once.
+// Attach starts to copy both ways, and owns qemu, a stream socket that must be non-blocking, from now on. It calls closed,
+// on a goroutine of its own, once QEMU has closed its end. It may be called once.
 func (c *Console) Attach(qemu *os.File, closed func()) {
-	c.qemu, c.ring, c.closed = qemu, newRing(ringSize), make(chan struct{})
+	c.ring = newRing(ringSize)
 	go c.copyOutput()
 	go func() {
-		c.fillRing()
+		socket.Copy(c.ring, qemu, outputSize)
+		c.ring.close()
 		closed()
 	}()
-	go c.copyInput()
+	go socket.Copy(qemu, c.stdin, inputSize) // a guest that reads nothing holds up only who types
 }
 
 // Flush waits until QEMU has closed its end and all that it wrote is on stdout,
 // but not longer than timeout: nobody may be reading.
 func (c *Console) Flush(timeout time.Duration) {
-	if c.qemu == nil {
+	if c.ring == nil {
 		return
 	}
 	written := make(chan struct{})
 	go func() {
-		<-c.closed
 		c.ring.drained()
 		close(written)
 	}()
 	select {
 	case <-written:
 	case <-time.After(timeout):
-	}
-}
-
-// fillRing moves what QEMU writes into the ring until QEMU closes its end.
-func (c *Console) fillRing() {
-	defer close(c.closed)
-	buf := make([]byte, outputSize)
-	for {
-		n, err := c.qemu.Read(buf)
-		c.ring.put(buf[:n])
-		if err != nil { // the end, or a reset by a QEMU that was killed
-			c.ring.close()
-			return
-		}
 	}
 }
 
@@ -84,20 +68,5 @@ func (c *Console) copyOutput() {
 			return
 		}
 		_, _ = c.stdout.Write(data) // if nobody can read it any more, the guest is not to wait for that
-	}
-}
-
-// copyInput moves stdin to QEMU until either ends. A guest that reads nothing holds
-// up only who types.
-func (c *Console) copyInput() {
-	buf := make([]byte, inputSize)
-	for {
-		n, err := c.stdin.Read(buf)
-		if err != nil {
-			return
-		}
-		if _, err := c.qemu.Write(buf[:n]); err != nil {
-			return
-		}
 	}
 }

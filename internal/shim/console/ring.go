@@ -23,20 +23,19 @@ func newRing(size int) *ring {
 	return r
 }
 
-// put adds data, which is at most as long as the ring is large.
-func (r *ring) put(data []byte) {
+// Write adds data, which is at most as long as the ring is large. It never fails.
+func (r *ring) Write(data []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	over := max(0, r.data.Len()+len(data)-r.size)
 	r.data.Next(over)
 	r.dropped += over
-	r.data.Write(data)
 	r.changed.Broadcast()
+	return r.data.Write(data)
 }
 
-// take waits for bytes and moves them into buf; where some were dropped it
-// returns the mark instead. What it returned before counts as written now. It
-// returns nothing at the end.
+// take waits for bytes and moves them into buf; where some were dropped it returns the mark instead. What it returned before
+// counts as written now. It returns nothing at the end.
 func (r *ring) take(buf []byte) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,11 +62,11 @@ func (r *ring) close() {
 	r.changed.Broadcast()
 }
 
-// drained waits until all has been taken and written.
+// drained waits until the end, when all has been taken and written.
 func (r *ring) drained() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for r.data.Len() > 0 || r.taken {
+	for !r.ended || r.data.Len() > 0 || r.taken {
 		r.changed.Wait()
 	}
 }

@@ -34,7 +34,7 @@ func TestRing(t *testing.T) {
 	} {
 		r := newRing(8)
 		for _, p := range c.puts {
-			r.put([]byte(p))
+			_, _ = r.Write([]byte(p))
 		}
 		r.close()
 		if got := takeAll(r, 64); got != c.want {
@@ -51,7 +51,7 @@ func TestRingKeepsOrderWhileBothSidesMove(t *testing.T) {
 	for i := range 1000 {
 		text := strings.Repeat(string(rune('a'+i%26)), i%8)
 		want.WriteString(text)
-		r.put([]byte(text))
+		_, _ = r.Write([]byte(text))
 		for r.data.Len() > 0 {
 			got.Write(r.take(buf[:1+i%64]))
 		}
@@ -63,9 +63,9 @@ func TestRingKeepsOrderWhileBothSidesMove(t *testing.T) {
 
 func TestRingDropsOnlyWhatWasNotTaken(t *testing.T) {
 	r := newRing(4)
-	r.put([]byte("abcd"))
+	_, _ = r.Write([]byte("abcd"))
 	first := string(r.take(make([]byte, 2)))
-	r.put([]byte("efgh"))
+	_, _ = r.Write([]byte("efgh"))
 	r.close()
 	rest := takeAll(r, 64)
 	if want := "\r\n[berth: 2 bytes of console dropped]\r\nefgh"; first != "ab" || rest != want {

@@ -73,7 +73,8 @@ func (a ask) message() []byte {
 		r.add(optMaxSize, binary.BigEndian.AppendUint16(nil, a.maxSize)...)
 	}
 	r.add(optClientID, []byte(a.clientID)...)
-	return r.bytes()
+	r.end()
+	return r.data
 }
 
 // outcome is what a client makes of a reply.
@@ -85,12 +86,12 @@ type outcome struct {
 	clientID string
 }
 
-func read(t *testing.T, reply answer) (outcome, map[byte][]byte) {
+func read(t *testing.T, reply *reply) (outcome, map[byte][]byte) {
 	t.Helper()
-	data := reply.data
-	if data == nil {
+	if reply == nil {
 		return outcome{}, nil
 	}
+	data := reply.data
 	if len(data) < 300 || string(data[4:8]) != "xid!" || data[0] != bootReply {
 		t.Errorf("odd reply % x", data)
 	}
@@ -282,7 +283,7 @@ func FuzzAnswer(f *testing.F) {
 	s := testServer()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := bytes.Clone(data)
-		if a := s.answer(data); len(a.data)+ipLen+udpLen > s.lease.MTU && a.data != nil {
+		if a := s.answer(data); a != nil && len(a.data)+ipLen+udpLen > s.lease.MTU {
 			t.Errorf("%d bytes answer %x", len(a.data), data)
 		}
 		if !bytes.Equal(data, before) {

@@ -107,12 +107,14 @@ func parse(data []byte) (q query, ok bool) {
 // reply is a message in the making.
 type reply struct {
 	data  []byte
-	limit int // of data, with the end option
+	limit int        // of the datagram, in bytes
+	to    netip.Addr // where it goes
+	left  int        // how many search domains are left out, because of the limit
 }
 
 // reply begins the reply to q on a link whose datagrams have at most mtu bytes.
 func (q query) reply(kind byte, mtu int) *reply {
-	r := &reply{data: make([]byte, headerLen, minDatagram), limit: min(q.maxSize, mtu) - ipLen - udpLen}
+	r := &reply{data: make([]byte, headerLen, minDatagram), limit: min(q.maxSize, mtu)}
 	copy(r.data, q.header[:])
 	r.data[0], r.data[3] = bootReply, 0 // hops
 	clear(r.data[8:10])                 // secs
@@ -135,7 +137,7 @@ func (r *reply) add(code byte, value ...byte) {
 // fits: an option of so many bytes can be added, and the end after it.
 func (r *reply) fits(size int) bool {
 	parts := (size + maxOption - 1) / maxOption
-	return len(r.data)+2*parts+size+1 <= r.limit
+	return ipLen+udpLen+len(r.data)+2*parts+size+1 <= r.limit
 }
 
 func (r *reply) addUint32(code byte, value uint32) {
@@ -144,7 +146,8 @@ func (r *reply) addUint32(code byte, value uint32) {
 
 func (r *reply) addAddr(code byte, addr netip.Addr) { r.add(code, addr.AsSlice()...) }
 
-func (r *reply) bytes() []byte {
-	data := append(r.data, optEnd)
-	return append(data, make([]byte, max(0, minMessage-len(data)))...)
+// end makes the message whole.
+func (r *reply) end() {
+	r.data = append(r.data, optEnd)
+	r.data = append(r.data, make([]byte, max(0, minMessage-len(r.data)))...)
 }

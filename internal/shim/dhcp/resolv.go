@@ -42,18 +42,13 @@ func parseResolv(text string) (r resolver) {
 }
 
 func isDomain(name string) bool {
-	if len(name) > 253 {
-		return false
-	}
+	const letters = "-_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	for label := range strings.SplitSeq(name, ".") {
-		odd := func(c rune) bool {
-			return c != '-' && c != '_' && (c < '0' || c > '9') && (c < 'a' || c > 'z') && (c < 'A' || c > 'Z')
-		}
-		if label == "" || len(label) > 63 || strings.IndexFunc(label, odd) >= 0 {
+		if label == "" || len(label) > 63 || strings.Trim(label, letters) != "" {
 			return false
 		}
 	}
-	return true
+	return len(name) <= 253
 }
 
 // encodeSearch encodes names as RFC 3397 has it, each ending like an earlier one as RFC 1035 compresses it: as many, from

@@ -43,15 +43,15 @@ func Serve(client Client, lease shimproto.Lease, resolvConf string, logf func(fo
 		if err != nil {
 			return fmt.Errorf("reading the guest's DHCP requests: %w", err)
 		}
-		a := s.answerOrNone(request)
-		if a.data == nil {
+		r := s.answerOrNone(request)
+		if r == nil {
 			continue
 		}
-		client.send(a.data, a.to)
-		if a.left > told { // never often: a guest could fill the log
-			told = a.left
+		client.send(r.data, r.to)
+		if r.left > told { // never often: a guest could fill the log
+			told = r.left
 			logf("the guest's DHCP client takes replies of %d bytes: the last %d of %d search domains are left out; what they complete needs its full name",
-				a.limit, a.left, len(s.dns.search))
+				r.limit, r.left, len(s.dns.search))
 		}
 	}
 }
@@ -61,36 +61,25 @@ type server struct {
 	dns   resolver
 }
 
-// answer is the answer to a request, and where it goes. Without data there is none.
-type answer struct {
-	data []byte
-	to   netip.Addr
-	// left is how many search domains are left out, because of the limit of a datagram in bytes.
-	left, limit int
-}
-
 // answerOrNone is answer, but a bug in it costs only the answer.
-func (s server) answerOrNone(request []byte) (a answer) {
+func (s server) answerOrNone(request []byte) (r *reply) {
 	defer func() {
 		if recover() != nil {
-			a = answer{}
+			r = nil
 		}
 	}()
 	return s.answer(request)
 }
 
-// answer returns what answers a client's request.
-func (s server) answer(request []byte) answer {
-	q, ok := parse(request)
-	if !ok || q.client != s.lease.MAC {
-		return answer{}
+// answer returns what answers a client's request, or nil.
+func (s server) answer(request []byte) (r *reply) {
+	if q, ok := parse(request); ok && q.client == s.lease.MAC {
+		if kind := s.decide(q); kind != 0 {
+			r = s.reply(q, kind)
+			r.end()
+		}
 	}
-	kind := s.decide(q)
-	if kind == 0 {
-		return answer{}
-	}
-	r, left := s.reply(q, kind)
-	return answer{r.bytes(), s.destination(q, kind), left, r.limit + ipLen + udpLen}
+	return r
 }
 
 // decide returns the type of the reply, 0 for none. RFC 2131, 4.3.
@@ -119,22 +108,18 @@ func (s server) decide(q query) byte {
 	}
 }
 
-// destination is where the reply to q goes. RFC 2131, 4.1.
-func (s server) destination(q query, kind byte) netip.Addr {
-	if kind == nak || q.broadcast && q.current.IsUnspecified() {
-		return everybody
-	}
-	return s.address()
-}
-
 // reply makes the reply. What a guest needs most comes first: an option that does not fit is left out, and of search
-// domains the last ones, as many as left says.
-func (s server) reply(q query, kind byte) (r *reply, left int) {
-	r = q.reply(kind, s.lease.MTU)
+// domains the last ones.
+func (s server) reply(q query, kind byte) *reply {
+	r := q.reply(kind, s.lease.MTU)
+	r.to = s.address()
+	if kind == nak || q.broadcast && q.current.IsUnspecified() { // RFC 2131, 4.1
+		r.to = everybody
+	}
 	r.addAddr(optServerID, s.lease.Router)
 	r.add(optClientID, q.clientID...) // RFC 6842
 	if kind == nak {
-		return r, 0
+		return r
 	}
 	if kind == ack {
 		copy(r.data[12:], q.current.AsSlice())
@@ -164,7 +149,8 @@ func (s server) reply(q query, kind byte) (r *reply, left int) {
 	if len(s.dns.search) > 0 {
 		r.add(optDomain, []byte(s.dns.search[0])...) // the first of the list, for clients that do not know of lists
 	}
-	return r, len(s.dns.search) - count
+	r.left = len(s.dns.search) - count
+	return r
 }
 
 func (s server) address() netip.Addr { return s.lease.Address.Addr() }

@@ -88,18 +88,13 @@ func look(fd int) (process int, peer *unix.Ucred, err error) {
 // isOurs: the process has the shim's own mount namespace. The namespaces themselves are hidden from a shim that Landlock
 // confines, as it may trace nobody; its list of mounts is not, and a mount is of one namespace, as its ID is of one mount.
 func isOurs(process int) bool {
-	self, err := unix.Open("/proc/self", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(self)
-	own, its := firstMount(self), firstMount(process)
-	return own != "" && own == its
+	own := firstMount(unix.AT_FDCWD, "/proc/self/mountinfo")
+	return own != "" && own == firstMount(process, "mountinfo")
 }
 
-// firstMount is the ID of the first mount that a process sees (proc_pid_mountinfo(5)), "" if it has ended.
-func firstMount(process int) string {
-	fd, err := unix.Openat(process, "mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+// firstMount is the ID of the first mount in a process's list (proc_pid_mountinfo(5)), "" if it has ended.
+func firstMount(dir int, path string) string {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return ""
 	}

@@ -24,17 +24,13 @@ type session struct {
 	active   atomic.Int64 // when something last moved, in nanoseconds
 	ended    chan struct{}
 	once     sync.Once
-
-	mu     sync.Mutex
-	stream *guestlink.Stream
+	stream   atomic.Pointer[guestlink.Stream] // nil before it has one
 }
 
 func (n *session) touch() { n.active.Store(time.Now().UnixNano()) }
 
 // silence is for how long nothing has moved.
-func (n *session) silence() time.Duration {
-	return time.Since(time.Unix(0, n.active.Load()))
-}
+func (n *session) silence() time.Duration { return time.Since(time.Unix(0, n.active.Load())) }
 
 func (n *session) isOver() bool {
 	select {
@@ -45,14 +41,12 @@ func (n *session) isOver() bool {
 	}
 }
 
-// begin joins the client with its stream.
-func (n *session) begin(stream *guestlink.Stream) {
-	n.mu.Lock()
-	n.stream = stream
-	n.mu.Unlock()
+// begin joins the client with its stream. It returns nil once the guest program has it, or the session has ended.
+func (n *session) begin(stream *guestlink.Stream) *answer {
+	n.stream.Store(stream)
 	if n.isOver() { // hung up while the stream was opened
 		stream.Reset()
-		return
+		return nil
 	}
 	if !n.request.Detached {
 		go n.copyInput(stream)
@@ -61,9 +55,9 @@ func (n *session) begin(stream *guestlink.Stream) {
 	case <-n.ended:
 	case <-stream.Heard():
 	case <-time.After(openTimeout):
-		refusal := n.sessions.noProgram()
-		n.end(refusal.code, refusal.message)
+		return n.sessions.noProgram()
 	}
+	return nil
 }
 
 // copyInput copies standard input to the guest.
@@ -97,17 +91,10 @@ func (n *session) copyInput(stream *guestlink.Stream) {
 var buffers = sync.Pool{New: func() any { return make([]byte, 16<<10) }}
 
 func (n *session) resize(size guestlink.Size) {
-	if stream := n.joined(); stream != nil {
+	if stream := n.stream.Load(); stream != nil {
 		n.touch()
 		stream.Resize(size)
 	}
-}
-
-// joined is the session's stream, or nil before it has one.
-func (n *session) joined() *guestlink.Stream {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.stream
 }
 
 // Take writes what the command has written. It blocks as long as the client's reader does.
@@ -115,7 +102,7 @@ func (n *session) Take(channel int, b []byte) error {
 	n.touch()
 	_, err := n.files[channel].Write(b)
 	n.touch()
-	if stream := n.joined(); stream != nil && errors.Is(err, unix.EPIPE) {
+	if stream := n.stream.Load(); stream != nil && errors.Is(err, unix.EPIPE) {
 		stream.Signal(byte(unix.SIGPIPE)) // as the kernel would
 	}
 	return err
@@ -127,6 +114,13 @@ func (*session) Resize(guestlink.Size) {}
 // Signal is the guest's side's alone.
 func (*session) Signal(int) {}
 
+// losses say why a command was hung up.
+var losses = map[error]string{
+	guestlink.ErrRestarted: "the guest rebooted, or its guest program was started again",
+	guestlink.ErrBroken:    "the guest broke the protocol",
+	guestlink.ErrReset:     "the guest program hung the command up",
+}
+
 // Ended is the end of the stream.
 func (n *session) Ended(code int, err error) {
 	switch {
@@ -134,12 +128,8 @@ func (n *session) Ended(code int, err error) {
 		n.end(code, "")
 	case errors.Is(err, guestlink.ErrClosed): // by QEMU, which has ended; why, the agent is to tell
 		time.AfterFunc(endTimeout, func() { n.end(client.CodeLost, "the guest has ended") })
-	case errors.Is(err, guestlink.ErrRestarted):
-		n.end(client.CodeLost, "the guest rebooted, or its guest program was started again")
-	case errors.Is(err, guestlink.ErrBroken):
-		n.end(client.CodeLost, "the guest broke the protocol")
 	default:
-		n.end(client.CodeLost, "the guest program hung the command up")
+		n.end(client.CodeLost, losses[err])
 	}
 }
 
@@ -148,7 +138,7 @@ func (n *session) Ended(code int, err error) {
 func (n *session) end(code int, message string) {
 	n.once.Do(func() {
 		close(n.ended)
-		if stream := n.joined(); stream != nil {
+		if stream := n.stream.Load(); stream != nil {
 			stream.Reset()
 		}
 		shimproto.CloseAll(n.files)

@@ -47,6 +47,7 @@ type Sessions struct {
 	logf    func(format string, args ...any)
 	link    guestlink.Link
 	clients chan struct{} // one for each, maxClients at most
+	told    sync.Once     // that a client was hung up on
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed, and another one made, when any of these changes
@@ -58,7 +59,6 @@ type Sessions struct {
 	direct   bool      // it boots a kernel directly
 	paused   bool
 	done     Facts // Resets and NMIs that are carried out
-	refused  bool  // one was logged
 	rest     *time.Timer
 }
 
@@ -138,7 +138,7 @@ func (s *Sessions) Facts() Facts {
 // End tells all clients that the guest has ended, and waits a little until they have said so.
 func (s *Sessions) End(message string) {
 	s.mu.Lock()
-	all := append([]*session{}, s.sessions...)
+	all := slices.Clone(s.sessions)
 	s.mu.Unlock()
 	for _, n := range all {
 		n.end(client.CodeLost, message)
@@ -192,12 +192,7 @@ func (s *Sessions) await(n *session, timeout time.Duration, is func() bool) bool
 func (s *Sessions) serve(conn *os.File) {
 	r, command, files, err := request(conn)
 	if err != nil {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if !s.refused {
-			s.refused = true
-			s.logf("hung up on a client, and will on others like it: %v", err)
-		}
+		s.told.Do(func() { s.logf("hung up on a client, and will on others like it: %v", err) })
 		return
 	}
 	n := &session{sessions: s, conn: conn, request: r, files: files, ended: make(chan struct{}), began: time.Now()}
@@ -231,14 +226,15 @@ func (s *Sessions) run(n *session, command []byte) {
 		refusal = s.ready(n)
 	}
 	if refusal == nil {
-		stream, err := s.link.Open(command, n)
-		if err == nil {
-			n.begin(stream)
-			return
+		if stream, err := s.link.Open(command, n); err == nil {
+			refusal = n.begin(stream)
+		} else {
+			refusal = s.noProgram()
 		}
-		refusal = s.noProgram()
 	}
-	n.end(refusal.code, refusal.message)
+	if refusal != nil {
+		n.end(refusal.code, refusal.message)
+	}
 }
 
 // answer is one that does not come from the command.
@@ -339,12 +335,7 @@ func (s *Sessions) act(n *session) {
 // leave gives a session's place back.
 func (s *Sessions) leave(n *session) {
 	s.change(func() {
-		for i, other := range s.sessions {
-			if other == n {
-				s.sessions = slices.Delete(s.sessions, i, i+1)
-				break
-			}
-		}
+		s.sessions = slices.DeleteFunc(s.sessions, func(other *session) bool { return other == n })
 		if len(s.sessions) == 0 {
 			s.rest.Reset(restTimeout)
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -63,4 +64,10 @@ func serve(address unix.Sockaddr, handle func(*os.File)) error {
 		}
 	}
 	return fmt.Errorf("listening on %s: %w", name, err)
+}
+
+// Copy copies until from ends or to takes no more, with a buffer of so many bytes.
+func Copy(to io.Writer, from io.Reader, size int) {
+	// Of the bare interfaces: File's own ReadFrom would look for what it can splice.
+	_, _ = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{from}, make([]byte, size))
 }

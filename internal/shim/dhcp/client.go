@@ -10,6 +10,28 @@ import (
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 )
 
+// datagrams is a Client over a UDP socket. Who sends is checked at the tap; chaddr tells the client.
+type datagrams struct{ socket *os.File }
+
+// Datagrams is the client behind a non-blocking UDP socket on the DHCP server's port, which is bound to the tap and may
+// broadcast.
+func Datagrams(socket *os.File) Client { return datagrams{socket} }
+
+// receive makes the system call itself: to a File an empty datagram would be the end.
+func (d datagrams) receive(buf []byte) ([]byte, error) {
+	var n int
+	err := shimproto.Read(d.socket, func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		return err
+	})
+	return buf[:max(n, 0)], err
+}
+
+// send sends what the client asks for again if it is lost.
+func (d datagrams) send(reply []byte, to netip.Addr) {
+	_ = unix.Sendto(int(d.socket.Fd()), reply, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: clientPort, Addr: to.As4()})
+}
+
 const (
 	etherLen = 14
 	ipLen    = 20
@@ -59,9 +81,8 @@ func (f frames) send(reply []byte, to netip.Addr) {
 	_, _ = f.socket.Write(e.frame(reply)) // a lost answer is asked for again
 }
 
-// payload returns the UDP payload and the sender of an Ethernet frame with a
-// whole IPv4 datagram to the DHCP server's port. Checksums are not verified: a
-// guest with checksum offload leaves them to a device that does not exist here.
+// payload returns the UDP payload and the sender of an Ethernet frame with a whole IPv4 datagram to the DHCP server's port.
+// Checksums are not verified: a guest with checksum offload leaves them to a device that does not exist here.
 func payload(frame []byte) (data []byte, from shimproto.MAC, ok bool) {
 	if len(frame) < headLen || binary.BigEndian.Uint16(frame[12:]) != etherIPv4 {
 		return nil, from, false
@@ -116,8 +137,7 @@ func (e envelope) frame(data []byte) []byte {
 	return append(f, data...)
 }
 
-// sum adds data, an even number of bytes unless it is the last part, to the
-// one's complement sum of RFC 1071.
+// sum adds data, an even number of bytes unless it is the last part, to the one's complement sum of RFC 1071.
 func sum(start uint32, data []byte) uint32 {
 	for len(data) > 1 {
 		start += uint32(binary.BigEndian.Uint16(data))
