@@ -1,7 +1,6 @@
 package console
 
 import (
-	"bytes"
 	"fmt"
 	"sync"
 )
@@ -10,16 +9,16 @@ import (
 type ring struct {
 	mu      sync.Mutex
 	changed sync.Cond
-	data    bytes.Buffer
-	size    int // of data, at most
+	data    []byte
+	start   int // of the oldest byte
+	length  int
 	dropped int // bytes forgotten just before the oldest
 	taken   bool
 	ended   bool
 }
 
 func newRing(size int) *ring {
-	// With twice the room it moves what it holds, and never grows; pages that were never used cost nothing.
-	r := &ring{data: *bytes.NewBuffer(make([]byte, 0, 2*size)), size: size}
+	r := &ring{data: make([]byte, size)}
 	r.changed.L = &r.mu
 	return r
 }
@@ -28,11 +27,17 @@ func newRing(size int) *ring {
 func (r *ring) Write(data []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	over := max(0, r.data.Len()+len(data)-r.size)
-	r.data.Next(over)
-	r.dropped += over
+	if over := r.length + len(data) - len(r.data); over > 0 {
+		r.start = (r.start + over) % len(r.data)
+		r.length -= over
+		r.dropped += over
+	}
+	at := (r.start + r.length) % len(r.data)
+	n := copy(r.data[at:], data)
+	copy(r.data, data[n:])
+	r.length += len(data)
 	r.changed.Broadcast()
-	return r.data.Write(data)
+	return len(data), nil
 }
 
 // take waits for bytes and moves them into buf; where some were dropped it returns the mark instead. What it returned before
@@ -42,18 +47,23 @@ func (r *ring) take(buf []byte) []byte {
 	defer r.mu.Unlock()
 	r.taken = false
 	r.changed.Broadcast()
-	for r.data.Len() == 0 && !r.ended {
+	for r.length == 0 && !r.ended {
 		r.changed.Wait()
 	}
-	r.taken = r.data.Len() > 0
-	if r.taken && r.dropped > 0 {
+	if r.length == 0 {
+		return nil
+	}
+	r.taken = true
+	if r.dropped > 0 {
 		mark := fmt.Appendf(buf[:0], "\r\n[berth: %d bytes of console dropped]\r\n", r.dropped)
 		r.dropped = 0
 		return mark
 	}
-	n, _ := r.data.Read(buf) // nothing at the end
-	if r.data.Len() == 0 {
-		r.data.Reset() // a quiet console touches few pages
+	n := copy(buf[:min(len(buf), r.length)], r.data[r.start:])
+	r.start = (r.start + n) % len(r.data)
+	r.length -= n
+	if r.length == 0 {
+		r.start = 0 // a quiet console touches few pages
 	}
 	return buf[:n]
 }
@@ -70,7 +80,7 @@ func (r *ring) close() {
 func (r *ring) drained() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for !r.ended || r.data.Len() > 0 || r.taken {
+	for !r.ended || r.length > 0 || r.taken {
 		r.changed.Wait()
 	}
 }

@@ -52,7 +52,7 @@ func TestRingKeepsOrderWhileBothSidesMove(t *testing.T) {
 		text := strings.Repeat(string(rune('a'+i%26)), i%8)
 		want.WriteString(text)
 		_, _ = r.Write([]byte(text))
-		for r.data.Len() > 0 {
+		for r.length > 0 {
 			got.Write(r.take(buf[:1+i%64]))
 		}
 	}
