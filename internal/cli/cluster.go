@@ -80,15 +80,21 @@ func (s *session) system() *cobra.Command {
 
 // hostsAndGuests are all that the user may see: the guests of one namespace are better than none.
 func (s *session) hostsAndGuests(ctx context.Context) ([]v1alpha1.VirtualMachineHost, []v1alpha1.VirtualMachine, error) {
-	hosts := &v1alpha1.VirtualMachineHostList{}
-	if err := s.api.List(ctx, hosts); err != nil {
+	hosts, err := s.hosts(ctx)
+	if err != nil {
 		return nil, nil, err
 	}
-	vms, err := s.list(ctx, true, "")
+	vms, err := s.list(ctx, "", "")
 	if err != nil {
-		vms, err = s.list(ctx, false, "")
+		vms, err = s.list(ctx, s.namespace, "")
 	}
-	return hosts.Items, vms.Items, err
+	return hosts, vms.Items, err
+}
+
+func (s *session) hosts(ctx context.Context) ([]v1alpha1.VirtualMachineHost, error) {
+	list := &v1alpha1.VirtualMachineHostList{}
+	err := s.api.List(ctx, list)
+	return list.Items, err
 }
 
 // usedBy tells by an image's digest how VirtualMachines name it, and which.
@@ -127,13 +133,9 @@ func listed(names []string) string {
 
 func (s *session) stats() *cobra.Command {
 	return s.verb("stats [NAME…]", "Show what guests use of processors and memory, beside what their pods request", nil, 0, func(ctx context.Context, args []string) error {
-		wanted := map[string]bool{}
-		vms, err := s.vms(ctx, args)
+		wanted, err := s.vms(ctx, args)
 		if err != nil {
 			return err
-		}
-		for _, vm := range vms {
-			wanted[vm.Name] = true
 		}
 		pods := &corev1.PodList{}
 		if err := s.api.List(ctx, pods, client.InNamespace(s.namespace), client.HasLabels{berth.LabelVM}); err != nil {
@@ -146,7 +148,8 @@ func (s *session) stats() *cobra.Command {
 		t := newTable(s.Out, "NAME", "CPU", "REQUESTED", "MEMORY", "REQUESTED", "%")
 		for _, pod := range pods.Items {
 			name := pod.Labels[berth.LabelVM]
-			if len(wanted) > 0 && !wanted[name] || len(pod.Spec.Containers) == 0 || pod.Status.Phase != corev1.PodRunning {
+			isWanted := len(args) == 0 || slices.ContainsFunc(wanted, func(vm *v1alpha1.VirtualMachine) bool { return vm.Name == name })
+			if !isWanted || len(pod.Spec.Containers) == 0 || pod.Status.Phase != corev1.PodRunning {
 				continue
 			}
 			requests := pod.Spec.Containers[0].Resources.Requests
@@ -211,19 +214,19 @@ func (s *session) version() *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(s.Out, "Kubernetes   %s\n", clean(server.GitVersion))
-		hosts := &v1alpha1.VirtualMachineHostList{}
 		operators, err := s.clients.AppsV1().Deployments("").List(ctx, partOfBerth)
+		for _, o := range operators.Items {
+			fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(o.Spec.Template)))
+		}
+		var hosts []v1alpha1.VirtualMachineHost
 		if err == nil {
-			for _, o := range operators.Items {
-				fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(o.Spec.Template)))
-			}
-			err = s.api.List(ctx, hosts)
+			hosts, err = s.hosts(ctx)
 		}
 		if apierrors.IsForbidden(err) {
 			return nil
 		}
 		t := newTable(s.Out, "NODE", "AGENT", "LIBVIRT", "QEMU", "KERNEL", "ACCELERATION")
-		for _, h := range hosts.Items {
+		for _, h := range hosts {
 			t.row(h.Name, h.Status.AgentVersion, h.Status.LibvirtVersion, h.Status.QEMUVersion, h.Status.KernelVersion, string(h.Status.Acceleration))
 		}
 		_ = t.Flush()

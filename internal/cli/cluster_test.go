@@ -674,7 +674,7 @@ func testVersions(c *cluster) {
 	for own, isWrong := range map[string]bool{"v0.2.7": false, "v0.1.0": true, "v0.1.1-0.20260102030405-0123456789ab": false, "(devel)": false} {
 		var out bytes.Buffer
 		p := &patient{session: &session{IOStreams: genericiooptions.IOStreams{Out: &out}, api: c.WithWatch, clients: clients, namespace: c.ns}, own: own}
-		if err := errors.Join(p.workloads(c.Context()), p.hosts(c.Context())); err != nil {
+		if err := errors.Join(p.workloads(c.Context()), p.nodes(c.Context())); err != nil {
 			c.Fatal(err)
 		}
 		if strings.Contains(out.String(), "WRONG  this kubectl-vm is of version "+own+", the operator of 0.2.1: install") != isWrong {

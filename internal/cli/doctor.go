@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -12,23 +13,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-// Kinds that doctor looks at.
-var (
-	crdKind     = schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"}
-	bindingKind = schema.GroupVersionKind{Group: "admissionregistration.k8s.io", Version: "v1", Kind: "ValidatingAdmissionPolicyBinding"}
-)
-
 // installed is what the chart makes.
-var installed = map[schema.GroupVersionKind][]string{
-	crdKind:     {"virtualmachines.berth.dev", "virtualmachinehosts.berth.dev"},
-	bindingKind: {"berth-agent-guests", "berth-agent-host", "berth-agent-events", "berth-berths", "berth-disks", "berth-disks-finalizer"},
+var installed = map[metav1.TypeMeta][]string{
+	{APIVersion: "apiextensions.k8s.io/v1", Kind: "CustomResourceDefinition"}: {"virtualmachines.berth.dev", "virtualmachinehosts.berth.dev"},
+	{APIVersion: "admissionregistration.k8s.io/v1", Kind: "ValidatingAdmissionPolicyBinding"}: {
+		"berth-agent-guests", "berth-agent-host", "berth-agent-events", "berth-berths", "berth-disks", "berth-disks-finalizer",
+	},
 }
 
 // patient is what a doctor has found.
@@ -42,7 +37,7 @@ type patient struct {
 func (s *session) doctor() *cobra.Command {
 	return s.verb("doctor", "Check Berth in this cluster and namespace; the exit code is 1 if anything is wrong", cobra.NoArgs, -1, func(ctx context.Context, _ []string) error {
 		p := &patient{session: s, own: ownVersion()}
-		for _, check := range []func(context.Context) error{p.installed, p.workloads, p.hosts, p.quota, p.guests} {
+		for _, check := range []func(context.Context) error{p.installed, p.workloads, p.nodes, p.quota, p.guests} {
 			if err := check(ctx); apierrors.IsForbidden(err) {
 				fmt.Fprintf(s.Out, "?      %s: an administrator can\n", clean(err.Error()))
 			} else if err != nil {
@@ -69,13 +64,13 @@ func (p *patient) wrong(format string, args ...any) {
 func (p *patient) installed(ctx context.Context) error {
 	for kind, names := range installed {
 		for _, name := range names {
-			object := &unstructured.Unstructured{}
-			object.SetGroupVersionKind(kind)
-			if err := p.api.Get(ctx, client.ObjectKey{Name: name}, object); apierrors.IsNotFound(err) {
+			err := p.api.Get(ctx, client.ObjectKey{Name: name}, &metav1.PartialObjectMetadata{TypeMeta: kind})
+			switch {
+			case apierrors.IsNotFound(err):
 				p.wrong("%s %s is missing: install Berth's chart", kind.Kind, name)
-			} else if err != nil {
+			case err != nil:
 				return err
-			} else {
+			default:
 				p.ok("%s %s", kind.Kind, name)
 			}
 		}
@@ -88,11 +83,8 @@ var partOfBerth = metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=b
 
 func (p *patient) workloads(ctx context.Context) error {
 	operators, err := p.clients.AppsV1().Deployments("").List(ctx, partOfBerth)
-	if err != nil {
-		return err
-	}
-	agents, err := p.clients.AppsV1().DaemonSets("").List(ctx, partOfBerth)
-	if err != nil {
+	agents, failure := p.clients.AppsV1().DaemonSets("").List(ctx, partOfBerth)
+	if err := errors.Join(err, failure); err != nil {
 		return err
 	}
 	for name, count := range map[string]int{"berth-operator": len(operators.Items), "berth-agent": len(agents.Items)} {
@@ -111,21 +103,19 @@ func (p *patient) workloads(ctx context.Context) error {
 		}
 		p.pods("berth-agent", a.Namespace, versionOf(a.Spec.Template), a.Status.DesiredNumberScheduled, a.Status.NumberReady)
 	}
-	_, own := releaseOf(p.own)
-	if _, operator := releaseOf(p.operator); own != operator && own != "" && operator != "" {
+	if differ(p.own, p.operator, 2) {
 		p.wrong("this kubectl-vm is of version %s, the operator of %s: install the kubectl-vm of that version", p.own, p.operator)
 	}
 	return nil
 }
 
+// release is a version of a release, with the parts 1, which is all of it, and 2, its first two numbers.
 var release = regexp.MustCompile(`^v?((\d+\.\d+)\.\d+(?:-[a-z][a-z0-9.]*)?)$`)
 
-// releaseOf is the number of a version, and its first two parts. A developer's build has none.
-func releaseOf(version string) (number, minor string) {
-	if m := release.FindStringSubmatch(version); m != nil {
-		number, minor = m[1], m[2]
-	}
-	return number, minor
+// differ tells whether a part of two releases differs. A developer's build differs from none.
+func differ(one, other string, part int) bool {
+	a, b := release.FindStringSubmatch(one), release.FindStringSubmatch(other)
+	return a != nil && b != nil && a[part] != b[part]
 }
 
 func (p *patient) pods(of, namespace, version string, wanted, ready int32) {
@@ -142,24 +132,23 @@ func versionOf(template corev1.PodTemplateSpec) string {
 	return image[strings.LastIndex(image, ":")+1:]
 }
 
-func (p *patient) hosts(ctx context.Context) error {
-	hosts := &v1alpha1.VirtualMachineHostList{}
-	if err := p.api.List(ctx, hosts); meta.IsNoMatchError(err) {
+func (p *patient) nodes(ctx context.Context) error {
+	hosts, err := p.hosts(ctx)
+	if meta.IsNoMatchError(err) {
 		return nil // guests says so
 	} else if err != nil {
 		return err
 	}
-	if len(hosts.Items) == 0 {
+	if len(hosts) == 0 {
 		p.wrong("no node has reported as a KVM host: look at the agents' logs")
 	}
-	for _, h := range hosts.Items {
+	for _, h := range hosts {
 		for _, problem := range h.Status.Problems {
 			p.wrong("host %s: %s: %s", h.Name, problem.Name, problem.Message)
 		}
-		agent, _ := releaseOf(h.Status.AgentVersion)
-		if operator, _ := releaseOf(p.operator); agent != operator && agent != "" && operator != "" {
+		if differ(h.Status.AgentVersion, p.operator, 1) {
 			p.wrong("host %s: its agent is of version %s, the operator of %s: wait for the rollout, or upgrade the chart", h.Name, h.Status.AgentVersion, p.operator)
-		} else if first := hosts.Items[0]; h.Status.AgentVersion != first.Status.AgentVersion {
+		} else if first := hosts[0]; h.Status.AgentVersion != first.Status.AgentVersion {
 			p.wrong("host %s: its agent is of version %s, that of %s %s: wait for the rollout", h.Name, h.Status.AgentVersion, first.Name, first.Status.AgentVersion)
 		}
 		if c := meta.FindStatusCondition(h.Status.Conditions, v1alpha1.ConditionHostReady); c == nil {
@@ -197,7 +186,7 @@ func (p *patient) quota(ctx context.Context) error {
 
 // guests looks for those that wait for somebody.
 func (p *patient) guests(ctx context.Context) error {
-	list, err := p.list(ctx, false, "")
+	list, err := p.list(ctx, p.namespace, "")
 	for _, vm := range list.Items {
 		for _, c := range vm.Status.Conditions {
 			if reason := v1alpha1.Reason(c.Reason); c.Status != metav1.ConditionTrue && reason.StandsIn(c.Type) && reason.IsWarning() && vm.Status.Ended == nil {

@@ -1,14 +1,14 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/url"
 	"os"
+	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -16,7 +16,6 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
-	"k8s.io/kubectl/pkg/cmd/attach"
 	"k8s.io/kubectl/pkg/cmd/exec"
 	"k8s.io/kubectl/pkg/util/interrupt"
 
@@ -70,12 +69,11 @@ func (s *session) top() *cobra.Command {
 	})
 }
 
-func (s *session) reset() *cobra.Command {
-	return s.action("reset", "Reset guests at once, as their reset button would: nothing in them is asked", "reset")
-}
-
-func (s *session) nmi() *cobra.Command {
-	return s.action("nmi", "Send guests a non-maskable interrupt: their kernels may be set to panic or to dump then", "interrupted")
+func (s *session) actions() []*cobra.Command {
+	return []*cobra.Command{
+		s.action("reset", "Reset guests at once, as their reset button would: nothing in them is asked", "reset"),
+		s.action("nmi", "Send guests a non-maskable interrupt: their kernels may be set to panic or to dump then", "interrupted"),
+	}
 }
 
 // action is a verb that the shim has the node's agent carry out, and waits for.
@@ -94,15 +92,9 @@ func (s *session) runIn(ctx context.Context, pod *corev1.Pod, line []string, std
 	if tty && !stdin {
 		return errors.New("a terminal has an input: give -i with -t")
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	o := &exec.ExecOptions{
-		StreamOptions: exec.StreamOptions{
-			Namespace: pod.Namespace, PodName: pod.Name, ContainerName: berth.Container,
-			Stdin: stdin, TTY: tty, Quiet: true, IOStreams: streams, InterruptParent: interrupt.New(func(os.Signal) {}, cancel),
-		},
-		Command: line, Executor: executor{ctx: ctx}, PodClient: s.clients.CoreV1(), Config: s.config,
-	}
+	r, options := s.remote(ctx, pod, stdin, tty, streams)
+	defer r.end()
+	o := &exec.ExecOptions{StreamOptions: options, Command: line, Executor: r, PodClient: s.clients.CoreV1(), Config: s.config}
 	err := o.Run()
 	var exit utilexec.ExitError
 	if errors.As(err, &exit) && exit.Exited() {
@@ -111,73 +103,47 @@ func (s *session) runIn(ctx context.Context, pod *corev1.Pod, line []string, std
 	return err
 }
 
-// executor is kubectl's, with an end.
-type executor struct {
-	*exec.DefaultRemoteExecutor
-	ctx context.Context //nolint:containedctx // the interface of kubectl's has none
-}
-
-func (e executor) Execute(url *url.URL, config *rest.Config, stdin io.Reader, stdout, stderr io.Writer, tty bool, sizes remotecommand.TerminalSizeQueue) error {
-	return e.ExecuteWithContext(e.ctx, url, config, stdin, stdout, stderr, tty, sizes)
-}
-
-func (s *session) attach() *cobra.Command {
-	var keys string
-	cmd := s.guestVerb("attach NAME [--detach-keys KEYS]", "Join this terminal with the guest's console", cobra.ExactArgs(1), func(ctx context.Context, vm *v1alpha1.VirtualMachine, pod *corev1.Pod, _ []string) error {
-		if isTerminal(s.In) { // no log has the line that is not ended yet
-			fmt.Fprintln(s.ErrOut, "If you don't see a command prompt, try pressing enter.")
-		}
-		detached, err := s.attachTo(ctx, pod, keys, s.Out)
-		if err == nil && !detached {
-			fmt.Fprintf(s.ErrOut, "\nThe console of %s ended.\n", vm.Name)
-		}
-		return err
-	})
-	cmd.Aliases = []string{"console"}
-	addDetachKeys(cmd, &keys)
-	return cmd
-}
-
-func addDetachKeys(cmd *cobra.Command, keys *string) {
-	cmd.Flags().StringVar(keys, "detach-keys", "ctrl-]", "Keys that leave the console, as ctrl-p,ctrl-q; the guest runs on")
-}
-
-// attachTo joins this terminal with a guest's until the guest's ends, or the keys are typed. What the guest prints goes to out.
-func (s *session) attachTo(ctx context.Context, pod *corev1.Pod, keys string, out io.Writer) (detached bool, err error) {
-	if !isTerminal(s.In) {
-		return false, errors.New("this is no terminal: kubectl vm logs -f shows a console without one")
+// ask runs a command in the guest whose errors are this program's.
+func (s *session) ask(ctx context.Context, pod *corev1.Pod, in io.Reader, out io.Writer, argv ...string) error {
+	said := &bytes.Buffer{}
+	err := s.runIn(ctx, pod, inGuest(argv...), in != nil, false, genericiooptions.IOStreams{In: in, Out: out, ErrOut: said})
+	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
+		return errors.New("in the guest: " + clean(text))
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	o := attach.NewAttachOptions(s.IOStreams)
-	o.Namespace, o.PodName, o.ContainerName, o.Pod = pod.Namespace, pod.Name, berth.Container, pod
-	o.Stdin, o.TTY, o.Quiet, o.Config, o.DetachKeys, o.GetPodTimeout = true, true, true, s.config, keys, time.Minute
-	o.InterruptParent = interrupt.New(func(os.Signal) {}, cancel)
-	typed := &attachment{ctx: ctx, out: out}
-	o.Attach = typed
-	fmt.Fprintf(s.ErrOut, "Attached to %s. Leave by %s.\r\n", pod.Name, keys)
-	err = o.Run()
-	return typed.ended.Load(), err
+	return err
 }
 
-// attachment is kubectl's, with an end, another place for what comes, and a note of the keys that leave.
-type attachment struct {
-	ctx   context.Context //nolint:containedctx // the interface of kubectl's has none
-	out   io.Writer
-	in    io.Reader
-	ended atomic.Bool
+// remote is kubectl's way to a program in a container, with an end, and a note of the keys that leave a console.
+type remote struct {
+	exec.DefaultRemoteExecutor
+	ctx      context.Context //nolint:containedctx // the interfaces of kubectl's have none
+	end      context.CancelFunc
+	detached atomic.Bool
 }
 
-func (a *attachment) Attach(url *url.URL, config *rest.Config, stdin io.Reader, _, stderr io.Writer, tty bool, sizes remotecommand.TerminalSizeQueue) error {
-	a.in = stdin
-	return (&exec.DefaultRemoteExecutor{}).ExecuteWithContext(a.ctx, url, config, a, a.out, stderr, tty, sizes)
-}
-
-// Read notes the end of what is typed, which is the keys.
-func (a *attachment) Read(p []byte) (int, error) {
-	n, err := a.in.Read(p)
-	if errors.Is(err, io.EOF) {
-		a.ended.Store(true)
+func (s *session) remote(ctx context.Context, pod *corev1.Pod, stdin, tty bool, streams genericiooptions.IOStreams) (*remote, exec.StreamOptions) {
+	r := &remote{}
+	r.ctx, r.end = context.WithCancel(ctx)
+	return r, exec.StreamOptions{
+		Namespace: pod.Namespace, PodName: pod.Name, ContainerName: berth.Container,
+		Stdin: stdin, TTY: tty, Quiet: true, IOStreams: streams, InterruptParent: interrupt.New(func(os.Signal) {}, r.end),
 	}
-	return n, err
+}
+
+// Execute runs a command.
+func (r *remote) Execute(url *url.URL, config *rest.Config, in io.Reader, out, errOut io.Writer, tty bool, sizes remotecommand.TerminalSizeQueue) error {
+	return r.ExecuteWithContext(r.ctx, url, config, in, out, errOut, tty, sizes)
+}
+
+// Attach joins a console. What is typed ends by the keys alone.
+func (r *remote) Attach(url *url.URL, config *rest.Config, in io.Reader, out, errOut io.Writer, tty bool, sizes remotecommand.TerminalSizeQueue) error {
+	return r.Execute(url, config, io.MultiReader(in, whenRead(func() { r.detached.Store(true) })), out, errOut, tty, sizes)
+}
+
+// whenRead is the end of a stream that is told once it is reached.
+type whenRead func()
+
+func (w whenRead) Read([]byte) (int, error) {
+	w()
+	return 0, io.EOF
 }

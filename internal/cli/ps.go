@@ -16,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/duration"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
@@ -29,7 +28,10 @@ func (s *session) ps() *cobra.Command {
 	var selector string
 	flags := printFlags("")
 	cmd := s.verb("ps [-a] [-A] [-q] [-l SELECTOR] [-o wide|name|json|yaml|…]", "List guests that run, or are on their way to it", cobra.NoArgs, -1, func(ctx context.Context, _ []string) error {
-		list, err := s.list(ctx, allNamespaces, selector)
+		if allNamespaces {
+			s.namespace = ""
+		}
+		list, err := s.list(ctx, s.namespace, selector)
 		if err != nil {
 			return err
 		}
@@ -57,12 +59,9 @@ func (s *session) ps() *cobra.Command {
 	return cmd
 }
 
-// list reads VirtualMachines, of the session's namespace or of all.
-func (s *session) list(ctx context.Context, allNamespaces bool, selector string) (*v1alpha1.VirtualMachineList, error) {
-	list, namespace := &v1alpha1.VirtualMachineList{}, s.namespace
-	if allNamespaces {
-		namespace = ""
-	}
+// list reads the VirtualMachines of a namespace, or of all if it is "".
+func (s *session) list(ctx context.Context, namespace, selector string) (*v1alpha1.VirtualMachineList, error) {
+	list := &v1alpha1.VirtualMachineList{}
 	return list, s.api.List(ctx, list, &client.ListOptions{Namespace: namespace, Raw: &metav1.ListOptions{LabelSelector: selector}})
 }
 
@@ -72,19 +71,18 @@ func present(vm *v1alpha1.VirtualMachine) bool {
 }
 
 func (s *session) psTable(list *v1alpha1.VirtualMachineList, namespaces, wide bool) error {
-	columns := func(namespace string, always []string, more ...string) []string {
-		if namespaces {
-			always = append([]string{namespace}, always...)
-		}
-		if wide {
-			always = append(always, more...)
-		}
-		return always
+	columns := []string{"NAMESPACE", "NAME", "STATUS", "UP", "EXITED", "NODE", "IP", "CPU", "MEMORY", "SIZE", "AGE", "IMAGE", "RESTARTS", "TOOLS"}
+	from, to := 1, len(columns)-3
+	if namespaces {
+		from = 0
 	}
-	t := newTable(s.Out, columns("NAMESPACE", []string{"NAME", "STATUS", "UP", "EXITED", "NODE", "IP", "CPU", "MEMORY", "SIZE", "AGE"}, "IMAGE", "RESTARTS", "TOOLS")...)
+	if wide {
+		to = len(columns)
+	}
+	t := newTable(s.Out, columns[from:to]...)
 	for i := range list.Items {
 		vm := &list.Items[i]
-		status, up, exited, address, size := string(vm.Status.Phase), "", "", "", ""
+		status, up, exited, size := string(vm.Status.Phase), "", "", ""
 		if c := meta.FindStatusCondition(vm.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Status != metav1.ConditionTrue && c.Reason != status {
 			status += " (" + c.Reason + ")"
 		}
@@ -94,15 +92,13 @@ func (s *session) psTable(list *v1alpha1.VirtualMachineList, namespaces, wide bo
 		if e := vm.Status.LastExit; e != nil {
 			exited = fmt.Sprintf("%d (%s ago)", e.ExitCode, since(e.Time.Time))
 		}
-		if len(vm.Status.Addresses) > 0 {
-			address = vm.Status.Addresses[0]
-		}
 		if sum := disksSize(vm); sum > 0 {
 			size = bytesOf(sum)
 		}
-		t.row(columns(vm.Namespace, []string{
-			vm.Name, status, up, exited, vm.Status.NodeName, address, fmt.Sprint(vm.Status.VCPUs), vm.Spec.Memory.Size.String(), size, since(vm.CreationTimestamp.Time),
-		}, vm.Status.Image, fmt.Sprint(vm.Status.Restarts), tools(vm))...)
+		t.row([]string{
+			vm.Namespace, vm.Name, status, up, exited, vm.Status.NodeName, strings.Join(vm.Status.Addresses[:min(1, len(vm.Status.Addresses))], ""),
+			fmt.Sprint(vm.Status.VCPUs), vm.Spec.Memory.Size.String(), size, since(vm.CreationTimestamp.Time), vm.Status.Image, fmt.Sprint(vm.Status.Restarts), tools(vm),
+		}[from:to]...)
 	}
 	return t.Flush()
 }
@@ -137,9 +133,12 @@ func (s *session) inspect() *cobra.Command {
 				return err
 			}
 			for _, object := range all {
-				if err := s.typed(object); err != nil {
+				kind, err := apiutil.GVKForObject(object, s.api.Scheme())
+				if err != nil {
 					return err
 				}
+				object.GetObjectKind().SetGroupVersionKind(kind) // a client leaves it out
+				object.SetManagedFields(nil)
 				list.Items = append(list.Items, runtime.RawExtension{Object: object})
 			}
 		}
@@ -149,37 +148,30 @@ func (s *session) inspect() *cobra.Command {
 	return cmd
 }
 
-// typed gives an object the kind that a client leaves out, and takes away what is for the API server alone.
-func (s *session) typed(object client.Object) error {
-	kind, err := apiutil.GVKForObject(object, s.api.Scheme())
-	object.GetObjectKind().SetGroupVersionKind(kind)
-	object.SetManagedFields(nil)
-	return err
-}
-
 // around is a VirtualMachine with what belongs to it, as far as it is there and the user may see it: its pod, its host and
 // the Events of both.
 func (s *session) around(ctx context.Context, vm *v1alpha1.VirtualMachine) ([]client.Object, error) {
-	all, uids := []client.Object{vm}, []types.UID{vm.UID}
+	all := []client.Object{vm}
 	pod, err := s.pod(ctx, vm)
 	if err != nil {
 		return nil, err
 	}
 	if pod != nil {
-		all, uids = append(all, pod), append(uids, pod.UID)
+		all = append(all, pod)
 	}
+	withEvents := all
 	if vm.Status.NodeName != "" {
 		host := &v1alpha1.VirtualMachineHost{}
-		switch err := s.api.Get(ctx, client.ObjectKey{Name: vm.Status.NodeName}, host); {
-		case err == nil:
+		if err := s.api.Get(ctx, client.ObjectKey{Name: vm.Status.NodeName}, host); err == nil {
 			all = append(all, host)
-		case !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err):
+		} else if !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err) {
 			return nil, err
 		}
 	}
-	for _, uid := range uids {
+	for _, object := range withEvents {
 		events := &corev1.EventList{}
-		if err := s.api.List(ctx, events, client.InNamespace(vm.Namespace), client.MatchingFields{"involvedObject.uid": string(uid)}); err != nil && !apierrors.IsForbidden(err) {
+		is := client.MatchingFields{"involvedObject.uid": string(object.GetUID())}
+		if err := s.api.List(ctx, events, client.InNamespace(vm.Namespace), is); err != nil && !apierrors.IsForbidden(err) {
 			return nil, err
 		}
 		for i := range events.Items {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -108,7 +109,7 @@ func New(streams genericiooptions.IOStreams) *cobra.Command {
 	s := &session{IOStreams: streams, factory: cmdutil.NewFactory(versioned)}
 	groups := templates.CommandGroups{
 		{Message: "Run and look:", Commands: []*cobra.Command{s.run(), s.ps(), s.inspect(), s.why(), s.wait(), s.events()}},
-		{Message: "State:", Commands: append(s.changes(), s.reset(), s.nmi(), s.rm())},
+		{Message: "State:", Commands: slices.Concat(s.changes(), s.actions(), []*cobra.Command{s.rm()})},
 		{Message: "Into the guest:", Commands: []*cobra.Command{s.logs(), s.attach(), s.exec(), s.cp(), s.ssh(), s.portForward(), s.top(), s.vnc(), s.screenshot()}},
 		{Message: "Cluster:", Commands: []*cobra.Command{s.stats(), s.images(), s.system(), s.doctor(), s.version()}},
 	}

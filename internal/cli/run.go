@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -77,8 +76,7 @@ func (s *session) run() *cobra.Command {
 
 // vm is the VirtualMachine that the flags ask for.
 func (o *runOptions) vm(namespace, image string, words []string) (*v1alpha1.VirtualMachine, error) {
-	vm := &v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: o.name, Labels: o.labels}}
-	vm.Name = cmp.Or(vm.Name, nameOf(image))
+	vm := &v1alpha1.VirtualMachine{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: cmp.Or(o.name, nameOf(image)), Labels: o.labels}}
 	policy := v1alpha1.RestartNever
 	if o.detach && !o.rm {
 		policy = v1alpha1.RestartAlways
@@ -224,11 +222,9 @@ func (s *session) runGuest(ctx context.Context, o *runOptions, image string, wor
 		return err
 	}
 	switch o.dryRun {
-	case "client":
-		err = s.typed(vm)
 	case "server":
 		err = s.api.Create(ctx, vm, client.DryRunAll)
-	default:
+	case "none":
 		err = s.api.Create(ctx, vm)
 	}
 	if err != nil {
@@ -249,166 +245,4 @@ func (s *session) runGuest(ctx context.Context, o *runOptions, image string, wor
 	}
 	fmt.Fprintf(s.ErrOut, "%s/%s created\n", resourceName, vm.Name)
 	return s.follow(ctx, o, vm, words, isCommand)
-}
-
-// follow stays with a guest to its end, or its user's, and ends with its exit code.
-func (s *session) follow(ctx context.Context, o *runOptions, vm *v1alpha1.VirtualMachine, words []string, isCommand bool) (err error) {
-	detached := false
-	switch {
-	case isCommand:
-		err = s.runCommand(ctx, o, vm, words)
-	case o.tty:
-		detached, err = s.joinConsole(ctx, o, vm)
-	default:
-		err = s.showConsole(ctx, vm)
-	}
-	if detached {
-		fmt.Fprintf(s.ErrOut, "\r\nDetached from %[1]s, which runs on: kubectl vm attach %[1]s\n", vm.Name)
-		return nil
-	}
-	if err == nil && !isCommand {
-		err = s.end(ctx, vm)
-	}
-	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second) // also when ctx has ended
-	defer cancel()
-	var failure error
-	switch {
-	case o.rm:
-		failure = s.remove(after, vm, true)
-	case errors.Is(err, context.Canceled):
-		fmt.Fprintf(s.ErrOut, "%[1]s/%[2]s stays: kubectl vm stop %[2]s, or rm -f\n", resourceName, vm.Name)
-	case isCommand:
-		failure = s.change(after, vm, &change{state: v1alpha1.StateStopped, grace: -1})
-	}
-	if failure != nil { // the exit code stays the guest's
-		fmt.Fprintf(s.ErrOut, "error: %v\n", failure)
-	}
-	return err
-}
-
-// runCommand waits for the guest program and runs a command by it.
-func (s *session) runCommand(ctx context.Context, o *runOptions, vm *v1alpha1.VirtualMachine, words []string) error {
-	err := s.awaitVM(ctx, vm, func(now *v1alpha1.VirtualMachine) (bool, error) {
-		switch {
-		case now == nil:
-			return true, exitCode(exitKilled)
-		case now.Status.Ended != nil:
-			return true, fmt.Errorf("%[1]s/%[2]s ended before it could be used (%[3]s): kubectl vm why %[2]s", resourceName, vm.Name, now.Status.Ended.Reason)
-		}
-		return runs(now) && tools(now) != "", stalls(now)
-	})
-	if err != nil {
-		return err
-	}
-	_, pod, err := s.berth(ctx, vm.Name)
-	if err != nil {
-		return err
-	}
-	if o.rm {
-		letGo, err := s.holdLifeline(ctx, pod)
-		defer letGo()
-		if err != nil {
-			return err
-		}
-	}
-	return s.runIn(ctx, pod, inGuest(words...), o.stdin, o.tty, s.IOStreams)
-}
-
-// end waits for the guest's end, which nothing follows, and returns its exit code.
-func (s *session) end(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
-	code := exitCode(exitKilled) // if it is deleted, or its pod was taken away and its node's agent has no word on it
-	err := s.awaitVM(ctx, vm, func(now *v1alpha1.VirtualMachine) (bool, error) {
-		switch {
-		case now == nil:
-			return true, nil
-		case now.Status.Ended == nil && (now.Spec.RestartPolicy != v1alpha1.RestartAlways || now.Status.LastExit == nil):
-			return false, stalls(now)
-		case now.Status.LastExit != nil:
-			code = exitCode(now.Status.LastExit.ExitCode)
-		case now.Status.Ended.Phase == v1alpha1.PhaseSucceeded:
-			code = 0
-		}
-		return true, nil
-	})
-	if err != nil || code == 0 {
-		return err
-	}
-	return code
-}
-
-// started waits until the guest runs, or has run, and returns its pod.
-func (s *session) started(ctx context.Context, vm *v1alpha1.VirtualMachine) (*corev1.Pod, error) {
-	err := s.awaitVM(ctx, vm, func(now *v1alpha1.VirtualMachine) (bool, error) {
-		if now == nil {
-			return true, exitCode(exitKilled)
-		}
-		now.DeepCopyInto(vm)
-		return runs(now) || now.Status.Ended != nil || now.Status.LastExit != nil, stalls(now)
-	})
-	if err != nil {
-		return nil, err
-	}
-	_, pod, err := s.berth(ctx, vm.Name)
-	return pod, err
-}
-
-// guestContainer is what kubelet says of the guest's container, nil if nothing yet.
-func guestContainer(pod *corev1.Pod) *corev1.ContainerStatus {
-	i := slices.IndexFunc(pod.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool { return c.Name == berth.Container })
-	if i < 0 {
-		return nil
-	}
-	return &pod.Status.ContainerStatuses[i]
-}
-
-func (s *session) log(ctx context.Context, pod *corev1.Pod, follow bool) (io.ReadCloser, error) {
-	return s.clients.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: berth.Container, Follow: follow}).Stream(ctx)
-}
-
-// showConsole writes a console's log from its first byte to its last. One that breaks is read again from where it broke.
-func (s *session) showConsole(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
-	pod, err := s.started(ctx, vm)
-	for shown, isLast := int64(0), false; err == nil && !isLast; {
-		now := &corev1.Pod{}
-		if err := s.api.Get(ctx, client.ObjectKeyFromObject(pod), now); err != nil || now.UID != pod.UID {
-			return client.IgnoreNotFound(err)
-		}
-		c := guestContainer(now)
-		isLast = c == nil || c.State.Running == nil || c.ContainerID != guestContainer(pod).ContainerID // it has ended: its log is whole
-		var log io.ReadCloser
-		if log, err = s.log(ctx, pod, true); err == nil {
-			var n int64
-			if _, err := io.CopyN(io.Discard, log, shown); err == nil {
-				n, _ = io.Copy(s.Out, log)
-			}
-			shown, err = shown+n, errors.Join(ctx.Err(), log.Close())
-		}
-	}
-	return err
-}
-
-// joinConsole attaches this terminal to a guest's console, and shows what it has printed before.
-func (s *session) joinConsole(ctx context.Context, o *runOptions, vm *v1alpha1.VirtualMachine) (detached bool, err error) {
-	pod, err := s.started(ctx, vm)
-	if err != nil {
-		return false, err
-	}
-	j := &joiner{out: s.Out, whole: func(ctx context.Context) ([]byte, error) {
-		log, err := s.log(ctx, pod, false)
-		if err != nil {
-			return nil, err
-		}
-		defer log.Close()
-		return io.ReadAll(log)
-	}}
-	reading, stop := context.WithCancel(ctx)
-	joined := make(chan error, 1)
-	go func() { joined <- j.join(reading) }()
-	detached, err = s.attachTo(ctx, pod, o.detachKeys, j)
-	stop()
-	if failure := <-joined; failure != nil || detached || j.joined || ctx.Err() != nil {
-		return detached, errors.Join(err, failure, ctx.Err())
-	}
-	_, err = j.try(ctx) // it ended before there was much to attach to: the log has all of it
-	return false, err
 }

@@ -10,7 +10,6 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/genericiooptions"
@@ -103,16 +102,23 @@ func (s *session) vm(ctx context.Context, word string) (*v1alpha1.VirtualMachine
 	if !apierrors.IsNotFound(err) || explained(err) != err { //nolint:errorlint // whether it is another
 		return vm, err
 	}
-	switch names, err := s.names(ctx, name); {
-	case err != nil:
+	list, err := s.list(ctx, s.namespace, "")
+	if err != nil {
 		return nil, err
-	case len(names) == 0:
-		return nil, fmt.Errorf("%s/%s is not in namespace %s: kubectl vm ps -a lists what is, -n names another", resourceName, name, s.namespace)
-	case len(names) > 1:
-		return nil, fmt.Errorf("%s is the beginning of %s: write more of it", name, strings.Join(names, ", "))
-	default:
-		return vm, s.api.Get(ctx, client.ObjectKey{Namespace: s.namespace, Name: names[0]}, vm)
 	}
+	var names []string
+	for _, other := range list.Items {
+		if strings.HasPrefix(other.Name, name) {
+			names, vm = append(names, other.Name), &other
+		}
+	}
+	switch len(names) {
+	case 0:
+		return nil, fmt.Errorf("%s/%s is not in namespace %s: kubectl vm ps -a lists what is, -n names another", resourceName, name, s.namespace)
+	case 1:
+		return vm, nil
+	}
+	return nil, fmt.Errorf("%s is the beginning of %s: write more of it", name, strings.Join(names, ", "))
 }
 
 // vms finds several, and no one twice.
@@ -126,19 +132,6 @@ func (s *session) vms(ctx context.Context, names []string) (found []*v1alpha1.Vi
 		}
 	}
 	return found, err
-}
-
-// names are those of the namespace's VirtualMachines that begin so.
-func (s *session) names(ctx context.Context, prefix string) (names []string, err error) {
-	list := &metav1.PartialObjectMetadataList{}
-	list.SetGroupVersionKind(v1alpha1.GroupVersion.WithKind("VirtualMachineList"))
-	err = s.api.List(ctx, list, client.InNamespace(s.namespace))
-	for _, vm := range list.Items {
-		if strings.HasPrefix(vm.Name, prefix) {
-			names = append(names, vm.Name)
-		}
-	}
-	return names, err
 }
 
 // pod is a VirtualMachine's berth, nil if it has none.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -15,7 +14,6 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/cli-runtime/pkg/genericiooptions"
 	"k8s.io/client-go/util/homedir"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -78,7 +76,7 @@ func (s *session) knownHosts(ctx context.Context, vm *v1alpha1.VirtualMachine, p
 		return nil, err
 	}
 	said := &bytes.Buffer{}
-	_ = s.runIn(ctx, pod, inGuest("sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub"), false, false, genericiooptions.IOStreams{Out: said, ErrOut: io.Discard}) // where it fails, there are no keys
+	_ = s.ask(ctx, pod, nil, said, "sh", "-c", "cat /etc/ssh/ssh_host_*_key.pub") // where it fails, there are no keys
 	known := hostKeys(string(vm.UID), said.String())
 	if known == "" {
 		return []string{"-o", "StrictHostKeyChecking=accept-new", "-o", `UserKnownHostsFile="` + filepath.Join(dir, "known_hosts") + `"`}, nil

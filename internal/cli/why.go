@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
-	"github.com/berth-dev/berth/internal/berth"
 )
 
 // How much of each why shows, so that all of it is one screen.
@@ -59,8 +58,8 @@ func (s *session) why() *cobra.Command {
 // lastLines are the console's, of the run before if this one has said nothing. It is nothing where there are none to read.
 func (s *session) lastLines(ctx context.Context, pod *corev1.Pod) []string {
 	for _, previous := range []bool{false, true} {
-		o := &corev1.PodLogOptions{Container: berth.Container, Previous: previous, TailLines: new(int64(whyConsoleLines)), LimitBytes: new(int64(64 << 10))}
-		raw, err := s.clients.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, o).Do(ctx).Raw()
+		o := corev1.PodLogOptions{Previous: previous, TailLines: new(int64(whyConsoleLines)), LimitBytes: new(int64(64 << 10))}
+		raw, err := s.log(pod, o).DoRaw(ctx)
 		if text := strings.TrimSpace(string(raw)); err == nil && text != "" {
 			return strings.Split(text, "\n")
 		}

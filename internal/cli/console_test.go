@@ -88,3 +88,21 @@ func TestAJoinedConsoleIsShownOnceAndWhole(t *testing.T) {
 		}
 	})
 }
+
+func TestALineThatEndsWhileTheLogIsReadIsShownOnce(t *testing.T) {
+	var shown bytes.Buffer
+	j := &joiner{out: &shown}
+	write := func(text string) {
+		if _, err := j.Write([]byte(text)); err != nil {
+			t.Error(err)
+		}
+	}
+	j.whole = func(context.Context) ([]byte, error) {
+		write("t\r\nlogin: ")
+		return []byte("boot\n"), nil
+	}
+	write("boo")
+	if joined, err := j.try(t.Context()); !joined || err != nil || shown.String() != "boot\r\nlogin: " {
+		t.Errorf("joined %v, %v: it shows %q", joined, err, &shown)
+	}
+}
