@@ -15,8 +15,10 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/cli-runtime/pkg/genericiooptions"
+
+	"github.com/berth-dev/berth/internal/untar"
 )
 
 func (s *session) cp() *cobra.Command {
@@ -30,11 +32,10 @@ func (s *session) cp() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		c := &copying{session: s, pod: pod}
 		if isTo {
-			return c.into(ctx, args[0], destination)
+			return s.copyInto(ctx, pod, args[0], destination)
 		}
-		return c.outOf(ctx, source, args[1])
+		return s.copyOut(ctx, pod, source, args[1])
 	})
 }
 
@@ -47,26 +48,11 @@ func sideOf(word string) (name, file string, isGuests bool) {
 	return name, path.Join(file, "."), true
 }
 
-// copying is one cp.
-type copying struct {
-	*session
-	pod *corev1.Pod
-}
-
-// guest runs a command in the guest.
-func (c *copying) guest(ctx context.Context, in io.Reader, out io.Writer, argv ...string) error {
-	said := &bytes.Buffer{}
-	err := c.runIn(ctx, c.pod, inGuest(argv...), in != nil, false, genericiooptions.IOStreams{In: in, Out: out, ErrOut: said})
-	if text := strings.TrimSpace(said.String()); err != nil && text != "" {
-		return errors.New("in the guest: " + clean(text))
-	}
-	return err
-}
-
-// into copies to the guest: below a directory that is there, else to that name.
-func (c *copying) into(ctx context.Context, source, destination string) error {
+// copyInto copies to the guest: below a directory that is there, else to that name.
+func (s *session) copyInto(ctx context.Context, pod *corev1.Pod, source, destination string) error {
+	extract := []string{"tar", "-x", "-p", "-f", "-", "-C"}
 	if source == "-" {
-		return c.guest(ctx, c.In, io.Discard, "tar", "-x", "-p", "-f", "-", "-C", destination)
+		return s.ask(ctx, pod, s.In, io.Discard, append(extract, destination)...)
 	}
 	source, err := filepath.Abs(source)
 	if err != nil {
@@ -74,58 +60,51 @@ func (c *copying) into(ctx context.Context, source, destination string) error {
 	}
 	dir, base := destination, filepath.Base(source)
 	var code exitCode
-	if err := c.guest(ctx, nil, io.Discard, "test", "-d", destination); errors.As(err, &code) && code == 1 {
+	if err := s.ask(ctx, pod, nil, io.Discard, "test", "-d", destination); errors.As(err, &code) && code == 1 {
 		dir, base = path.Dir(destination), path.Base(destination)
 	} else if err != nil {
 		return err
 	}
-	var names, sizes []string
+	var files []*tar.Header
 	err = piped(ctx, func(_ context.Context, out io.Writer) (err error) {
-		names, sizes, err = c.pack(out, source, base)
+		files, err = s.pack(out, source, base)
 		return err
 	}, func(ctx context.Context, in io.Reader) error {
-		return c.guest(ctx, in, io.Discard, "tar", "-x", "-p", "-f", "-", "-C", dir)
+		return s.ask(ctx, pod, in, io.Discard, append(extract, dir)...)
 	})
 	if err != nil {
 		return err
 	}
-	for part := range slices.Chunk(names, 64) { // a command line has 32 KiB
-		words := []string{"wc", "-c", "--"}
-		for _, name := range part {
-			words = append(words, path.Join(dir, name))
+	for part := range slices.Chunk(files, 64) { // a command line has 32 KiB
+		words, sent := []string{"wc", "-c", "--"}, int64(0)
+		for _, file := range part {
+			words, sent = append(words, path.Join(dir, file.Name)), sent+file.Size
 		}
 		var counted bytes.Buffer
-		if err := c.guest(ctx, nil, &counted, words...); err != nil {
+		if err := s.ask(ctx, pod, nil, &counted, words...); err != nil {
 			return fmt.Errorf("comparing sizes: %w", err)
 		}
-		for i, line := range strings.SplitN(counted.String(), "\n", len(part)+1)[:len(part)] {
-			if got, _, _ := strings.Cut(strings.TrimSpace(line), " "); got != sizes[i] {
-				return fmt.Errorf("%s has %.20s bytes in the guest, not %s: is its disk full?", part[i], clean(got), sizes[i])
-			}
+		lines := strings.Split(strings.TrimSpace(counted.String()), "\n") // the last one has the sum
+		if got, _, _ := strings.Cut(strings.TrimSpace(lines[len(lines)-1]), " "); got != fmt.Sprint(sent) {
+			return fmt.Errorf("%s, and %d more, have %.20s bytes in the guest, not %d: is its disk full?", part[0].Name, len(part)-1, clean(got), sent)
 		}
-		sizes = sizes[len(part):]
 	}
 	return nil
 }
 
-// pack writes a tree as tar, and tells the names and sizes of its files.
-func (c *copying) pack(out io.Writer, source, base string) (names, sizes []string, err error) {
-	p := c.progress()
+// pack writes a tree as tar, and tells its files.
+func (s *session) pack(out io.Writer, source, base string) (files []*tar.Header, err error) {
+	p := s.progress()
 	defer p.end()
-	w := tar.NewWriter(&counted{Writer: out, p: p})
-	err = filepath.WalkDir(source, func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
+	w := tar.NewWriter(io.MultiWriter(out, p))
+	err = filepath.Walk(source, func(file string, info fs.FileInfo, err error) error {
 		link := ""
-		if info.Mode()&fs.ModeSymlink != 0 {
+		switch {
+		case err != nil:
+		case info.Mode()&fs.ModeSymlink != 0:
 			link, err = os.Readlink(file)
-		} else if !info.IsDir() && !info.Mode().IsRegular() {
-			fmt.Fprintf(c.ErrOut, "skipped %s: it is no file, directory or link\n", clean(file))
+		case !info.IsDir() && !info.Mode().IsRegular():
+			fmt.Fprintf(s.ErrOut, "skipped %s: %v\n", clean(file), untar.ErrKind)
 			return nil
 		}
 		if err != nil {
@@ -139,78 +118,141 @@ func (c *copying) pack(out io.Writer, source, base string) (names, sizes []strin
 		if err := w.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
 			return err
 		}
+		files = append(files, header)
 		content, err := os.Open(file) //nolint:gosec // the user's own, who may replace it by what he likes
 		if err != nil {
 			return err
 		}
 		defer content.Close()
-		if _, err := io.CopyN(w, content, info.Size()); err != nil {
-			return fmt.Errorf("%s changed while it was read: %w", file, err)
+		if _, err = io.CopyN(w, content, info.Size()); errors.Is(err, io.EOF) {
+			err = fmt.Errorf("%s changed while it was read: %w", file, err)
 		}
-		names, sizes = append(names, header.Name), append(sizes, fmt.Sprint(info.Size()))
-		return nil
+		return err
 	})
-	return names, sizes, errors.Join(err, w.Close())
+	return files, errors.Join(err, w.Close())
 }
 
-// outOf copies from the guest: below a directory that is there, else to that name.
-func (c *copying) outOf(ctx context.Context, source, destination string) error {
+// copyOut copies from the guest: below a directory that is there, else to that name.
+func (s *session) copyOut(ctx context.Context, pod *corev1.Pod, source, destination string) error {
 	dir, base := path.Dir(source), path.Base(source)
 	if base == "/" || base == ".." {
 		dir, base = source, "."
 	}
-	tarred := []string{"tar", "-c", "-f", "-", "-C", dir, base}
+	archive := func(ctx context.Context, out io.Writer) error {
+		return s.ask(ctx, pod, nil, out, "tar", "-c", "-f", "-", "-C", dir, base)
+	}
 	if destination == "-" {
-		return c.guest(ctx, nil, c.Out, tarred...)
+		return archive(ctx, s.Out)
 	}
 	if info, err := os.Stat(destination); err == nil && info.IsDir() && base != "." {
 		destination = filepath.Join(destination, base)
 	}
-	return piped(ctx, func(ctx context.Context, out io.Writer) error { return c.guest(ctx, nil, out, tarred...) }, func(_ context.Context, in io.Reader) error {
-		p := c.progress()
+	return piped(ctx, archive, func(_ context.Context, in io.Reader) error {
+		p := s.progress()
 		defer p.end()
-		err := writeTree(io.TeeReader(in, &counted{Writer: io.Discard, p: p}), base, destination, func(what string) {
-			fmt.Fprintf(c.ErrOut, "skipped %s\n", clean(what))
-		})
-		if err == nil {
-			_, err = io.Copy(io.Discard, in) // what pads the end
-		}
-		return err
+		return writeTree(io.TeeReader(in, p), base, destination, func(what string) { fmt.Fprintf(s.ErrOut, "skipped %s\n", clean(what)) })
 	})
 }
 
-// piped joins what writes with what reads. The writer's failure is the reader's cause, unless the reader has gone.
+// piped joins what writes with what reads. The first failure of the two ends both.
 func piped(ctx context.Context, write func(context.Context, io.Writer) error, read func(context.Context, io.Reader) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	both, ctx := errgroup.WithContext(ctx)
 	reader, writer := io.Pipe()
-	written := make(chan error, 1)
-	go func() {
+	context.AfterFunc(ctx, func() { _ = reader.CloseWithError(ctx.Err()) })
+	both.Go(func() error {
 		err := write(ctx, writer)
 		_ = writer.CloseWithError(err) // nil is the end of the stream
-		written <- err
-	}()
-	err := read(ctx, reader)
+		return err
+	})
+	both.Go(func() error {
+		err := read(ctx, reader)
+		if err == nil {
+			_, err = io.Copy(io.Discard, reader) // what is behind the archive's end
+		}
+		return err
+	})
+	return both.Wait()
+}
+
+// errSkipped goes with what is no failure: a link that is told and left out.
+var errSkipped = errors.New("left out")
+
+// writeTree writes what an archive of a guest has of base to destination, and nothing outside: names and hard links that lead
+// out of it end it, and so does what is to be written through a link; symbolic links that lead out, and what is neither file,
+// directory nor link, are told to skipped and left out. No file gets to run as another user.
+func writeTree(archive io.Reader, base, destination string, skipped func(what string)) error {
+	if there, err := filepath.EvalSymlinks(destination); err == nil { // the user's own link
+		destination = there
+	}
+	parent, name := filepath.Split(filepath.Clean(destination))
+	root, err := os.OpenRoot(filepath.Join(parent, "."))
 	if err != nil {
-		cancel()
+		return err
 	}
-	_ = reader.Close()
-	if failure := <-written; failure != nil && !errors.Is(failure, io.ErrClosedPipe) && !errors.Is(failure, context.Canceled) {
-		return failure
+	defer root.Close()
+	count := 0
+	e := untar.Extraction{Root: root, Modes: fs.ModePerm, Times: true, Place: func(h *tar.Header) error {
+		count++
+		return place(root, base, name, h)
+	}, Failed: func(member string, err error) error {
+		if errors.Is(err, errSkipped) || errors.Is(err, untar.ErrKind) {
+			skipped(member + ": " + err.Error())
+			return nil
+		}
+		return fmt.Errorf("writing %.200q: %w", member, err)
+	}}
+	if err := e.Run(archive); err != nil || count > 0 {
+		return err
 	}
-	return err
+	if _, err := io.Copy(io.Discard, archive); err != nil { // perhaps why
+		return err
+	}
+	return errors.New("the guest sends nothing")
 }
 
-// counted shows how much was written, where somebody looks.
-type counted struct {
-	io.Writer
-	p *progress
-	n int64
+// place has a member of base stand below name.
+func place(root *os.Root, base, name string, h *tar.Header) error {
+	below, isBelow := relative(base, h.Name)
+	target := filepath.Join(name, filepath.FromSlash(below))
+	switch h.Typeflag {
+	case tar.TypeLink:
+		linked, isWithin := relative(base, h.Linkname)
+		h.Linkname, isBelow = filepath.Join(name, filepath.FromSlash(linked)), isBelow && isWithin
+	case tar.TypeSymlink:
+		h.Linkname = path.Clean(h.Linkname)                                                                          // so that no link on its way can change what .. is
+		if path.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.FromSlash(path.Join(path.Dir(below), h.Linkname))) { //nolint:gosec // what is not below is refused, and opened below a root
+			return fmt.Errorf("the link to %s leads out of what is copied: %w", h.Linkname, errSkipped)
+		}
+	}
+	if !isBelow {
+		return fmt.Errorf("it is not below %s", base)
+	}
+	for dir := filepath.Dir(target); dir != "."; dir = filepath.Dir(dir) {
+		if isLink(root, dir) {
+			return fmt.Errorf("%.200q is a link", dir)
+		}
+	}
+	h.Name = target
+	if h.Typeflag == tar.TypeDir && isLink(root, target) {
+		return root.Remove(target)
+	}
+	return nil
 }
 
-func (c *counted) Write(p []byte) (int, error) {
-	n, err := c.Writer.Write(p)
-	c.n += int64(n)
-	c.p.say("copied " + bytesOf(c.n))
-	return n, err
+// relative is a name of a tar below its base.
+func relative(base, name string) (string, bool) {
+	name = path.Clean(name)
+	if base != "." {
+		rest, is := strings.CutPrefix(name+"/", base+"/")
+		if !is {
+			return "", false
+		}
+		name = path.Join(".", rest)
+	}
+	return name, filepath.IsLocal(filepath.FromSlash(name))
+}
+
+func isLink(root *os.Root, name string) bool {
+	info, err := root.Lstat(name)
+	return err == nil && info.Mode()&fs.ModeSymlink != 0
 }

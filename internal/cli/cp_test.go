@@ -1,7 +1,11 @@
 package cli
 
 import (
+	"archive/tar"
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -23,11 +27,6 @@ func TestWhichSideIsTheGuests(t *testing.T) {
 			t.Errorf("sideOf(%q) = %q, %q, %v", word, name, file, is)
 		}
 	}
-}
-
-func copier() (*copying, *bytes.Buffer) {
-	errOut := &bytes.Buffer{}
-	return &copying{session: &session{IOStreams: genericiooptions.IOStreams{In: &bytes.Buffer{}, Out: io.Discard, ErrOut: errOut}}}, errOut
 }
 
 // tree is what stands below a directory: modes, sizes or targets, and times.
@@ -95,16 +94,16 @@ func TestATreeComesBackAsItWas(t *testing.T) {
 	if err := os.Chmod(filepath.Join(source, "bin", "deep"), 0o500); err != nil {
 		t.Fatal(err)
 	}
-	c, errOut := copier()
-	var stream bytes.Buffer
-	names, sizes, err := c.pack(&stream, source, "site")
+	var stream, errOut bytes.Buffer
+	s := &session{IOStreams: genericiooptions.IOStreams{Out: io.Discard, ErrOut: &errOut}}
+	files, err := s.pack(&stream, source, "site")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := tree(t, source)
 	for _, destination := range []string{"again", "again"} { // over itself, too
 		if err := writeTree(bytes.NewReader(stream.Bytes()), "site", filepath.Join(target, destination), func(what string) { t.Error("skipped " + what) }); err != nil {
-			t.Fatal(err, errOut)
+			t.Fatal(err, &errOut)
 		}
 		got := tree(t, filepath.Join(target, destination))
 		delete(want, "bin/run") // its time is not set
@@ -113,7 +112,59 @@ func TestATreeComesBackAsItWas(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	if !cmp.Equal(names, []string{"site/a", "site/bin/deep/secret", "site/bin/run"}) || !cmp.Equal(sizes, []string{"1", "15", "7"}) {
-		t.Errorf("sent %v of %v bytes", names, sizes)
+	var sent []string
+	for _, file := range files {
+		sent = append(sent, fmt.Sprint(file.Name, " ", file.Size))
+	}
+	if diff := cmp.Diff([]string{"site/a 1", "site/bin/deep/secret 15", "site/bin/run 7"}, sent); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestOneEndOfAPipeEndsTheOther: the first failure is told, and nobody waits for who is gone.
+func TestOneEndOfAPipeEndsTheOther(t *testing.T) {
+	full, gone := errors.New("disk full"), errors.New("no such file")
+	endless := func(_ context.Context, out io.Writer) error {
+		for {
+			if _, err := out.Write(make([]byte, 1000)); err != nil {
+				return fmt.Errorf("writing: %w", err)
+			}
+		}
+	}
+	some := func(_ context.Context, out io.Writer) error {
+		_, err := out.Write(make([]byte, 1000))
+		return err
+	}
+	silent := func(ctx context.Context, _ io.Writer) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	fails := func(context.Context, io.Reader) error { return full }
+	all := func(_ context.Context, in io.Reader) error {
+		_, err := io.Copy(io.Discard, in)
+		return err
+	}
+	for _, c := range []struct {
+		name  string
+		write func(context.Context, io.Writer) error
+		read  func(context.Context, io.Reader) error
+		want  error
+	}{
+		{"both are content", some, all, nil},
+		{"the reader has enough", some, func(context.Context, io.Reader) error { return nil }, nil},
+		{"the reader fails", endless, fails, full},
+		{"the writer fails", func(context.Context, io.Writer) error { return gone }, all, gone},
+		{"the writer waits", silent, fails, full},
+		{"the guest's tar has nothing, and says why", func(_ context.Context, out io.Writer) error {
+			return errors.Join(tar.NewWriter(out).Close(), gone)
+		}, func(_ context.Context, in io.Reader) error {
+			return writeTree(in, "etc", filepath.Join(t.TempDir(), "etc"), func(string) {})
+		}, gone},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if err := piped(t.Context(), c.write, c.read); !errors.Is(err, c.want) {
+				t.Errorf("it ends with %v, not %v", err, c.want)
+			}
+		})
 	}
 }

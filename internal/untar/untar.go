@@ -12,6 +12,9 @@ import (
 	"time"
 )
 
+// ErrKind is what goes with members that are not made for what they are.
+var ErrKind = errors.New("it is no file, directory or link")
+
 // Extraction is how the members of an archive come to stand below Root.
 type Extraction struct {
 	Root *os.Root
@@ -73,7 +76,7 @@ func (e *Extraction) make(h *tar.Header, content io.Reader) error {
 		return e.Root.MkdirAll(h.Name, 0o755)
 	case tar.TypeReg, tar.TypeSymlink, tar.TypeLink:
 	default:
-		return fmt.Errorf("it is no file, directory or link, but of type %q", h.Typeflag)
+		return fmt.Errorf("%w, but of type %q", ErrKind, h.Typeflag)
 	}
 	if h.Typeflag == tar.TypeLink && h.Linkname == h.Name {
 		return nil
