@@ -2,7 +2,7 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"runtime/debug"
@@ -12,8 +12,9 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -166,28 +167,17 @@ func (s *session) stats() *cobra.Command {
 
 // usage is what the guests' containers use, by pod, as far as the cluster measures it; it says so if it does not.
 func (s *session) usage(ctx context.Context) (map[string]corev1.ResourceList, error) {
-	raw, err := s.clients.RESTClient().Get().AbsPath("/apis/metrics.k8s.io/v1beta1/namespaces", s.namespace, "pods").Param("labelSelector", berth.LabelVM).Do(ctx).Raw()
-	if apierrors.IsNotFound(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsForbidden(err) {
+	list := &metricsv1beta1.PodMetricsList{}
+	err := s.api.List(ctx, list, client.InNamespace(s.namespace), client.HasLabels{berth.LabelVM})
+	if meta.IsNoMatchError(err) || apierrors.IsNotFound(err) || apierrors.IsServiceUnavailable(err) || apierrors.IsForbidden(err) {
 		fmt.Fprintln(s.ErrOut, "Usage is not known: this cluster has no metrics API (install metrics-server), or not for you.")
 		return nil, nil
-	}
-	var list struct {
-		Items []struct {
-			Metadata   metav1.ObjectMeta
-			Containers []struct {
-				Name  string
-				Usage corev1.ResourceList
-			}
-		}
-	}
-	if err == nil {
-		err = json.Unmarshal(raw, &list)
 	}
 	used := map[string]corev1.ResourceList{}
 	for _, pod := range list.Items {
 		for _, c := range pod.Containers {
 			if c.Name == berth.Container {
-				used[pod.Metadata.Name] = c.Usage
+				used[pod.Name] = c.Usage
 			}
 		}
 	}
@@ -218,19 +208,15 @@ func (s *session) version() *cobra.Command {
 		for _, o := range operators.Items {
 			fmt.Fprintf(s.Out, "operator     %s\n", clean(versionOf(o.Spec.Template)))
 		}
-		var hosts []v1alpha1.VirtualMachineHost
-		if err == nil {
-			hosts, err = s.hosts(ctx)
-		}
-		if apierrors.IsForbidden(err) {
+		hosts, failure := s.hosts(ctx)
+		if err = errors.Join(err, failure); apierrors.IsForbidden(err) {
 			return nil
 		}
 		t := newTable(s.Out, "NODE", "AGENT", "LIBVIRT", "QEMU", "KERNEL", "ACCELERATION")
 		for _, h := range hosts {
 			t.row(h.Name, h.Status.AgentVersion, h.Status.LibvirtVersion, h.Status.QEMUVersion, h.Status.KernelVersion, string(h.Status.Acceleration))
 		}
-		_ = t.Flush()
-		return err
+		return errors.Join(err, t.Flush())
 	})
 	cmd.Flags().BoolVar(&clientOnly, "client", false, "Print this program's alone")
 	return cmd

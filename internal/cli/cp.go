@@ -86,7 +86,8 @@ func (s *session) copyInto(ctx context.Context, pod *corev1.Pod, source, destina
 		}
 		lines := strings.Split(strings.TrimSpace(counted.String()), "\n") // the last one has the sum
 		if got, _, _ := strings.Cut(strings.TrimSpace(lines[len(lines)-1]), " "); got != fmt.Sprint(sent) {
-			return fmt.Errorf("%s, and %d more, have %.20s bytes in the guest, not %d: is its disk full?", part[0].Name, len(part)-1, clean(got), sent)
+			first, more := part[0].Name, len(part)-1
+			return fmt.Errorf("%s and %d files more have %.20s bytes in the guest, not %d: is its disk full?", first, more, clean(got), sent)
 		}
 	}
 	return nil
@@ -219,8 +220,10 @@ func place(root *os.Root, base, name string, h *tar.Header) error {
 		linked, isWithin := relative(base, h.Linkname)
 		h.Linkname, isBelow = filepath.Join(name, filepath.FromSlash(linked)), isBelow && isWithin
 	case tar.TypeSymlink:
-		h.Linkname = path.Clean(h.Linkname)                                                                          // so that no link on its way can change what .. is
-		if path.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.FromSlash(path.Join(path.Dir(below), h.Linkname))) { //nolint:gosec // what is not below is refused, and opened below a root
+		// So that no link on its way can change what .. is.
+		h.Linkname = path.Clean(h.Linkname)
+		leads := path.Join(path.Dir(below), h.Linkname) //nolint:gosec // what is not below is refused, and opened below a root
+		if path.IsAbs(h.Linkname) || !filepath.IsLocal(filepath.FromSlash(leads)) {
 			return fmt.Errorf("the link to %s leads out of what is copied: %w", h.Linkname, errSkipped)
 		}
 	}

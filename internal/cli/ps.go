@@ -71,7 +71,7 @@ func present(vm *v1alpha1.VirtualMachine) bool {
 }
 
 func (s *session) psTable(list *v1alpha1.VirtualMachineList, namespaces, wide bool) error {
-	columns := []string{"NAMESPACE", "NAME", "STATUS", "UP", "EXITED", "NODE", "IP", "CPU", "MEMORY", "SIZE", "AGE", "IMAGE", "RESTARTS", "TOOLS"}
+	columns := strings.Fields("NAMESPACE NAME STATUS UP EXITED NODE IP CPU MEMORY SIZE AGE IMAGE RESTARTS TOOLS")
 	from, to := 1, len(columns)-3
 	if namespaces {
 		from = 0
@@ -95,9 +95,11 @@ func (s *session) psTable(list *v1alpha1.VirtualMachineList, namespaces, wide bo
 		if sum := disksSize(vm); sum > 0 {
 			size = bytesOf(sum)
 		}
+		address := strings.Join(vm.Status.Addresses[:min(1, len(vm.Status.Addresses))], "")
 		t.row([]string{
-			vm.Namespace, vm.Name, status, up, exited, vm.Status.NodeName, strings.Join(vm.Status.Addresses[:min(1, len(vm.Status.Addresses))], ""),
-			fmt.Sprint(vm.Status.VCPUs), vm.Spec.Memory.Size.String(), size, since(vm.CreationTimestamp.Time), vm.Status.Image, fmt.Sprint(vm.Status.Restarts), tools(vm),
+			vm.Namespace, vm.Name, status, up, exited, vm.Status.NodeName, address,
+			fmt.Sprint(vm.Status.VCPUs), vm.Spec.Memory.Size.String(), size, since(vm.CreationTimestamp.Time),
+			vm.Status.Image, fmt.Sprint(vm.Status.Restarts), tools(vm),
 		}[from:to]...)
 	}
 	return t.Flush()

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	cmdutil "k8s.io/kubectl/pkg/cmd/util"
 	"k8s.io/kubectl/pkg/util/completion"
+	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -54,7 +55,11 @@ func (s *session) connect() (err error) {
 	}
 	config := rest.CopyConfig(s.config)
 	config.QPS, config.Burst = 50, 300 // several names at once
-	s.api, err = client.NewWithWatch(config, client.Options{Scheme: kube.Scheme(), Mapper: mapper})
+	scheme := kube.Scheme()
+	if err := metricsv1beta1.AddToScheme(scheme); err != nil {
+		return err
+	}
+	s.api, err = client.NewWithWatch(config, client.Options{Scheme: scheme, Mapper: mapper})
 	return err
 }
 

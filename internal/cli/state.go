@@ -211,17 +211,21 @@ func (p *progress) end() {
 	}
 }
 
-// awaitVM shows done a VirtualMachine until it is content: as it is now, and whenever it may have changed; nil once it is gone,
-// which ends it.
-func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, done func(*v1alpha1.VirtualMachine) (bool, error)) error {
+// untilSo tells of a VirtualMachine as it is now whether that is what was waited for. It is asked of nil once it is gone, which
+// ends the waiting.
+type untilSo func(now *v1alpha1.VirtualMachine) (bool, error)
+
+// awaitVM waits for what isSo says.
+func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, isSo untilSo) error {
 	p := s.progress()
 	defer p.end()
 	for isDone := false; !isDone; { // the API server ends a watch now and then
-		w, err := s.api.Watch(ctx, &v1alpha1.VirtualMachineList{}, client.InNamespace(vm.Namespace), client.MatchingFields{"metadata.name": vm.Name})
+		is := client.MatchingFields{"metadata.name": vm.Name}
+		w, err := s.api.Watch(ctx, &v1alpha1.VirtualMachineList{}, client.InNamespace(vm.Namespace), is)
 		if err != nil {
 			return err
 		}
-		isDone, err = s.look(ctx, vm, w, p, done)
+		isDone, err = s.look(ctx, vm, w, p, isSo)
 		w.Stop()
 		if err != nil {
 			return err
@@ -231,18 +235,18 @@ func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, done
 }
 
 // look reads a VirtualMachine again whenever a watch wakes it, and each second, lest something on the way holds the watch back.
-func (s *session) look(ctx context.Context, vm *v1alpha1.VirtualMachine, w watch.Interface, p *progress, done func(*v1alpha1.VirtualMachine) (bool, error)) (bool, error) {
+func (s *session) look(ctx context.Context, vm *v1alpha1.VirtualMachine, w watch.Interface, p *progress, isSo untilSo) (bool, error) {
 	for isOpen := true; isOpen; {
 		now := &v1alpha1.VirtualMachine{}
 		err := s.api.Get(ctx, client.ObjectKeyFromObject(vm), now)
 		if apierrors.IsNotFound(err) || err == nil && now.UID != vm.UID {
-			_, err = done(nil)
+			_, err = isSo(nil)
 			return true, err
 		}
 		if err != nil {
 			return false, err
 		}
-		if is, err := done(now); is || err != nil {
+		if is, err := isSo(now); is || err != nil {
 			return is, err
 		}
 		p.say("waiting for " + now.Name + ": " + situation(now))
