@@ -48,17 +48,9 @@ func sourceOf(vm types.UID, i machine.Image, keys image.Keychain, err error) sou
 		return s
 	}
 	if ref, err := image.ParseReference(i.Reference); err == nil {
-		s.reference, s.fingerprints = asked(ref, i).String(), strings.Join(keys.Fingerprints(ref), " ")
+		s.reference, s.fingerprints = ref.At(i.Digest).String(), strings.Join(keys.Fingerprints(ref), " ")
 	}
 	return s
-}
-
-// asked is what the registry is asked for.
-func asked(ref image.Reference, i machine.Image) image.Reference {
-	if i.Digest != "" {
-		return ref.At(i.Digest)
-	}
-	return ref
 }
 
 // pull is an image on its way, waiting for its turn, or one that failed.
@@ -90,30 +82,24 @@ func (p *Puller) run(ctx context.Context, u *pull) {
 		p.collect() // before it is tried again
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	u.cancel()
 	delete(p.running, u)
-	var woken []types.UID
+	p.dispatch()                //nolint:contextcheck // a pull ends with those that want it, not with another
 	if p.pulls[u.source] == u { // else nobody wants it any more
-		woken = p.end(u, err)
-	}
-	p.dispatch() //nolint:contextcheck // a pull ends with those that want it, not with another
-	p.mu.Unlock()
-	for _, vm := range woken {
-		p.Wake(vm)
+		p.end(u, err)
 	}
 }
 
-// end notes how an attempt ended, and returns who waited for it.
-func (p *Puller) end(u *pull, err error) (woken []types.UID) {
+// end notes how an attempt ended, and wakes who waited for it.
+func (p *Puller) end(u *pull, err error) {
 	for vm := range u.wanted {
-		woken = append(woken, vm)
+		defer p.Wake(vm)
 	}
 	if err == nil {
 		p.Metrics.Pulls.Inc()
-		for _, vm := range woken {
-			p.leaveAll(vm, func(_ machine.Image, other *pull) bool { return other == u })
-		}
-		return woken
+		p.leaveAll(func(_ want, other *pull) bool { return other == u })
+		return
 	}
 	p.Metrics.Failures.WithLabelValues(string(fault.ReasonOf(err))).Inc()
 	longest := maxBackoff
@@ -127,13 +113,10 @@ func (p *Puller) end(u *pull, err error) (woken []types.UID) {
 		u.needs.bytes = max(u.needs.bytes, u.progress.Stored.Load())
 	}
 	u.progress = nil
-	return woken
 }
 
 // imageError is an error that names its image already.
 type imageError struct{ error }
-
-func (n imageError) Unwrap() error { return n.error }
 
 // fetch pulls one image into the store.
 func (p *Puller) fetch(ctx context.Context, u *pull) error {
@@ -142,7 +125,7 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	if err != nil {
 		return err
 	}
-	found, err := p.Resolve(ctx, asked(ref, i), u.keys)
+	found, err := p.Resolve(ctx, ref.At(i.Digest), u.keys)
 	if err != nil {
 		return err
 	}
@@ -161,45 +144,39 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	transferred, good := false, false
 	transfer := func(ctx context.Context, create store.Create) error {
 		transferred = true
-		err := copyFiles(ctx, found, i, create)
-		good = err == nil
-		return err
+		if err := copyFiles(ctx, found, i, create); err != nil {
+			return imageError{err}
+		}
+		good = true
+		return nil
 	}
 	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Needs: needs, Progress: progress})
 	if err == nil {
-		err = p.prove(content, ref, found, func() error {
+		err = p.prove(content, ref, found.Fingerprint, func() error {
 			if transferred {
 				return nil
 			}
-			return copyFiles(ctx, found, i, func(string, int64) (io.Writer, error) { return checked{progress}, nil })
+			return transfer(ctx, func(string, int64) (io.Writer, error) { return checked{progress}, nil })
 		})
+	}
+	if err == nil && i.Digest == "" { // otherwise what the name means now is another question
+		err = p.Store.SetTag(ref.String(), found.Digest)
 	}
 	p.Metrics.Bytes.Add(float64(progress.Bytes.Load()))
 	named, is := errors.AsType[imageError](err)
+	if is {
+		err = named.error
+	} else if err != nil {
+		err = fmt.Errorf("image %s: %w", i.Reference, err)
+	}
 	if is || good {
 		p.remember(u.source, content, err)
 	}
-	switch {
-	case err == nil && i.Digest == "": // otherwise what the name means now is another question
-		if err := p.Store.SetTag(ref.String(), found.Digest); err != nil {
-			return fmt.Errorf("recording the digest of %s: %w", i.Reference, err)
-		}
-		return nil
-	case is:
-		return named
-	case err != nil:
-		return fmt.Errorf("image %s: %w", i.Reference, err)
-	}
-	return nil
+	return err
 }
 
 // copyFiles copies what is wanted of an image to where create says.
-func copyFiles(ctx context.Context, found Resolved, i machine.Image, create store.Create) (err error) {
-	defer func() {
-		if err != nil {
-			err = imageError{err}
-		}
-	}()
+func copyFiles(ctx context.Context, found Resolved, i machine.Image, create store.Create) error {
 	if i.Kernel == "" {
 		return found.Layers.Disk(ctx, func(_ string, size int64) (io.Writer, error) { return create(store.Disk, size) })
 	}
@@ -221,7 +198,7 @@ func (c checked) Write(b []byte) (int, error) {
 // prove records who may have a content that is in the store. That a registry has its manifest is no proof, as whoever
 // may read the manifest of a private image can serve it from a registry of his own: the repository must have served
 // the whole content to this node once.
-func (p *Puller) prove(c store.Content, ref image.Reference, found Resolved, transfer func() error) error {
+func (p *Puller) prove(c store.Content, ref image.Reference, fingerprint string, transfer func() error) error {
 	repository := "repository " + ref.Registry + "/" + ref.Repository
 	served, err := p.Store.HasAccess(c, []string{repository})
 	if err == nil && !served {
@@ -230,7 +207,54 @@ func (p *Puller) prove(c store.Content, ref image.Reference, found Resolved, tra
 		}
 	}
 	if err == nil {
-		err = p.Store.GrantAccess(c, found.Fingerprint)
+		err = p.Store.GrantAccess(c, fingerprint)
 	}
 	return err
+}
+
+const (
+	// verdictLife is how long it is known of a content that it can never be used: it is not downloaded again just to see.
+	verdictLife = 6 * time.Hour
+	// maxVerdicts bounds how many are known.
+	maxVerdicts = 1024
+)
+
+// judged is a content from a source. Another source of the same digest has a verdict of its own: it has other names,
+// which are nobody else's business.
+type judged struct {
+	source
+	content store.Content
+}
+
+type verdict struct {
+	err   error
+	until time.Time
+}
+
+// verdict returns what is wrong with a content for good, nil if nothing is known.
+func (p *Puller) verdict(s source, c store.Content) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v := p.verdicts[judged{s, c}]; p.Now().Before(v.until) {
+		return v.err
+	}
+	return nil
+}
+
+// remember keeps the verdict on a content whose every byte was there, if it is one.
+func (p *Puller) remember(s source, c store.Content, err error) {
+	switch fault.ReasonOf(err) {
+	case v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge:
+	default:
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := p.Now()
+	for old, v := range p.verdicts {
+		if len(p.verdicts) >= maxVerdicts || !now.Before(v.until) {
+			delete(p.verdicts, old)
+		}
+	}
+	p.verdicts[judged{s, c}] = verdict{err, now.Add(verdictLife)}
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
@@ -50,7 +52,7 @@ type Options struct {
 	Import  func(context.Context, store.Import) error                                // brings a content into the store
 	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error) // asks a registry
 	Collect func(now time.Time) ([]store.Image, error)                               // removes images that nothing uses, and returns them
-	Wake    func(vm types.UID)                                                       // a pull of the VM has ended
+	Wake    func(vm types.UID)                                                       // a pull of the VM has ended; it neither waits nor asks the Puller
 	Removed func()                                                                   // images were removed
 	Metrics Metrics
 	Now     func() time.Time
@@ -70,16 +72,22 @@ type Puller struct {
 
 	mu       sync.Mutex
 	pulls    map[source]*pull
-	wants    map[types.UID]map[machine.Image]*pull // by VM
-	queue    []*pull                               // those that wait for a place, in order
-	running  map[*pull]bool                        // those that have one
+	wants    map[want]*pull
+	queue    []*pull        // those that wait for a place, in order
+	running  map[*pull]bool // those that have one
 	verdicts map[judged]verdict
+}
+
+// want is a VM's, of an image.
+type want struct {
+	vm    types.UID
+	image machine.Image
 }
 
 // New makes a Puller, whose pulls end with ctx.
 func New(ctx context.Context, o Options) *Puller {
 	return &Puller{
-		Options: o, background: ctx, pulls: map[source]*pull{}, wants: map[types.UID]map[machine.Image]*pull{},
+		Options: o, background: ctx, pulls: map[source]*pull{}, wants: map[want]*pull{},
 		running: map[*pull]bool{}, verdicts: map[judged]verdict{},
 	}
 }
@@ -88,7 +96,7 @@ func New(ctx context.Context, o Options) *Puller {
 // store at once.
 func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, error) {
 	p.mu.Lock()
-	u := p.wants[vm][i]
+	u := p.wants[want{vm, i}]
 	if u == nil {
 		p.mu.Unlock()
 		return p.storedState(i, keys)
@@ -138,4 +146,29 @@ func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
 		return missing, err
 	}
 	return plan.Image{State: plan.ImageReady, Digest: digest}, nil
+}
+
+// collectPeriod is how often unused images are removed; their last use is known as exactly.
+const collectPeriod = 10 * time.Minute
+
+// GarbageCollect removes images that nothing has used for long, again and again until ctx ends.
+func (p *Puller) GarbageCollect(ctx context.Context) error {
+	wait.UntilWithContext(ctx, func(context.Context) { p.collect() }, collectPeriod)
+	return nil
+}
+
+// collect removes unused images once. Nothing waits for it.
+func (p *Puller) collect() {
+	log := ctrl.Log.WithName("host")
+	removed, err := p.Collect(p.Now())
+	if err != nil {
+		log.Error(err, "Removing unused images")
+	}
+	for _, i := range removed {
+		log.Info("Removed unused image", "image", i.Digest, "bytes", i.Allocated)
+		p.Metrics.Removals.Inc()
+	}
+	if len(removed) > 0 {
+		p.Removed()
+	}
 }

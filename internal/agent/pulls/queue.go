@@ -22,12 +22,12 @@ type Limits struct {
 func (p *Puller) Start(vm types.UID, namespace string, i machine.Image, keys Keys) {
 	held, err := keys()
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	u := p.join(vm, namespace, i, held, err)
-	var woken []types.UID
 	switch {
 	case u.state.State == plan.ImagePulling:
 	case err != nil:
-		woken = p.end(u, err)
+		p.end(u, err)
 	case fault.ClassOf(u.state.Err) != fault.User && p.Now().Before(u.state.Retry): // it rests, for whoever wants it
 	default:
 		u.keys = held
@@ -35,10 +35,6 @@ func (p *Puller) Start(vm types.UID, namespace string, i machine.Image, keys Key
 		p.queue = append(p.queue, u)
 	}
 	p.dispatch() // also for who joins one that waits: his namespace may have a place
-	p.mu.Unlock()
-	for _, vm := range woken {
-		p.Wake(vm)
-	}
 }
 
 // Retain ends the pulls for a VM but those of these images, and forgets how they failed. A pull that another VM wants
@@ -46,43 +42,37 @@ func (p *Puller) Start(vm types.UID, namespace string, i machine.Image, keys Key
 func (p *Puller) Retain(vm types.UID, images []machine.Image) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leaveAll(vm, func(i machine.Image, _ *pull) bool { return !slices.Contains(images, i) })
+	p.leaveAll(func(w want, _ *pull) bool { return w.vm == vm && !slices.Contains(images, w.image) })
 }
 
 // join has a VM want the image from the source that its credentials make.
 func (p *Puller) join(vm types.UID, namespace string, i machine.Image, keys image.Keychain, err error) *pull {
 	s := sourceOf(vm, i, keys, err)
-	p.leaveAll(vm, func(other machine.Image, u *pull) bool { return other == i && u.source != s })
+	p.leaveAll(func(w want, u *pull) bool { return w == (want{vm, i}) && u.source != s })
 	u := p.pulls[s]
 	if u == nil {
 		u = &pull{source: s, image: i, wanted: map[types.UID]string{}}
 		p.pulls[s] = u
 	}
 	u.wanted[vm] = namespace
-	if p.wants[vm] == nil {
-		p.wants[vm] = map[machine.Image]*pull{}
-	}
-	p.wants[vm][i] = u
+	p.wants[want{vm, i}] = u
 	return u
 }
 
-// leaveAll has a VM no longer want those of its images.
-func (p *Puller) leaveAll(vm types.UID, those func(machine.Image, *pull) bool) {
-	for i, u := range p.wants[vm] {
-		if those(i, u) {
-			delete(p.wants[vm], i)
-			p.leave(vm, u)
+// leaveAll has VMs no longer want those images.
+func (p *Puller) leaveAll(those func(want, *pull) bool) {
+	for w, u := range p.wants {
+		if those(w, u) {
+			delete(p.wants, w)
+			p.leave(w.vm, u)
 		}
-	}
-	if len(p.wants[vm]) == 0 {
-		delete(p.wants, vm)
 	}
 }
 
 // leave ends a pull with the last VM that wants it.
 func (p *Puller) leave(vm types.UID, u *pull) {
-	for _, other := range p.wants[vm] {
-		if other == u { // another disk of the same image
+	for w, other := range p.wants {
+		if w.vm == vm && other == u { // another disk of the same image
 			return
 		}
 	}

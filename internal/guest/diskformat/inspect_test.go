@@ -216,7 +216,7 @@ func FuzzInspect(f *testing.F) {
 			info.Format != Raw && info.Format != QCOW2 {
 			t.Errorf("took it as %+v", info)
 		}
-		_, _ = InspectOverlay(bytes.NewReader(b), int64(len(b)))
+		_, _, _ = InspectOverlay(bytes.NewReader(b), int64(len(b)))
 		if len(b) < HeadSize {
 			return
 		}

@@ -1,7 +1,6 @@
 package diskformat
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -52,17 +51,16 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 		RefcountOrder:         4,
 		Length:                headerSize,
 	}
-	var extensions bytes.Buffer
+	var extensions []byte
 	if o.Backing != "" {
-		h.BackingFileSize = uint32(len(o.Backing)) //nolint:gosec // checked above
-		format := make([]byte, (len(o.BackingFormat)+7)/8*8)
-		copy(format, o.BackingFormat)
-		extensions.Write(binary.BigEndian.AppendUint32(nil, extensionBackingFormat))
-		extensions.Write(binary.BigEndian.AppendUint32(nil, uint32(len(o.BackingFormat)))) //nolint:gosec // a few letters
-		extensions.Write(format)
-		extensions.Write(make([]byte, 8))                           // the end
-		h.BackingFileOffset = uint64(headerSize + extensions.Len()) //nolint:gosec // positive
-		extensions.WriteString(o.Backing)
+		format := string(o.BackingFormat)
+		extensions = binary.BigEndian.AppendUint32(extensions, extensionBackingFormat)
+		extensions = binary.BigEndian.AppendUint32(extensions, uint32(len(format))) //nolint:gosec // a few letters
+		extensions = append(extensions, format...)
+		extensions = append(extensions, make([]byte, -len(format)&7+8)...) // up to a multiple of 8, and the end
+		h.BackingFileOffset = uint64(headerSize + len(extensions))         //nolint:gosec // positive
+		h.BackingFileSize = uint32(len(o.Backing))                         //nolint:gosec // checked above
+		extensions = append(extensions, o.Backing...)
 	}
 
 	b := make([]byte, clusters*overlayCluster)
@@ -70,7 +68,7 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	copy(b[n:], extensions.Bytes())
+	copy(b[n:], extensions)
 	binary.BigEndian.PutUint64(b[overlayCluster:], 2*overlayCluster)
 	for i := range clusters {
 		binary.BigEndian.PutUint16(b[2*overlayCluster+2*i:], 1)
@@ -78,31 +76,16 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 	return b, nil
 }
 
-// OverlayInfo is what an overlay's header says.
-type OverlayInfo struct {
-	// VirtualSize is what a guest sees, in bytes.
-	VirtualSize int64
-	// Backing and BackingFormat name the disk that shows through, "" if none does.
-	Backing       string
-	BackingFormat Format
-}
-
-// InspectOverlay reads the header of a disk that a guest may have been writing to, so it is hostile too. It refuses
-// what Inspect refuses, but for a backing file, which the caller must compare with its own, and marks of a crash.
-func InspectOverlay(r io.ReaderAt, size int64) (OverlayInfo, error) {
-	head, err := readUpTo(r, 0, min(size, int64(len(qcow2Magic))))
-	if err != nil {
-		return OverlayInfo{}, err
-	}
-	if string(head) != qcow2Magic {
-		return OverlayInfo{}, notDisk("it is no qcow2 disk")
-	}
+// InspectOverlay reads the header of a disk that a guest may have been writing to, so it is hostile too: what a guest sees
+// of it, in bytes, and the disk that shows through, "" if none does. It refuses what Inspect refuses, but for a backing file,
+// which the caller must compare with its own, and marks of a crash.
+func InspectOverlay(r io.ReaderAt, size int64) (virtualSize int64, backing string, err error) {
 	q, err := parse(r, size)
 	if err != nil {
-		return OverlayInfo{}, err
+		return 0, "", err
 	}
-	if q.dataFile || q.Incompatible&featureDataFile != 0 {
-		return OverlayInfo{}, unsafe("it has an external data file")
+	if q.dataFile {
+		return 0, "", unsafe("it has an external data file")
 	}
-	return OverlayInfo{VirtualSize: q.virtualSize(), Backing: q.backingName, BackingFormat: Format(q.backingFormat)}, nil
+	return q.virtualSize(), q.backingName, nil
 }

@@ -1,6 +1,7 @@
 package diskformat
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 )
@@ -68,9 +69,8 @@ const (
 // qcow2 is a header whose numbers are in bounds, so that arithmetic with them cannot overflow.
 type qcow2 struct {
 	header
-	backingName   string
-	backingFormat string
-	dataFile      bool
+	backingName string
+	dataFile    bool // it is not all in this file
 }
 
 func (q *qcow2) clusterSize() int64 { return 1 << q.ClusterBits }
@@ -90,12 +90,19 @@ func parse(r io.ReaderAt, size int64) (*qcow2, error) {
 	if err != nil {
 		return nil, err
 	}
-	return q, q.readExtensions(r, size)
+	cluster, err := readUpTo(r, 0, min(size, q.clusterSize()))
+	if err != nil {
+		return nil, err
+	}
+	return q, q.readExtensions(cluster)
 }
 
 // parseHeader reads the header at the start of raw, of a disk of size bytes, without its extensions.
 func parseHeader(raw []byte, size int64) (*qcow2, error) {
-	if len(raw) < headerV2 {
+	switch {
+	case !bytes.HasPrefix(raw, []byte(qcow2Magic)):
+		return nil, notDisk("it is no qcow2 disk")
+	case len(raw) < headerV2:
 		return nil, unsafe("it ends inside its header: is it truncated?")
 	}
 	q := &qcow2{}
@@ -104,25 +111,24 @@ func parseHeader(raw []byte, size int64) (*qcow2, error) {
 	if _, err := binary.Decode(padded, binary.BigEndian, &q.header); err != nil {
 		return nil, err
 	}
-	switch {
-	case q.Version == 2:
-		q.Incompatible, q.Autoclear, q.RefcountOrder, q.Length, q.Compression = 0, 0, 4, headerV2, 0
-	case q.Version != 3:
-		return nil, unsafe("version %d is neither 2 nor 3: %s", q.Version, convert)
-	case q.Length < headerV3 || q.Length%8 != 0 || int64(q.Length) > size:
-		return nil, unsafe("its header claims a length of %d bytes", q.Length)
-	case q.Length < headerSize:
+	if q.Version == 2 {
+		q.Incompatible, q.Autoclear, q.RefcountOrder, q.Length = 0, 0, 4, headerV2
+	}
+	if q.Length < headerSize {
 		q.Compression = 0
 	}
+	q.dataFile = q.Incompatible&featureDataFile != 0
 	return q, q.checkNumbers(size)
 }
 
 // checkNumbers holds the header against QEMU's limits and against the file's size.
 func (q *qcow2) checkNumbers(size int64) error {
 	switch {
+	case q.Version != 2 && q.Version != 3:
+		return unsafe("version %d is neither 2 nor 3: %s", q.Version, convert)
 	case q.ClusterBits < 9 || q.ClusterBits > 21:
 		return unsafe("clusters of 2^%d bytes", q.ClusterBits)
-	case q.Length > 1<<q.ClusterBits:
+	case q.Version == 3 && q.Length < headerV3, q.Length%8 != 0, int64(q.Length) > min(size, q.clusterSize()):
 		return unsafe("its header claims a length of %d bytes", q.Length)
 	case q.Size == 0:
 		return notDisk("its virtual size is 0")
@@ -138,8 +144,6 @@ func (q *qcow2) checkNumbers(size int64) error {
 		return unsafe("compression type %d", q.Compression)
 	case q.Incompatible&featureExtendedL2 != 0 && q.ClusterBits < 14:
 		return unsafe("extended L2 entries with clusters of 2^%d bytes", q.ClusterBits)
-	}
-	switch {
 	case int64(q.L1Size) < q.l1Needed() || int64(q.L1Size)*8 > maxL1Bytes:
 		return unsafe("an L1 table of %d entries", q.L1Size)
 	case !q.holds(size, q.L1TableOffset, int64(q.L1Size)*8):
@@ -153,8 +157,9 @@ func (q *qcow2) checkNumbers(size int64) error {
 	// A snapshot's entry has at least 40 bytes.
 	case q.Snapshots > 0 && !q.holds(size, q.SnapshotsOffset, int64(q.Snapshots)*40):
 		return unsafe("its snapshot table lies outside of it: is it truncated?")
+	// QEMU takes no name that goes on behind the first cluster.
 	case q.BackingFileOffset != 0 && (q.BackingFileSize == 0 || q.BackingFileSize > maxBackingName ||
-		q.BackingFileOffset > uint64(q.clusterSize()) || !fits(size, q.BackingFileOffset, int64(q.BackingFileSize))): //nolint:gosec // a power of two
+		!fits(min(size, q.clusterSize()), q.BackingFileOffset, int64(q.BackingFileSize))):
 		return unsafe("the name of its backing file lies outside of its header")
 	}
 	return nil
@@ -180,24 +185,16 @@ func fits(size int64, offset uint64, length int64) bool {
 }
 
 // readExtensions reads the names that the header carries: between its end and the end of its cluster.
-func (q *qcow2) readExtensions(r io.ReaderAt, size int64) error {
-	end := min(q.clusterSize(), size)
-	if q.BackingFileOffset != 0 {
-		name, err := readUpTo(r, int64(q.BackingFileOffset), int64(q.BackingFileSize)) //nolint:gosec // checked to be in the first cluster
-		if err != nil {
-			return err
-		}
-		q.backingName = string(name)
-		end = min(end, int64(q.BackingFileOffset)) //nolint:gosec // as above
+func (q *qcow2) readExtensions(cluster []byte) error {
+	rest := cluster[q.Length:]
+	if at := q.BackingFileOffset; at != 0 {
+		q.backingName = string(cluster[at : at+uint64(q.BackingFileSize)])
+		rest = cluster[q.Length:max(at, uint64(q.Length))]
 	}
-	for at := int64(q.Length); at+8 <= end; {
-		head, err := readUpTo(r, at, 8)
-		if err != nil {
-			return err
-		}
-		kind, length := binary.BigEndian.Uint32(head), int64(binary.BigEndian.Uint32(head[4:]))
-		at += 8
-		if kind != extensionEnd && length > end-at {
+	for len(rest) >= 8 {
+		kind, length := binary.BigEndian.Uint32(rest), int64(binary.BigEndian.Uint32(rest[4:]))
+		rest = rest[8:]
+		if kind != extensionEnd && length > int64(len(rest)) {
 			return unsafe("a header extension lies outside of its header")
 		}
 		switch kind {
@@ -207,24 +204,10 @@ func (q *qcow2) readExtensions(r io.ReaderAt, size int64) error {
 			q.dataFile = true
 		case extensionEncryption:
 			return unsafe("it is encrypted: decrypt it with `qemu-img convert -O qcow2`")
-		case extensionBackingFormat:
-			name, err := readUpTo(r, at, min(length, 16))
-			if err != nil {
-				return err
-			}
-			q.backingFormat = string(name)
 		}
-		at += (length + 7) / 8 * 8
+		rest = rest[min(int64(len(rest)), (length+7)/8*8):]
 	}
 	return nil
-}
-
-// standsForItself refuses what needs another file or a repair.
-func (q *qcow2) standsForItself(r io.ReaderAt, size int64) error {
-	if err := q.refuseDependence(); err != nil {
-		return err
-	}
-	return q.checkL1(r, size)
 }
 
 // refuseDependence refuses what the header alone tells to need another file or a repair.
@@ -232,7 +215,7 @@ func (q *qcow2) refuseDependence() error {
 	switch {
 	case q.BackingFileOffset != 0:
 		return unsafe("it has a backing file: flatten it with `qemu-img convert -O qcow2`")
-	case q.dataFile || q.Incompatible&featureDataFile != 0:
+	case q.dataFile:
 		return unsafe("it has an external data file: flatten it with `qemu-img convert -O qcow2`")
 	case q.Incompatible&(featureDirty|featureCorrupt) != 0:
 		return unsafe("it was not closed properly: repair it with `qemu-img check -r all`")

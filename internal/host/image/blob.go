@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/berth-dev/berth/internal/fault"
 )
 
@@ -19,23 +21,31 @@ const (
 	minProgress      = 64 << 10
 )
 
-// blob reads a layer, through as many answers as that takes: proxies and bad lines cut long downloads.
+// blob reads the bytes of a layer, and no more, through as many answers as that takes: proxies and bad lines cut long
+// downloads. It hashes them on their way.
 type blob struct {
 	repository *repository
 	ctx        context.Context //nolint:containedctx // it is the pull's, and ends with the layer
 	layer      descriptor
+	turn       turn
+	verifier   digest.Verifier
 
 	body          io.ReadCloser // nil before the first answer and between two
 	at            int64         // how many bytes have come
 	etag          string
 	resumedAt     int64
 	interruptions int
-	speed         throughput
+	// received and waited tell the throughput of the window that goes on. Time that the reader spends elsewhere does not
+	// count.
+	received int64
+	waited   time.Duration
+	// err is why reading failed. A decompressor may hide it.
+	err error
 }
 
 // open asks for the layer from its beginning.
 func (r *repository) open(ctx context.Context, layer descriptor) (*blob, error) {
-	b := &blob{repository: r, ctx: ctx, layer: layer, speed: throughput{options: &r.client.options}}
+	b := &blob{repository: r, ctx: ctx, layer: layer, turn: turn{turns: r.client.turns}, verifier: layer.Digest.Verifier()}
 	return b, b.ask()
 }
 
@@ -58,7 +68,7 @@ func (b *blob) ask() error {
 	}
 	if resp.StatusCode == http.StatusPartialContent {
 		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", b.at)) {
-			return unreachable(b.repository.ref, fmt.Errorf("asked for the bytes from %d on, it sends %q", b.at, printable(got)))
+			return b.repository.unreachable(fmt.Errorf("asked for the bytes from %d on, it sends %q", b.at, printable(got)))
 		}
 		return nil
 	}
@@ -66,41 +76,50 @@ func (b *blob) ask() error {
 	return err
 }
 
-func (b *blob) Read(p []byte) (int, error) {
-	for {
-		began := time.Now()
-		n, err := b.read(p)
-		b.at += int64(n)
-		if slow := b.speed.add(int64(n), time.Since(began)); slow != nil {
-			return n, unreachable(b.repository.ref, slow)
-		}
-		if n > 0 || err == nil {
-			return n, nil // the error comes again
-		}
-		if b.at >= b.layer.Size {
-			return 0, io.EOF
-		}
-		if err := b.interrupted(err); err != nil {
-			return 0, err
-		}
+func (b *blob) Read(p []byte) (n int, err error) {
+	if b.at == b.layer.Size {
+		return 0, io.EOF
 	}
+	p = p[:min(int64(len(p)), b.layer.Size-b.at)]
+	b.turn.wait(func() {
+		for n == 0 && b.err == nil {
+			n, b.err = b.receive(p)
+		}
+	})
+	b.at += int64(n)
+	_, _ = b.verifier.Write(p[:n]) // it never fails
+	return n, b.err
 }
 
-func (b *blob) read(p []byte) (int, error) {
+// receive reads what comes next. It returns nothing when it was interrupted and may go on.
+func (b *blob) receive(p []byte) (n int, err error) {
+	began := time.Now()
 	if b.body == nil {
-		if err := b.ask(); err != nil {
-			return 0, err
-		}
+		err = b.ask()
 	}
-	return b.body.Read(p)
+	if err == nil {
+		n, err = b.body.Read(p)
+	}
+	b.received += int64(n)
+	b.waited += time.Since(began)
+	if o := &b.repository.client.options; b.waited >= o.ThroughputWindow {
+		if float64(b.received) < float64(o.MinThroughput)*b.waited.Seconds() {
+			return n, b.repository.unreachable(fmt.Errorf("it sent %d bytes in %s, which is less than %d a second",
+				b.received, b.waited.Round(time.Second), o.MinThroughput))
+		}
+		b.received, b.waited = 0, 0
+	}
+	if n > 0 || err == nil {
+		return n, nil // the error comes again
+	}
+	return 0, b.interrupted(err)
 }
 
 // interrupted waits until the layer may be asked for again, or returns why it may not.
 func (b *blob) interrupted(err error) error {
-	_ = b.Close()
-	b.body = nil
+	b.close()
 	if errors.Is(err, io.EOF) {
-		err = unreachable(b.repository.ref, io.ErrUnexpectedEOF)
+		err = b.repository.unreachable(io.ErrUnexpectedEOF)
 	}
 	if b.at-b.resumedAt >= minProgress {
 		b.interruptions = 0
@@ -114,7 +133,7 @@ func (b *blob) interrupted(err error) error {
 	}
 	b.resumedAt = b.at
 	delay := b.repository.client.options.ResumeDelay << (b.interruptions - 1)
-	b.speed.waited += delay
+	b.waited += delay
 	select {
 	case <-b.ctx.Done():
 		return err
@@ -123,30 +142,21 @@ func (b *blob) interrupted(err error) error {
 	}
 }
 
-func (b *blob) Close() error {
-	if b.body == nil {
-		return nil
+// verify reads what is left and compares the digest.
+func (b *blob) verify() error {
+	if _, err := io.Copy(io.Discard, b); err != nil {
+		return err
 	}
-	return b.body.Close()
-}
-
-// throughput finds registries that send a little now and then, so that they never stall. Time that the reader spends
-// elsewhere does not count.
-type throughput struct {
-	options *Options
-	bytes   int64
-	waited  time.Duration
-}
-
-func (t *throughput) add(n int64, waited time.Duration) error {
-	t.bytes += n
-	if t.waited += waited; t.waited < t.options.ThroughputWindow {
-		return nil
-	}
-	bytes, took := t.bytes, t.waited
-	t.bytes, t.waited = 0, 0
-	if float64(bytes) < float64(t.options.MinThroughput)*took.Seconds() {
-		return fmt.Errorf("it sent %d bytes in %s, which is less than %d a second", bytes, took.Round(time.Second), t.options.MinThroughput)
+	var more [1]byte
+	if n, _ := io.ReadFull(b.body, more[:]); n > 0 || !b.verifier.Verified() {
+		return b.repository.ref.mismatch("layer " + b.layer.Digest.String())
 	}
 	return nil
+}
+
+func (b *blob) close() {
+	if b.body != nil {
+		_ = b.body.Close()
+	}
+	b.body = nil
 }

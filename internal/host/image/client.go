@@ -15,16 +15,11 @@ import (
 	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
-const (
-	dialTimeout    = 15 * time.Second
-	defaultStall   = 60 * time.Second
-	defaultMaximum = 256 << 30
-	maxRedirects   = 10
-	// manifestTimeout bounds the wait for a manifest, which is small, however its bytes drip.
-	manifestTimeout = 5 * time.Minute
-)
+const dialTimeout = 15 * time.Second
 
 // Options of a Client. The zero value is usable.
 type Options struct {
@@ -53,7 +48,7 @@ type Options struct {
 // Client speaks to registries. It is safe for concurrent use.
 type Client struct {
 	options   Options
-	transport http.RoundTripper
+	transport *http.Transport
 	// largeWindow is taken by the one pull that may use a large zstd window.
 	largeWindow sync.Mutex
 	turns       *turns
@@ -62,12 +57,13 @@ type Client struct {
 // New makes a Client.
 func New(o Options) *Client {
 	o.Architecture = cmp.Or(o.Architecture, runtime.GOARCH)
-	o.MaxBytes = cmp.Or(o.MaxBytes, defaultMaximum)
-	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStall)
+	o.MaxBytes = cmp.Or(o.MaxBytes, 256<<30)
+	o.StallTimeout = cmp.Or(o.StallTimeout, time.Minute)
 	o.MinThroughput = cmp.Or(o.MinThroughput, 16<<10)
 	o.ThroughputWindow = cmp.Or(o.ThroughputWindow, 5*time.Minute)
 	o.ResumeDelay = cmp.Or(o.ResumeDelay, time.Second)
-	return &Client{options: o, turns: newTurns(max(1, runtime.GOMAXPROCS(0)/2), patience), transport: plainHTTPGuard{allowed: o.PlainHTTP, next: &http.Transport{
+	turns := newTurns(max(1, runtime.GOMAXPROCS(0)/2), patience)
+	return &Client{options: o, turns: turns, transport: &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:     &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12},
@@ -78,21 +74,7 @@ func New(o Options) *Client {
 		// Layers are compressed already, and a digest is of what is on the wire.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
-	}}}
-}
-
-// plainHTTPGuard refuses to speak plain HTTP to a host that the administrator did not list: neither a redirect nor a
-// token server can lead there.
-type plainHTTPGuard struct {
-	allowed []string
-	next    http.RoundTripper
-}
-
-func (g plainHTTPGuard) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Scheme != "https" && !slices.Contains(g.allowed, req.URL.Host) {
-		return nil, fmt.Errorf("plain HTTP to %s is not allowed: list it in agent.insecureRegistries", req.URL.Host)
-	}
-	return g.next.RoundTrip(req)
+	}}
 }
 
 // repository is a repository of a registry, with one credential. It asks one question at a time.
@@ -105,20 +87,13 @@ type repository struct {
 }
 
 func (c *Client) repository(ref Reference, with candidate) *repository {
-	talk := &conversation{next: c.transport}
+	talk := &conversation{client: c}
 	r := &repository{client: c, ref: ref, talk: talk, fingerprint: with.fingerprint, auth: &auth.Client{
-		Client: &http.Client{Transport: talk, CheckRedirect: func(_ *http.Request, via []*http.Request) error {
-			if len(via) >= maxRedirects {
-				return fmt.Errorf("stopped after %d redirects", maxRedirects)
-			}
-			return nil
-		}},
+		Client:     &http.Client{Transport: talk},
 		Cache:      auth.NewCache(),
 		Credential: auth.StaticCredential(ref.host(), with.credential),
 	}}
-	if c.options.UserAgent != "" {
-		r.auth.SetUserAgent(c.options.UserAgent)
-	}
+	r.auth.SetUserAgent(c.options.UserAgent)
 	return r
 }
 
@@ -132,16 +107,17 @@ func (r *repository) get(ctx context.Context, what string, header http.Header) (
 	ctx = auth.WithScopesForHost(ctx, r.ref.host(), auth.ScopeRepository(r.ref.Repository, auth.ActionPull))
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := r.client.options.StallTimeout
-	watch := &stallTimeoutBody{cancel: cancel, limit: limit, timer: time.AfterFunc(limit, func() { cancel(stallError{limit}) })}
+	watch := &stallTimeoutBody{repository: r, ctx: ctx, cancel: cancel, limit: limit}
+	watch.timer = time.AfterFunc(limit, func() { cancel(stallError{limit}) })
 
 	url := fmt.Sprintf("%s://%s/v2/%s/%s", scheme, r.ref.host(), r.ref.Repository, what)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		cancel(err)
-		return nil, invalid(r.ref, err)
+		return nil, r.ref.refuse(v1alpha1.ReasonImageInvalid, "%w", err)
 	}
 	req.Header = header
-	*r.talk = conversation{next: r.talk.next}
+	*r.talk = conversation{client: r.client}
 	resp, err := r.auth.Do(req) //nolint:bodyclose // stallTimeoutBody closes it
 	if err != nil {
 		watch.timer.Stop()
@@ -149,7 +125,7 @@ func (r *repository) get(ctx context.Context, what string, header http.Header) (
 		cancel(err)
 		return nil, err
 	}
-	watch.repository, watch.ctx, watch.body = r, ctx, resp.Body
+	watch.body = resp.Body
 	if resp.StatusCode != http.StatusOK && (resp.StatusCode != http.StatusPartialContent || header.Get("Range") == "") {
 		said := readWords(resp.Body) // the timer still runs
 		_ = watch.Close()

@@ -1,8 +1,11 @@
 package image
 
 import (
+	"fmt"
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -14,14 +17,14 @@ const maxRetryAfter = 6 * time.Hour
 // conversation is the way to a registry, its token server, and wherever they redirect to. It notes what only the
 // answers' headers tell.
 type conversation struct {
-	next http.RoundTripper
+	client *Client
 	// asked is the host of the last request.
 	asked string
 	// tokenServer: the last request was for a token.
 	tokenServer bool
 	// schemes are those that the registry challenged with, if we speak none of them.
 	schemes []string
-	// retryAfter is when the last answer wants to be asked again.
+	// retryAfter is when the last answer, a refusal, wants to be asked again.
 	retryAfter time.Duration
 
 	realm *url.URL
@@ -30,11 +33,17 @@ type conversation struct {
 func (c *conversation) RoundTrip(req *http.Request) (*http.Response, error) {
 	c.asked, c.retryAfter = req.URL.Host, 0
 	c.tokenServer = c.realm != nil && req.URL.Host == c.realm.Host && req.URL.Path == c.realm.Path
-	resp, err := c.next.RoundTrip(req)
+	// Neither a redirect nor a token server can lead to where the administrator did not allow it.
+	if req.URL.Scheme != "https" && !slices.Contains(c.client.options.PlainHTTP, req.URL.Host) {
+		return nil, fmt.Errorf("plain HTTP to %s is not allowed: list it in agent.insecureRegistries", req.URL.Host)
+	}
+	resp, err := c.client.transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}
-	c.retryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	if resp.StatusCode >= http.StatusBadRequest {
+		c.retryAfter = parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())
+	}
 	if resp.StatusCode == http.StatusUnauthorized && !c.tokenServer {
 		chosen, schemes := chooseChallenge(resp.Header.Values("WWW-Authenticate"))
 		resp.Header.Set("WWW-Authenticate", chosen) // the client reads the first alone
@@ -62,47 +71,30 @@ func chooseChallenge(values []string) (chosen string, schemes []string) {
 		}
 	}
 	if chosen != "" {
-		schemes = nil
+		return chosen, nil
 	}
-	return chosen, schemes
+	return "", schemes
 }
+
+// element is what stands between the commas of a list that are in no quoted string.
+var element = regexp.MustCompile(`(?s)([^",]|"([^"\\]|\\.)*("|$))+`)
 
 // splitChallenges splits the values of WWW-Authenticate into challenges, RFC 9110 section 11.6.1: both challenges and
 // their parameters are separated by commas.
 func splitChallenges(values []string) (list []string) {
-	for _, value := range values {
-		first := len(list)
-		for _, part := range splitUnquoted(value) {
-			name, rest, _ := strings.Cut(part, " ")
-			if parameter := strings.Contains(name, "=") || strings.HasPrefix(strings.TrimSpace(rest), "="); parameter && len(list) > first {
-				list[len(list)-1] += "," + part
-			} else if !parameter {
-				list = append(list, part)
-			}
+	for _, part := range element.FindAllString(strings.Join(values, ","), -1) {
+		part = strings.TrimSpace(part)
+		name, rest, _ := strings.Cut(part, " ")
+		parameter := strings.Contains(name, "=") || strings.HasPrefix(strings.TrimSpace(rest), "=")
+		switch {
+		case part == "":
+		case !parameter:
+			list = append(list, part)
+		case len(list) > 0:
+			list[len(list)-1] += "," + part
 		}
 	}
 	return list
-}
-
-// splitUnquoted splits at the commas that stand in no quoted string.
-func splitUnquoted(value string) (parts []string) {
-	quoted, escaped := false, false
-	for part := range strings.FieldsFuncSeq(value, func(r rune) bool {
-		switch {
-		case escaped:
-			escaped = false
-		case quoted && r == '\\':
-			escaped = true
-		case r == '"':
-			quoted = !quoted
-		}
-		return r == ',' && !quoted
-	}) {
-		if part = strings.TrimSpace(part); part != "" {
-			parts = append(parts, part)
-		}
-	}
-	return parts
 }
 
 // parseRetryAfter reads Retry-After, RFC 9110 section 10.2.3: seconds, or a date.

@@ -21,26 +21,27 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-func invalid(ref Reference, err error) error {
-	return fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %s: %w", ref, err))
+// refuse is an error that the user can correct.
+func (r Reference) refuse(reason v1alpha1.Reason, format string, args ...any) error {
+	return fault.NewUser(reason, fmt.Errorf("image %s: "+format, append([]any{r}, args...)...))
 }
 
-func notDisk(ref Reference, format string, args ...any) error {
-	return fault.NewUser(v1alpha1.ReasonImageNotDisk, fmt.Errorf("image %s: "+format, append([]any{ref}, args...)...))
+func (r Reference) notDisk(format string, args ...any) error {
+	return r.refuse(v1alpha1.ReasonImageNotDisk, format, args...)
 }
 
-func tooLarge(ref Reference, format string, args ...any) error {
-	return fault.NewUser(v1alpha1.ReasonImageTooLarge, fmt.Errorf("image %s: "+format, append([]any{ref}, args...)...))
+func (r Reference) mismatch(what string) error {
+	return r.refuse(v1alpha1.ReasonImageDigestMismatch, "%s is not what its digest says: push the image again; nothing of it was kept", what)
 }
 
-func digestMismatch(ref Reference, what string) error {
-	return fault.NewUser(v1alpha1.ReasonImageDigestMismatch,
-		fmt.Errorf("image %s: %s is not what its digest says: push the image again; nothing of it was kept", ref, what))
-}
-
-func unreachable(ref Reference, err error) error {
+// unreachable is an error that may pass by itself, perhaps when the registry said so.
+func (r *repository) unreachable(err error) error {
+	when := ""
+	if after := r.talk.retryAfter; after > 0 {
+		when, err = fmt.Sprintf(" after %s, as it says", after), laterError{err, after}
+	}
 	return fault.NewTransient(v1alpha1.ReasonRegistryUnreachable,
-		fmt.Errorf("pulling image %s from %s failed, retrying: %w", ref, ref.Registry, err))
+		fmt.Errorf("pulling image %s from %s failed, retrying%s: %w", r.ref, r.ref.Registry, when, err))
 }
 
 // laterError is that of a registry that said when to ask again.
@@ -68,20 +69,20 @@ type words struct {
 // readWords reads the body of a refusal, as the distribution specification has it; {} if it is another.
 func readWords(body io.Reader) words {
 	var said struct {
-		Errors []errcode.Error `json:"errors"`
+		Errors errcode.Errors `json:"errors"`
 	}
-	if json.NewDecoder(io.LimitReader(body, 16<<10)).Decode(&said) != nil || len(said.Errors) == 0 {
+	if json.NewDecoder(io.LimitReader(body, 16<<10)).Decode(&said) != nil {
 		return words{}
 	}
-	return wordsOf(said.Errors[0])
+	return wordsOf(said.Errors)
 }
 
-func wordsOf(e errcode.Error) words {
-	w := words{code: printable(e.Code), text: printable(e.Code)}
-	if e.Message != "" {
-		w.text = printable(strings.TrimPrefix(e.Code+": "+e.Message, ": "))
+func wordsOf(errs errcode.Errors) words {
+	if len(errs) == 0 {
+		return words{}
 	}
-	return w
+	code, message := errs[0].Code, errs[0].Message
+	return words{code: printable(code), text: printable(strings.Trim(code+": "+message, ": "))}
 }
 
 // printable is text that may stand in a condition.
@@ -100,34 +101,34 @@ func (r *repository) refusal(what string, status int, said words) error {
 		answer += ": " + said.text
 	}
 	answer = r.whose() + answer
-	refused := status == http.StatusUnauthorized || status == http.StatusForbidden
+	refuse := func(reason v1alpha1.Reason, advice string, args ...any) error {
+		return r.ref.refuse(reason, advice+" (%s)", append(args, answer)...)
+	}
+	unauthorized := status == http.StatusUnauthorized || status == http.StatusForbidden
+	layer, ofLayer := strings.CutPrefix(what, "blobs/")
 	switch {
-	case r.talk.tokenServer && !refused, r.redirected():
-		return r.later(errors.New(answer))
-	case status == http.StatusNotFound && strings.HasPrefix(what, "blobs/"):
-		return fault.NewUser(v1alpha1.ReasonImageNotFound,
-			fmt.Errorf("image %s: the registry has its manifest, but not its layer %s: push it again (%s)", r.ref, strings.TrimPrefix(what, "blobs/"), answer))
+	case r.talk.tokenServer && !unauthorized, r.redirected():
+		return r.unreachable(errors.New(answer))
+	case status == http.StatusNotFound && ofLayer:
+		return refuse(v1alpha1.ReasonImageNotFound, "the registry has its manifest, but not its layer %s: push it again", layer)
 	case status == http.StatusNotFound, status == http.StatusGone:
-		return fault.NewUser(v1alpha1.ReasonImageNotFound,
-			fmt.Errorf("image %s: the registry has no such image: correct the name, or push it (%s)", r.ref, answer))
+		return refuse(v1alpha1.ReasonImageNotFound, "the registry has no such image: correct the name, or push it")
 	case status == http.StatusUnavailableForLegalReasons:
-		return fault.NewUser(v1alpha1.ReasonImageUnauthorized,
-			fmt.Errorf("image %s: the registry may not serve it: use another image (%s)", r.ref, answer))
-	case refused && len(r.talk.schemes) > 0:
-		return fault.NewUser(v1alpha1.ReasonImageUnauthorized, fmt.Errorf(
-			"image %s: the registry wants credentials by %s alone: have its administrator offer Basic or Bearer (%s)", r.ref, printable(strings.Join(r.talk.schemes, ", ")), answer))
-	case refused && r.fingerprint == Anonymous:
-		return fault.NewUser(v1alpha1.ReasonImageUnauthorized,
-			fmt.Errorf("image %s: the registry requires credentials, or has no such image: name a Secret in imagePullSecrets (%s)", r.ref, answer))
-	case refused:
-		return fault.NewUser(v1alpha1.ReasonImageUnauthorized,
-			fmt.Errorf("image %s: the registry refuses the credentials of imagePullSecrets: correct the Secret (%s)", r.ref, answer))
+		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry may not serve it: use another image")
+	case unauthorized && len(r.talk.schemes) > 0:
+		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry wants credentials by %s alone: have its administrator offer Basic or Bearer",
+			printable(strings.Join(r.talk.schemes, ", ")))
+	case unauthorized && r.fingerprint == Anonymous:
+		return refuse(v1alpha1.ReasonImageUnauthorized,
+			"the registry requires credentials, or has no such image: name a Secret in imagePullSecrets")
+	case unauthorized:
+		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry refuses the credentials of imagePullSecrets: correct the Secret")
 	case status == http.StatusBadRequest && (said.code == "NAME_INVALID" || said.code == "TAG_INVALID"):
-		return invalid(r.ref, fmt.Errorf("the registry does not take the name: correct it (%s)", answer))
+		return refuse(v1alpha1.ReasonImageInvalid, "the registry does not take the name: correct it")
 	case status == http.StatusBadRequest:
-		return invalid(r.ref, fmt.Errorf("the registry does not take the request: check that %s is an OCI registry (%s)", r.ref.Registry, answer))
+		return refuse(v1alpha1.ReasonImageInvalid, "the registry does not take the request: check that %s is an OCI registry", r.ref.Registry)
 	default: // of others, the registry or a proxy before it is the cause
-		return r.later(errors.New(answer))
+		return r.unreachable(errors.New(answer))
 	}
 }
 
@@ -148,30 +149,15 @@ func (r *repository) whose() string {
 	}
 }
 
-// later is an error that may pass by itself, perhaps when the registry said so.
-func (r *repository) later(err error) error {
-	after := r.talk.retryAfter
-	if after == 0 {
-		return unreachable(r.ref, err)
-	}
-	return fault.NewTransient(v1alpha1.ReasonRegistryUnreachable, laterError{
-		fmt.Errorf("pulling image %s from %s failed, retrying after %s, as it says: %w", r.ref, r.ref.Registry, after, err), after,
-	})
-}
-
 // classify sorts an error before, or within, an answer. It drops URLs, which may carry a credential: a
 // user's name in the request of a token, a signature in a redirect.
 func (r *repository) classify(ctx context.Context, err error) error {
-	failed := func(err error) error { return unreachable(r.ref, fmt.Errorf("%s%w", r.whose(), err)) }
+	failed := func(err error) error { return r.unreachable(fmt.Errorf("%s%w", r.whose(), err)) }
 	if cause := context.Cause(ctx); cause != nil {
 		return failed(cause)
 	}
 	if e, ok := errors.AsType[*errcode.ErrorResponse](err); ok { // a token server's
-		said := words{}
-		if len(e.Errors) > 0 {
-			said = wordsOf(e.Errors[0])
-		}
-		return r.refusal("token", e.StatusCode, said)
+		return r.refusal("token", e.StatusCode, wordsOf(e.Errors))
 	}
 	if errors.Is(err, auth.ErrBasicCredentialNotFound) {
 		return r.refusal("credential", http.StatusUnauthorized, words{})
@@ -182,18 +168,15 @@ func (r *repository) classify(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return failed(e)
 	}
-	if _, sent := errors.AsType[*url.Error](err); r.talk.tokenServer && !sent {
+	ofRequest, sent := errors.AsType[*url.Error](err)
+	if r.talk.tokenServer && !sent {
 		return failed(errors.New("its answer holds no token"))
 	}
-	for {
-		if e, ok := errors.AsType[*url.Error](err); ok {
-			err = e.Err
-			continue
-		}
-		inner := errors.Unwrap(err)
-		if inner == nil {
-			return failed(err)
-		}
+	for ; sent; ofRequest, sent = errors.AsType[*url.Error](err) {
+		err = ofRequest.Err
+	}
+	for inner := err; inner != nil; inner = errors.Unwrap(inner) {
 		err = inner
 	}
+	return failed(err)
 }

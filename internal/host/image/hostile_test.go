@@ -311,13 +311,15 @@ func FuzzLayer(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, disk bool) {
 		const limit = 1 << 16
 		written := int64(0)
-		s := &search{remaining: limit, dir: diskDir, write: func(_ string, _ int64, r io.Reader) error {
+		s := &search{remaining: limit, wants: map[string]*want{diskDir: {path: diskDir, inDirectory: true}}, write: func(_ string, _ int64, r io.Reader) error {
 			n, err := io.Copy(io.Discard, r)
 			written += n
 			return err
 		}}
 		if !disk {
-			s.files = map[string]File{"boot/vmlinuz": {Name: "kernel"}, "boot/initrd": {Name: "initrd"}}
+			s.wants = map[string]*want{
+				"boot/vmlinuz": {path: "boot/vmlinuz", file: File{Name: "kernel"}}, "boot/initrd": {path: "boot/initrd", file: File{Name: "initrd"}},
+			}
 		}
 		if s.layer(bytes.NewReader(b)) == nil && !s.done() {
 			_ = s.layer(bytes.NewReader(b))

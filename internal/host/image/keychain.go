@@ -23,10 +23,8 @@ type Keychain struct {
 }
 
 type entry struct {
-	// host may hold globs, path is the beginning of a repository's path.
-	host, path string
-	username   string
-	password   string
+	host, path string // host may hold globs, path is the beginning of a repository's path
+	credential auth.Credential
 }
 
 // Anonymous is the fingerprint of an image that needs no credentials.
@@ -68,9 +66,8 @@ func (k *Keychain) Add(config []byte) error {
 			}
 			a.Username, a.Password = username, password
 		}
-		e := entry{username: a.Username, password: a.Password}
-		e.host, e.path = splitKey(key)
-		k.entries = append(k.entries, e)
+		host, repository := splitKey(key)
+		k.entries = append(k.entries, entry{host, repository, auth.Credential{Username: a.Username, Password: a.Password}})
 	}
 	// The longest path first, as kubelet; the rest only makes the order certain.
 	slices.SortStableFunc(k.entries, func(a, b entry) int {
@@ -115,11 +112,8 @@ func (k Keychain) candidates(ref Reference) []candidate {
 		if !hostMatches(e.host, ref.Registry) || !pathMatches(e.path, ref.Repository) {
 			continue
 		}
-		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.username + "\x00" + e.password))
-		found = append(found, candidate{
-			credential:  auth.Credential{Username: e.username, Password: e.password},
-			fingerprint: hex.EncodeToString(sum[:]),
-		})
+		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.credential.Username + "\x00" + e.credential.Password))
+		found = append(found, candidate{e.credential, hex.EncodeToString(sum[:])})
 	}
 	return append(found, candidate{fingerprint: Anonymous})
 }
@@ -129,18 +123,11 @@ func hostMatches(pattern, host string) bool {
 	if pattern == host { // an IPv6 address has no labels
 		return true
 	}
-	patternName, patternPort, _ := strings.Cut(pattern, ":")
-	hostName, hostPort, _ := strings.Cut(host, ":")
-	want, have := strings.Split(patternName, "."), strings.Split(hostName, ".")
-	if patternPort != hostPort || len(want) != len(have) {
-		return false
-	}
-	for i := range want {
-		if ok, err := path.Match(want[i], have[i]); err != nil || !ok {
-			return false
-		}
-	}
-	return true
+	pattern, patternPort, _ := strings.Cut(pattern, ":")
+	host, hostPort, _ := strings.Cut(host, ":")
+	slashed := strings.NewReplacer(".", "/") // a * ends at a slash
+	ok, err := path.Match(slashed.Replace(pattern), slashed.Replace(host))
+	return err == nil && ok && patternPort == hostPort && strings.Count(pattern, ".") == strings.Count(host, ".")
 }
 
 // pathMatches ends at a slash, so that the credentials of team do not go to team-of-somebody-else.

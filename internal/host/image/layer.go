@@ -3,15 +3,15 @@ package image
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"path"
 	"strings"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 const (
-	diskDir = "disk"
 	// whiteout and opaque are the OCI image specification's marks for what lower layers have and the image has not.
 	whiteout = ".wh."
 	opaque   = ".wh..wh..opq"
@@ -20,56 +20,51 @@ const (
 	maxName      = 255
 )
 
+// want is a file that is looked for in an image.
+type want struct {
+	// path is the file's, without a leading slash; or that of the directory whose only file it is.
+	path        string
+	inDirectory bool
+	file        File
+	// found is its name in the layer that has it, or that of a link on the way to it, and then link what is to be looked
+	// for instead.
+	found string
+	link  *want
+	// removed: a layer has removed what lower ones have of it.
+	removed bool
+	// settled: it was found or removed by a layer above the one that is read.
+	settled bool
+}
+
 // search looks for files in the layers of an image, from the top one down, by their names alone.
 type search struct {
-	// files are the paths that are still looked for, without a leading slash. Nil: the only file in dir is looked for.
-	files map[string]File
-	dir   string
+	ref Reference // for messages
+	// wants are by their paths.
+	wants map[string]*want
 	// write copies a file's content to where name says.
 	write func(name string, size int64, r io.Reader) error
 	// remaining is how many bytes the files may have together.
 	remaining int64
-
-	found int
-	// links are those that were found instead of files, or on the way to them.
-	links []link
-	// whiteouts are names in dir that an upper layer removed.
+	// whiteouts are names that upper layers removed in a directory that is looked into.
 	whiteouts map[string]bool
-	// deleted: an upper layer removed what is looked for, so no lower one is read.
-	deleted bool
 }
 
-// link leads from a name to what is to be looked for instead.
-type link struct {
-	name, target string
-	file         File // where the target goes; zero if the link is, or leads to, dir
-}
-
-// contentError is an error of what an image holds, not of how it was transferred.
-type contentError struct{ error }
-
-// errTooLarge tells that files have more bytes than are left.
-var errTooLarge = errors.New("too large")
-
-// fileTooLargeError is that of one file.
-type fileTooLargeError struct {
-	name    string
-	size    int64
-	maximum int64
-}
-
-func (e fileTooLargeError) Error() string {
-	return fmt.Sprintf("its /%s has %d bytes, the most is %d: use a smaller one", e.name, e.size, e.maximum)
-}
-
+// done: no lower layer needs to be read, as all is found, or something never will be.
 func (s *search) done() bool {
-	return s.deleted || s.files == nil && (s.found > 0 || len(s.links) > 0) || s.files != nil && len(s.files) == 0
+	all := true
+	for _, w := range s.wants {
+		if w.settled && w.found == "" {
+			return true
+		}
+		all = all && w.settled
+	}
+	return all
 }
 
 // layer reads the tar stream of one layer to its end. Its whiteouts count for the layers below.
 func (s *search) layer(r io.Reader) error {
 	whiteouts := map[string]bool{}
-	taken := map[string]bool{}
+	maps.Copy(whiteouts, s.whiteouts)
 	archive := tar.NewReader(r)
 	for {
 		h, err := archive.Next()
@@ -79,94 +74,77 @@ func (s *search) layer(r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		name := path.Clean("/" + h.Name)[1:]
-		dir, base := path.Split(name)
-		dir = strings.TrimSuffix(dir, "/")
-		switch {
-		case base == opaque:
-			s.addWhiteout(whiteouts, dir, "/")
-		case strings.HasPrefix(base, whiteout):
-			s.addWhiteout(whiteouts, path.Join(dir, base[len(whiteout):]), "")
-		case h.Typeflag == tar.TypeDir:
-		default:
-			s.addWhiteout(whiteouts, name, "") // and what is below it, as a file is no directory
-			if err := s.entry(archive, h, name, taken); err != nil {
+		for _, w := range s.wants {
+			if w.settled {
+				continue
+			}
+			if err := s.entry(archive, h, w, whiteouts); err != nil {
 				return err
 			}
 		}
 		if len(whiteouts) > maxWhiteouts {
-			return contentError{errors.New("it removes too many files beside its disk")}
+			return s.ref.notDisk("it removes too many files beside its disk")
 		}
 	}
-	for name := range taken {
-		delete(s.files, name)
+	s.whiteouts = whiteouts
+	for _, w := range s.wants {
+		w.settled = w.settled || w.removed || w.found != ""
 	}
-	s.applyWhiteouts(whiteouts)
 	return nil
 }
 
-// entry takes what is no directory, if it is looked for or a link on the way there.
-func (s *search) entry(r io.Reader, h *tar.Header, name string, taken map[string]bool) error {
-	if h.Typeflag == tar.TypeSymlink {
-		s.redirect(name, target(h, name), taken)
-	}
-	file, ok := s.matches(name)
-	if !ok {
+// entry takes an entry that matters to what is looked for: the file, a link on the way to it, or what removes it from the
+// layers below.
+func (s *search) entry(r io.Reader, h *tar.Header, w *want, whiteouts map[string]bool) error {
+	name := path.Clean("/" + h.Name)[1:]
+	base, dir := path.Base(name), path.Dir("/" + name)[1:]
+	if hidden, ok := strings.CutPrefix(base, whiteout); ok {
+		name = path.Join(dir, hidden)
+		if base == opaque {
+			name = dir
+		} else if w.inDirectory && dir == w.path && len(hidden) <= maxName { // no file has a longer name
+			whiteouts[strings.Clone(name)] = true // not a part of a larger header
+		}
+		w.removed = w.removed || isBelow(w.path, name)
 		return nil
 	}
-	for other := range taken {
-		if other == name {
-			return contentError{fmt.Errorf("it holds more than one /%s: leave one", printable(name))}
-		}
-		if s.files == nil {
-			return contentError{fmt.Errorf("it holds more than one file in /%s (%s and %s): leave one", s.dir, printable(path.Base(other)), printable(path.Base(name)))}
-		}
-	}
-	taken[name] = true
-	switch h.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse:
-		s.found++
-		return s.copyFile(r, h, name, file)
-	case tar.TypeLink, tar.TypeSymlink:
-		s.links = append(s.links, link{name, target(h, name), file})
+	if h.Typeflag == tar.TypeDir || name == "" {
 		return nil
+	}
+	above := isBelow(w.path, name)
+	w.removed = w.removed || above // as a file is no directory
+	onTheWay := above && (w.inDirectory || name != w.path)
+	switch {
+	case onTheWay && h.Typeflag == tar.TypeSymlink:
+	case !w.inDirectory && name == w.path:
+	case w.inDirectory && dir == w.path && !strings.HasPrefix(base, ".") && !s.whiteouts[name]:
 	default:
-		return contentError{fmt.Errorf("its /%s is no regular file", printable(name))}
+		return nil
 	}
+	switch {
+	case w.found != "" && w.inDirectory && w.found != name:
+		return s.ref.notDisk("it holds more than one file in /%s (%s and %s): leave one", w.path, printable(path.Base(w.found)), printable(base))
+	case w.found != "":
+		return s.ref.notDisk("it holds more than one /%s: leave one", printable(name))
+	}
+	w.found = name
+	switch {
+	case onTheWay:
+		to := path.Join("/", target(h, name), w.path[len(name):])[1:]
+		w.link = &want{path: to, inDirectory: w.inDirectory, file: w.file}
+	case h.Typeflag == tar.TypeLink, h.Typeflag == tar.TypeSymlink:
+		w.link = &want{path: target(h, name), file: w.file}
+	case h.Typeflag == tar.TypeReg, h.Typeflag == tar.TypeGNUSparse:
+		return s.copyFile(r, h, name, w.file)
+	default:
+		return s.ref.notDisk("its /%s is no regular file", printable(name))
+	}
+	return nil
 }
 
-// matches tells whether a file is looked for, and where it goes.
-func (s *search) matches(name string) (File, bool) {
-	if s.files == nil {
-		dir, base := path.Split(name)
-		return File{Name: DiskName}, strings.TrimSuffix(dir, "/") == s.dir && !strings.HasPrefix(base, ".") && !s.whiteouts[name]
-	}
-	file, ok := s.files[name]
-	return file, ok
-}
-
-// redirect notes a link that is a directory on the way to what is looked for.
-func (s *search) redirect(name, to string, taken map[string]bool) {
-	if s.files == nil {
-		if rest, ok := below(s.dir, name); ok {
-			s.links = append(s.links, link{name: name, target: path.Join(to, rest)})
-		}
-		return
-	}
-	for wanted, file := range s.files {
-		if rest, ok := below(wanted, name); ok && rest != "" {
-			taken[wanted] = true
-			s.links = append(s.links, link{name, path.Join(to, rest), file})
-		}
-	}
-}
-
-// below returns the rest of a path that is dir or lies below it.
-func below(name, dir string) (rest string, ok bool) {
-	if name == dir {
-		return "", true
-	}
-	return strings.CutPrefix(name, dir+"/")
+// isBelow tells whether a path is dir or lies below it; the root is "".
+func isBelow(name, dir string) bool {
+	return dir == "" || name == dir || strings.HasPrefix(name, dir+"/")
 }
 
 // target is what a link leads to in the image; nothing leads out of it.
@@ -181,7 +159,8 @@ func target(h *tar.Header, name string) string {
 // copyFile writes one file.
 func (s *search) copyFile(r io.Reader, h *tar.Header, name string, file File) error {
 	if file.MaxBytes > 0 && h.Size > file.MaxBytes {
-		return fileTooLargeError{printable(name), h.Size, file.MaxBytes}
+		return s.ref.refuse(v1alpha1.ReasonImageTooLarge,
+			"its /%s has %d bytes, the most is %d: use a smaller one", printable(name), h.Size, file.MaxBytes)
 	}
 	// A sparse file has more bytes than its archive, so the archive's limit is not enough.
 	if h.Size > s.remaining {
@@ -189,68 +168,4 @@ func (s *search) copyFile(r io.Reader, h *tar.Header, name string, file File) er
 	}
 	s.remaining -= h.Size
 	return s.write(file.Name, h.Size, r)
-}
-
-// addWhiteout notes that a name of the layers below is removed, or with the suffix "/" only what is in it, if that
-// matters to the search.
-func (s *search) addWhiteout(whiteouts map[string]bool, name, suffix string) {
-	matters := false
-	for _, wanted := range s.wanted() {
-		_, above := below(wanted, name)
-		matters = matters || name == "" || above
-	}
-	if s.files == nil && len(path.Base(name)) <= maxName { // no file has a longer name
-		dir, _ := path.Split(name)
-		matters = matters || strings.TrimSuffix(dir, "/") == s.dir
-	}
-	if matters {
-		whiteouts[strings.Clone(name+suffix)] = true // not a part of a larger header
-	}
-}
-
-// wanted are the paths that are looked for.
-func (s *search) wanted() []string {
-	if s.files == nil {
-		return []string{s.dir}
-	}
-	var list []string
-	for name := range s.files {
-		list = append(list, name)
-	}
-	return list
-}
-
-// applyWhiteouts makes the whiteouts of a layer count for the layers below.
-func (s *search) applyWhiteouts(whiteouts map[string]bool) {
-	if s.files == nil {
-		if s.whiteouts == nil {
-			s.whiteouts = map[string]bool{}
-		}
-		maps.Copy(s.whiteouts, whiteouts)
-		if s.found > 0 || len(s.links) > 0 {
-			return
-		}
-		s.deleted = s.deleted || whiteouts[s.dir+"/"]
-	}
-	for _, wanted := range s.wanted() {
-		s.deleted = s.deleted || whiteouts[wanted] || whiteouts["/"]
-		for dir := path.Dir(wanted); dir != "."; dir = path.Dir(dir) {
-			s.deleted = s.deleted || whiteouts[dir] || whiteouts[dir+"/"]
-		}
-	}
-}
-
-// follow is the search for what the links lead to.
-func (s *search) follow() *search {
-	next := &search{write: s.write, remaining: s.remaining, dir: s.links[0].target}
-	for _, l := range s.links {
-		if l.file.Name == "" {
-			continue
-		}
-		if next.files == nil {
-			next.files = map[string]File{}
-		}
-		next.files[l.target] = l.file
-	}
-	return next
 }

@@ -41,7 +41,7 @@ func TestWhiteoutsTakeLittleMemory(t *testing.T) {
 			l := archive(entries)
 			clear(entries)
 			entries = nil
-			s := &search{dir: diskDir, write: func(string, int64, io.Reader) error { return nil }, remaining: 1 << 30}
+			s := &search{wants: map[string]*want{diskDir: {path: diskDir, inDirectory: true}}, write: func(string, int64, io.Reader) error { return nil }, remaining: 1 << 30}
 			before := heap()
 			if err := s.layer(bytes.NewReader(l.data)); err != nil {
 				t.Fatal(err)

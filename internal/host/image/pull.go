@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"path"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -20,7 +19,10 @@ import (
 type Create = func(name string, size int64) (io.Writer, error)
 
 // DiskName is what Disk calls the disk to Create.
-const DiskName = diskDir
+const DiskName = "disk"
+
+// diskDir is where a containerDisk has its disk.
+const diskDir = "disk"
 
 // maxLinks is how many links may follow each other. Each takes another run over the layers.
 const maxLinks = 4
@@ -38,39 +40,34 @@ type File struct {
 // It does not inspect the disk itself. Errors: as Resolve.
 func (i *Image) Disk(ctx context.Context, create Create) error {
 	p := &pull{image: i, create: create, remaining: i.repository.client.options.MaxBytes}
-	if i.isArtifact() {
-		blob, err := i.artifact()
-		if err != nil {
-			return notDisk(i.Reference, "%w", err)
+	if !i.isArtifact() {
+		return p.find(ctx, map[string]*want{diskDir: {path: diskDir, inDirectory: true, file: File{Name: DiskName}}})
+	}
+	blob, err := i.artifact()
+	if err != nil {
+		return err
+	}
+	return p.layer(ctx, blob, func(r io.Reader, plain bool) error {
+		size := int64(0)
+		if plain {
+			size = blob.Size
 		}
-		return p.layer(ctx, blob, func(r io.Reader, plain bool) error {
-			size := int64(0)
-			if plain {
-				size = blob.Size
-			}
-			return p.write(DiskName, size, r)
-		})
-	}
-	s, err := p.find(ctx, &search{dir: diskDir, write: p.write})
-	if err == nil && s.found == 0 {
-		err = notDisk(i.Reference, "it has no file in /%s: use a containerDisk, or an artifact with one disk", s.dir)
-	}
-	return err
+		return p.write(DiskName, size, r)
+	})
 }
 
 // Files streams files out of the image's layers, by their paths, such as /boot/vmlinuz. What was written counts only
 // when it returns nil. Errors: as Resolve.
 func (i *Image) Files(ctx context.Context, paths map[string]File, create Create) error {
 	if i.isArtifact() {
-		return notDisk(i.Reference, "it is a single file: use an image with the kernel in it")
+		return i.Reference.notDisk("it is a single file: use an image with the kernel in it")
 	}
-	p := &pull{image: i, create: create}
-	files := map[string]File{}
+	wants := map[string]*want{}
 	for name, file := range paths {
-		files[strings.TrimPrefix(path.Clean("/"+name), "/")] = file
+		name = path.Clean("/" + name)[1:]
+		wants[name] = &want{path: name, file: file}
 	}
-	_, err := p.find(ctx, &search{files: files, write: p.write})
-	return err
+	return (&pull{image: i, create: create}).find(ctx, wants)
 }
 
 // isArtifact: the image's blobs are files, and no file system: by their media types, or by the names that oras gives
@@ -96,7 +93,8 @@ func (i *Image) artifact() (descriptor, error) {
 		}
 	}
 	if len(disks) != 1 {
-		return descriptor{}, fmt.Errorf("it has %d blobs, of which %d are named as disks (.qcow2, .raw, .img): push the disk alone", len(i.layers), len(disks))
+		return descriptor{}, i.Reference.notDisk(
+			"it has %d blobs, of which %d are named as disks (.qcow2, .raw, .img): push the disk alone", len(i.layers), len(disks))
 	}
 	return disks[0], nil
 }
@@ -116,85 +114,74 @@ type pull struct {
 	create Create
 	// remaining is how many more bytes the layers may unpack to.
 	remaining int64
-	// followed tells which link was followed last, for messages.
-	followed string
-	// sinkErr is the error of whoever writes the files, which must not be mistaken for one of the image.
-	sinkErr error
 }
 
-// find runs over the layers, again for what links lead to, and returns the last search.
-func (p *pull) find(ctx context.Context, s *search) (*search, error) {
+// find runs over the layers, again for what links lead to.
+func (p *pull) find(ctx context.Context, wants map[string]*want) error {
+	ref, followed := p.image.Reference, ""
 	for range maxLinks + 1 {
 		p.remaining = p.image.repository.client.options.MaxBytes
-		s.remaining = p.remaining
-		if err := p.layers(ctx, s); err != nil {
-			return nil, err
+		s := &search{ref: ref, wants: wants, write: p.write, remaining: p.remaining}
+		for _, l := range slices.Backward(p.image.layers) {
+			if s.done() {
+				break
+			}
+			if err := p.layer(ctx, l, func(r io.Reader, _ bool) error { return s.layer(r) }); err != nil {
+				return err
+			}
 		}
-		if missing := slices.Sorted(maps.Keys(s.files)); len(missing) > 0 {
-			return nil, notDisk(p.image.Reference, "it has no file /%s%s: correct the path", printable(missing[0]), p.followed)
+		wants = map[string]*want{}
+		for _, name := range slices.Sorted(maps.Keys(s.wants)) {
+			switch w := s.wants[name]; {
+			case w.found == "" && w.inDirectory:
+				return ref.notDisk("it has no file in /%s: use a containerDisk, or an artifact with one disk", name)
+			case w.found == "":
+				return ref.notDisk("it has no file /%s%s: correct the path", printable(name), followed)
+			case w.link != nil:
+				wants[w.link.path] = w.link
+				followed = fmt.Sprintf(", to which its /%s is a link", printable(w.found))
+			}
 		}
-		if len(s.links) == 0 {
-			return s, nil
+		if len(wants) == 0 {
+			return nil
 		}
-		p.followed = fmt.Sprintf(", to which its /%s is a link", printable(s.links[0].name))
-		s = s.follow()
 	}
-	return nil, notDisk(p.image.Reference, "more than %d links follow each other%s: put the file itself there", maxLinks, p.followed)
-}
-
-func (p *pull) layers(ctx context.Context, s *search) error {
-	for _, l := range slices.Backward(p.image.layers) {
-		if s.done() {
-			break
-		}
-		if err := p.layer(ctx, l, func(r io.Reader, _ bool) error { return s.layer(r) }); err != nil {
-			return err
-		}
-	}
-	return nil
+	return ref.notDisk("more than %d links follow each other%s: put the file itself there", maxLinks, followed)
 }
 
 // layer streams one layer through read, which is told whether it was not compressed, and then checks its digest.
 func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, plain bool) error) error {
-	client := p.image.repository.client
-	body, err := p.image.repository.open(ctx, l)
+	client, ref := p.image.repository.client, p.image.Reference
+	wire, err := p.image.repository.open(ctx, l)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = body.Close() }()
-	own := &turn{turns: client.turns}
-	wire := newVerifiedReader(p.image.Reference, waiting{own, body}, l)
-	unpacked, plain, err := client.decompress(wire)
-	if err == nil {
-		err = read(&limitedReader{r: unpacking{own, unpacked}, remaining: &p.remaining}, plain)
-		_ = unpacked.Close()
-	}
+	defer wire.close()
+	err = client.decompress(wire, func(r io.Reader, plain bool) error {
+		return read(unpacking{&wire.turn, r, &p.remaining}, plain)
+	})
+	sink, isSink := errors.AsType[sinkError](err)
 	switch {
-	case p.sinkErr != nil:
-		return p.sinkErr
+	case isSink:
+		return sink.error
 	case wire.err != nil:
 		return wire.err
 	case errors.Is(err, errWindowTaken):
 		return fault.NewTransient(v1alpha1.ReasonPullingImage, fmt.Errorf(
-			"image %s: it waits, as %w: compress it with one of at most %d MiB (zstd -19) to have it at once", p.image.Reference, err, smallWindow>>20))
+			"image %s: it waits, as %w: compress it with one of at most %d MiB (zstd -19) to have it at once", ref, err, smallWindow>>20))
 	}
 	// What is wrong is the registry's fault if the digest does not match, and the image's if it does.
 	if err := wire.verify(); err != nil {
 		return err
 	}
-	_, isContentError := errors.AsType[contentError](err)
-	file, isFile := errors.AsType[fileTooLargeError](err)
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, fault.ClassOf(err) == fault.User:
+		return err
 	case errors.Is(err, errTooLarge):
-		return tooLarge(p.image.Reference, "it unpacks to more than %d bytes: shrink it, or raise the agent's limit", client.options.MaxBytes)
-	case isFile:
-		return tooLarge(p.image.Reference, "%w", file)
-	case isContentError:
-		return notDisk(p.image.Reference, "%w", err)
+		return ref.refuse(v1alpha1.ReasonImageTooLarge,
+			"it unpacks to more than %d bytes: shrink it, or raise the agent's limit", client.options.MaxBytes)
 	default:
-		return notDisk(p.image.Reference, "layer %s cannot be unpacked: %w", l.Digest, err)
+		return ref.notDisk("layer %s cannot be unpacked: %w", l.Digest, err)
 	}
 }
 
@@ -202,38 +189,21 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 func (p *pull) write(name string, size int64, r io.Reader) error {
 	w, err := p.create(name, size)
 	if err != nil {
-		p.sinkErr = err
-		return err
+		return sinkError{err}
 	}
-	_, err = io.CopyBuffer(&sink{w, &p.sinkErr}, r, make([]byte, 256<<10))
+	_, err = io.CopyBuffer(sink{w}, r, make([]byte, 256<<10))
 	return err
 }
 
-// sink notes the errors of a writer.
-type sink struct {
-	w   io.Writer
-	err *error
-}
+// sinkError is one of whoever takes the files, which must not be mistaken for one of the image.
+type sinkError struct{ error }
 
-func (t *sink) Write(b []byte) (int, error) {
+type sink struct{ w io.Writer }
+
+func (t sink) Write(b []byte) (int, error) {
 	n, err := t.w.Write(b)
 	if err != nil {
-		*t.err = err
-	}
-	return n, err
-}
-
-// limitedReader ends a stream that unpacks to more than remains.
-type limitedReader struct {
-	r         io.Reader
-	remaining *int64
-}
-
-func (l *limitedReader) Read(b []byte) (int, error) {
-	n, err := l.r.Read(b)
-	runtime.Gosched() // what unpacks for long would keep its CPU for 10 ms at a time, from those who look after guests
-	if *l.remaining -= int64(n); *l.remaining < 0 {
-		return 0, errTooLarge
+		err = sinkError{err}
 	}
 	return n, err
 }

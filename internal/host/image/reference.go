@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"fmt"
 
 	"github.com/distribution/reference"
@@ -43,9 +44,9 @@ func ParseReference(s string) (Reference, error) {
 	return ref, nil
 }
 
-// At is the same image pinned to a digest.
+// At is the same image pinned to a digest, unless that is "".
 func (r Reference) At(digest string) Reference {
-	r.Digest = digest
+	r.Digest = cmp.Or(digest, r.Digest)
 	return r
 }
 
@@ -59,14 +60,6 @@ func (r Reference) String() string {
 		s += "@" + r.Digest
 	}
 	return s
-}
-
-// tagOrDigest is what the registry is asked for: the digest, where there is one.
-func (r Reference) tagOrDigest() string {
-	if r.Digest != "" {
-		return r.Digest
-	}
-	return r.Tag
 }
 
 // host is where the registry is reached.

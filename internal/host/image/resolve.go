@@ -1,11 +1,17 @@
 package image
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,6 +19,9 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
 )
+
+// manifestTimeout bounds the wait for a manifest, which is small, however its bytes drip.
+const manifestTimeout = 5 * time.Minute
 
 const (
 	dockerManifest = "application/vnd.docker.distribution.manifest.v2+json"
@@ -27,8 +36,6 @@ type Image struct {
 	Reference Reference
 	// Digest is the manifest's, as sha256:…: of an index the one for our architecture. It never means other content.
 	Digest string
-	// Size is what its layers weigh on the wire, in bytes.
-	Size int64
 	// Fingerprint is the fingerprint of the credential that gave access, Anonymous if none was needed; see Keychain.Fingerprints.
 	Fingerprint string
 
@@ -57,30 +64,31 @@ func (c *Client) Resolve(ctx context.Context, ref Reference, keys Keychain) (*Im
 }
 
 func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
-	m, at, err := r.manifest(ctx, r.ref.tagOrDigest())
+	m, at, err := r.manifest(ctx, cmp.Or(r.ref.Digest, r.ref.Tag))
 	if err != nil {
 		return nil, err
 	}
 	if m.isIndex() {
 		chosen, err := m.choose(c.options.Architecture)
 		if err != nil {
-			return nil, fault.NewUser(v1alpha1.ReasonImageNotFound, fmt.Errorf("image %s: %w", r.ref, err))
+			return nil, r.ref.refuse(v1alpha1.ReasonImageNotFound, "%w", err)
 		}
 		if m, at, err = r.manifest(ctx, chosen.String()); err != nil {
 			return nil, err
 		}
 		if m.isIndex() {
-			return nil, notDisk(r.ref, "an index inside an index: name the inner one")
+			return nil, r.ref.notDisk("an index inside an index: name the inner one")
 		}
 	}
 	size, err := m.check()
 	if err != nil {
-		return nil, notDisk(r.ref, "%w", err)
+		return nil, r.ref.notDisk("%w", err)
 	}
 	if size > c.options.MaxBytes {
-		return nil, tooLarge(r.ref, "its layers have %d bytes, the most is %d: shrink it, or raise the agent's limit", size, c.options.MaxBytes)
+		return nil, r.ref.refuse(v1alpha1.ReasonImageTooLarge,
+			"its layers have %d bytes, the most is %d: shrink it, or raise the agent's limit", size, c.options.MaxBytes)
 	}
-	return &Image{Reference: r.ref, Digest: at.String(), Size: size, Fingerprint: r.fingerprint, repository: r, layers: m.Layers}, nil
+	return &Image{Reference: r.ref, Digest: at.String(), Fingerprint: r.fingerprint, repository: r, layers: m.Layers}, nil
 }
 
 // manifest fetches a manifest or index and checks it against its digest, where version is one.
@@ -98,15 +106,170 @@ func (r *repository) manifest(ctx context.Context, version string) (*manifest, d
 		return nil, "", err
 	}
 	if len(b) > maxManifest {
-		return nil, "", tooLarge(r.ref, "its manifest has more than %d bytes", maxManifest)
+		return nil, "", r.ref.refuse(v1alpha1.ReasonImageTooLarge, "its manifest has more than %d bytes", maxManifest)
 	}
 	at := digest.FromBytes(b)
 	if want, err := digest.Parse(version); err == nil && at != want {
-		return nil, "", digestMismatch(r.ref, "its manifest")
+		return nil, "", r.ref.mismatch("its manifest")
 	}
 	m, err := parseManifest(b)
 	if err != nil {
-		return nil, "", notDisk(r.ref, "%w", err)
+		return nil, "", r.ref.notDisk("%w", err)
 	}
 	return m, at, nil
+}
+
+const (
+	maxManifest = 4 << 20
+	maxEntries  = 512 // of an index
+	maxLayers   = 256
+)
+
+// manifest is an image's manifest or an index of some, OCI's or docker's.
+type manifest struct {
+	SchemaVersion int         `json:"schemaVersion"`
+	Layers        descriptors `json:"layers"`
+	Manifests     descriptors `json:"manifests"`
+}
+
+// descriptor is what we read of OCI's: what is not named here takes no memory.
+type descriptor struct {
+	MediaType    string        `json:"mediaType"`
+	ArtifactType string        `json:"artifactType"`
+	Digest       digest.Digest `json:"digest"`
+	Size         int64         `json:"size"`
+	Annotations  struct {
+		Title string `json:"org.opencontainers.image.title"`
+		// Unpack is oras's: the blob is an archive of the directory that was pushed.
+		Unpack string `json:"io.deis.oras.content.unpack"`
+		// DiskType is podman's, of machine images: the hypervisor.
+		DiskType string `json:"disktype"`
+		// Attests is buildkit's: what an entry of an index is for that is no image.
+		Attests string `json:"vnd.docker.reference.type"`
+	} `json:"annotations"`
+	Platform *struct {
+		Architecture string `json:"architecture"`
+		OS           string `json:"os"`
+	} `json:"platform"`
+}
+
+// descriptors is a list that is not read further than any image needs: an empty entry has two bytes, and a hundred
+// times as many in memory.
+type descriptors []descriptor
+
+// UnmarshalJSON reads a list. One that is too long is cut, one entry behind the limit.
+func (d *descriptors) UnmarshalJSON(b []byte) error {
+	*d = nil
+	list := json.NewDecoder(bytes.NewReader(b))
+	if t, err := list.Token(); err != nil || t != json.Delim('[') {
+		return err // null is none
+	}
+	*d = descriptors{}
+	for list.More() && len(*d) <= maxEntries {
+		var one descriptor
+		if err := list.Decode(&one); err != nil {
+			return err
+		}
+		*d = append(*d, one)
+	}
+	return nil
+}
+
+func (m *manifest) isIndex() bool { return m.Manifests != nil }
+
+func parseManifest(b []byte) (*manifest, error) {
+	m := &manifest{}
+	if err := json.Unmarshal(b, m); err != nil {
+		return nil, errors.New("its manifest cannot be read")
+	}
+	switch {
+	case m.SchemaVersion != 2:
+		return nil, fmt.Errorf("its manifest has schema version %d, which is no longer used: push it again", m.SchemaVersion)
+	case m.Layers != nil && m.Manifests != nil:
+		return nil, errors.New("its manifest claims to be an index as well") // CVE-2021-41190
+	case len(m.Layers) > maxLayers:
+		return nil, fmt.Errorf("it has more than %d layers", maxLayers)
+	case len(m.Manifests) > maxEntries:
+		return nil, fmt.Errorf("its index has more than %d entries", maxEntries)
+	}
+	for _, d := range slices.Concat(m.Layers, m.Manifests) {
+		if d.Digest.Validate() != nil || d.Digest.Algorithm() != digest.SHA256 || d.Size < 0 {
+			return nil, errors.New("its manifest has a digest that is not sha256")
+		}
+	}
+	return m, nil
+}
+
+// check returns the sum of the layers' sizes in bytes.
+func (m *manifest) check() (int64, error) {
+	var size int64
+	for _, l := range m.Layers {
+		if size += l.Size; size < 0 {
+			return 0, errors.New("the sizes of its layers overflow")
+		}
+	}
+	if len(m.Layers) == 0 {
+		return 0, errors.New("it has no layers: use a containerDisk, or an artifact with one disk")
+	}
+	return size, nil
+}
+
+// choose returns the manifest of an index that is for QEMU on an architecture: one that says to be a disk before any
+// other, then one for Linux, then the first. The only one need not say what it is for.
+func (m *manifest) choose(arch string) (digest.Digest, error) {
+	best, bestRank, images := descriptor{}, notForUs, 0
+	for _, d := range m.Manifests {
+		if d.Annotations.Attests != "" || d.Platform != nil && d.Platform.Architecture == "unknown" { // an attestation
+			continue
+		}
+		images++
+		if rank := d.rank(arch); rank < bestRank {
+			best, bestRank = d, rank
+		}
+	}
+	if bestRank == unnamed && images > 1 || bestRank == notForUs {
+		return "", fmt.Errorf("its index has no manifest for %s: push one", arch)
+	}
+	return best.Digest, nil
+}
+
+// The ranks of an index's entries: the lowest is taken.
+const (
+	diskForQEMU = iota
+	disk
+	forLinux
+	forAnother
+	unnamed
+	notForUs
+)
+
+// unameArch are uname's names, which podman's machine images use.
+var unameArch = map[string]string{"x86_64": "amd64", "aarch64": "arm64"}
+
+// rank says how well an entry of an index fits.
+func (d *descriptor) rank(arch string) int {
+	system, have := "", ""
+	if d.Platform != nil {
+		system, have = strings.ToLower(d.Platform.OS), d.Platform.Architecture
+	}
+	if known, ok := unameArch[have]; ok {
+		have = known
+	}
+	hypervisor := d.Annotations.DiskType
+	switch {
+	case have != "" && have != arch, hypervisor != "" && hypervisor != "qemu" && !namesDisk(hypervisor):
+		return notForUs
+	case namesDisk(d.ArtifactType), hypervisor != "", system == "qemu":
+		return diskForQEMU
+	case strings.Contains(d.ArtifactType, "vmdk"), strings.Contains(d.ArtifactType, "vhd"):
+		return notForUs
+	case strings.Contains(d.ArtifactType, "disk"):
+		return disk
+	case have == "":
+		return unnamed
+	case system == "linux":
+		return forLinux
+	default:
+		return forAnother
+	}
 }

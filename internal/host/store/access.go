@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +31,7 @@ const (
 // SetTag records the digest that a reference was last resolved to on this node.
 func (s *Store) SetTag(reference, digest string) error {
 	path := filepath.Join(s.images, refsFile)
-	return classify("recording the digest of "+reference, s.withExclusiveLock(func() error {
+	return classify("recording the digest of "+reference, s.locked(exclusive, func() error {
 		refs := map[string]string{}
 		if err := readJSON(path, &refs); err != nil {
 			return err
@@ -38,21 +39,23 @@ func (s *Store) SetTag(reference, digest string) error {
 		if refs[reference] == digest {
 			return nil
 		}
-		kept, err := s.digests()
+		keys, err := directories(s.images)
 		if err != nil {
 			return err
 		}
+		kept := map[string]bool{}
+		for _, key := range keys {
+			digest, _, _ := strings.Cut(key, "-")
+			kept["sha256:"+digest] = true
+		}
 		delete(refs, reference)
 		same := 0
-		for have, at := range refs {
+		maps.DeleteFunc(refs, func(_, at string) bool {
 			if at == digest {
 				same++
 			}
-			// References to images that are gone are of no use.
-			if !kept[at] || at == digest && same >= maxTagsOfDigest {
-				delete(refs, have)
-			}
-		}
+			return !kept[at] || at == digest && same >= maxTagsOfDigest // of an image that is gone a name is of no use
+		})
 		for have := range refs {
 			if len(refs) < maxTags {
 				break
@@ -62,20 +65,6 @@ func (s *Store) SetTag(reference, digest string) error {
 		refs[reference] = digest
 		return writeJSON(path, 0o600, refs)
 	}))
-}
-
-// digests are those of which the store has a content.
-func (s *Store) digests() (map[string]bool, error) {
-	entries, err := os.ReadDir(s.images)
-	if err != nil {
-		return nil, err
-	}
-	digests := map[string]bool{}
-	for _, e := range entries {
-		digest, _, _ := strings.Cut(e.Name(), "-")
-		digests["sha256:"+digest] = true
-	}
-	return digests, nil
 }
 
 // ResolveTag returns the digest that a reference was last resolved to on this node, "" if it was not.
@@ -92,19 +81,16 @@ func (s *Store) GrantAccess(c Content, fingerprint string) error {
 		return err
 	}
 	path := filepath.Join(dir, accessFile)
-	return classify("recording the access to "+c.Digest, s.withExclusiveLock(func() error {
+	return classify("recording the access to "+c.Digest, s.locked(exclusive, func() error {
 		hashed, err := s.hash(fingerprint)
 		if err != nil {
 			return err
 		}
 		var have []string
-		if err := readJSON(path, &have); err != nil {
+		if err := readJSON(path, &have); err != nil || slices.Contains(have, hashed[0]) {
 			return err
 		}
-		if slices.Contains(have, hashed) {
-			return nil
-		}
-		have = append(have, hashed)
+		have = append(have, hashed[0])
 		return writeJSON(path, 0o600, have[max(0, len(have)-maxFingerprints):])
 	}))
 }
@@ -120,37 +106,31 @@ func (s *Store) HasAccess(c Content, fingerprints []string) (bool, error) {
 	if err := readJSON(filepath.Join(dir, accessFile), &have); err != nil || len(have) == 0 {
 		return false, err
 	}
-	for _, fingerprint := range fingerprints {
-		hashed, err := s.hash(fingerprint)
-		if err != nil {
-			return false, err
-		}
-		if slices.Contains(have, hashed) {
-			return true, nil
-		}
-	}
-	return false, nil
+	hashed, err := s.hash(fingerprints...)
+	return slices.ContainsFunc(hashed, func(h string) bool { return slices.Contains(have, h) }), err
 }
 
-// hash salts a fingerprint, so that the files of one node tell nothing about another's.
-func (s *Store) hash(fingerprint string) (string, error) {
+// hash salts fingerprints, so that the files of one node tell nothing about another's.
+func (s *Store) hash(fingerprints ...string) (hashed []string, err error) {
 	path := filepath.Join(s.images, saltFile)
 	salt, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		fresh := make([]byte, saltSize)
 		_, _ = rand.Read(fresh) // it never fails
-		err = publish(path, 0o600, 0, func(f *os.File) error { _, err := f.Write(fresh); return err })
-		if err == nil {
+		if err = publish(path, 0o600, 0, fresh); err == nil {
 			salt, err = os.ReadFile(path)
 		}
 	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if len(salt) != saltSize {
-		return "", fmt.Errorf("%s does not have %d bytes: remove it, and access to images is checked with registries again", path, saltSize)
+		return nil, fmt.Errorf("%s does not have %d bytes: remove it, and access to images is checked with registries again", path, saltSize)
 	}
-	mac := hmac.New(sha256.New, salt)
-	mac.Write([]byte(fingerprint))
-	return hex.EncodeToString(mac.Sum(nil)), nil
+	for _, fingerprint := range fingerprints {
+		mac := hmac.New(sha256.New, salt)
+		mac.Write([]byte(fingerprint))
+		hashed = append(hashed, hex.EncodeToString(mac.Sum(nil)))
+	}
+	return hashed, nil
 }

@@ -8,7 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,40 +35,48 @@ type Guest struct {
 	User int
 }
 
+// ofGuest reads or changes something in a guest's directory, with the store locked so.
+func ofGuest[T any](s *Store, uid string, how int, doing string, do func(dir string) (T, error)) (v T, err error) {
+	if !validUID.MatchString(uid) {
+		return v, fmt.Errorf("%q is not the UID of a VirtualMachine", uid)
+	}
+	err = s.locked(how, func() error {
+		v, err = do(filepath.Join(s.vms, uid))
+		return err
+	})
+	return v, classify(doing+" guest "+uid, err)
+}
+
+// inGuest is ofGuest for what has no result.
+func (s *Store) inGuest(uid string, how int, doing string, do func(dir string) error) error {
+	_, err := ofGuest(s, uid, how, doing, func(dir string) (struct{}, error) { return struct{}{}, do(dir) })
+	return err
+}
+
 // EnsureGuest makes a guest's directory and assigns the user that its QEMU runs as, or returns the user that it has.
 func (s *Store) EnsureGuest(id Identity) (user int, err error) {
-	dir, err := s.vmDir(id.UID)
-	if err != nil {
-		return 0, err
-	}
-	if user, err := userOf(dir); err == nil {
+	const doing = "assigning a user to"
+	if user, err = ofGuest(s, id.UID, unlocked, doing, userOf); err == nil {
 		return user, nil
 	}
-	err = s.withExclusiveLock(func() error {
-		if user, err = userOf(dir); !errors.Is(err, fs.ErrNotExist) {
-			return err
+	return ofGuest(s, id.UID, exclusive, doing, func(dir string) (int, error) {
+		if user, err := userOf(dir); !errors.Is(err, fs.ErrNotExist) {
+			return user, err
 		}
-		if user, err = s.freeUser(id.UID); err != nil {
-			return err
-		}
-		temporary := filepath.Join(s.vms, newPrefix+id.UID)
-		if err := errors.Join(os.RemoveAll(temporary), os.Mkdir(temporary, dirMode)); err != nil {
-			return err
-		}
-		err := errors.Join(
-			os.Lchown(temporary, 0, user),
-			os.Chmod(temporary, dirMode),
-			writeJSON(filepath.Join(temporary, recordFile), 0o600, record{Version: recordVersion, Identity: id}))
-		if err == nil {
-			err = os.Rename(temporary, dir)
-		}
+		user, err := s.freeUser(id.UID)
 		if err != nil {
-			_ = os.RemoveAll(temporary)
-			return err
+			return 0, err
 		}
-		return syncDir(s.vms)
+		return user, replace(dir, func(temporary string) error {
+			if err := os.Mkdir(temporary, dirMode); err != nil {
+				return err
+			}
+			return errors.Join(
+				os.Lchown(temporary, 0, user),
+				os.Chmod(temporary, dirMode),
+				writeJSON(filepath.Join(temporary, recordFile), 0o600, record{Version: recordVersion, Identity: id}))
+		})
 	})
-	return user, classify("assigning a user to guest "+id.UID, err)
 }
 
 // freeUser looks from a place that depends on the guest, so that users are not soon reused.
@@ -92,28 +101,26 @@ func (s *Store) freeUser(uid string) (int, error) {
 
 // userOf reads the user of a guest's directory.
 func userOf(dir string) (int, error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(dir, &st); err != nil {
-		return 0, &os.PathError{Op: "stat", Path: dir, Err: err}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return 0, err
 	}
-	if st.Gid < FirstUser || st.Gid >= FirstUser+Users {
-		return 0, fmt.Errorf("%s has group %d, which is not between %d and %d: restore it", dir, st.Gid, FirstUser, FirstUser+Users-1)
+	user := int(info.Sys().(*syscall.Stat_t).Gid)
+	if user < FirstUser || user >= FirstUser+Users {
+		return 0, fmt.Errorf("%s has group %d, which is not between %d and %d: restore it", dir, user, FirstUser, FirstUser+Users-1)
 	}
-	return int(st.Gid), nil
+	return user, nil
 }
 
 // List returns the guests that have a directory.
 func (s *Store) List() ([]Guest, error) {
-	entries, err := os.ReadDir(s.vms)
+	uids, err := directories(s.vms)
 	if err != nil {
 		return nil, classify("listing the guests' directories", err)
 	}
 	var guests []Guest
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".") || !e.IsDir() {
-			continue
-		}
-		dir := filepath.Join(s.vms, e.Name())
+	for _, uid := range uids {
+		dir := filepath.Join(s.vms, uid)
 		user, err := userOf(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -123,33 +130,68 @@ func (s *Store) List() ([]Guest, error) {
 		}
 		g := Guest{User: user}
 		_ = readJSON(filepath.Join(dir, recordFile), &g.Identity)
-		g.UID = e.Name()
+		g.UID = uid
 		guests = append(guests, g)
 	}
 	return guests, nil
 }
 
 // Has tells whether a guest has a directory. It fails while this may not be the node's store; see Identify.
-func (s *Store) Has(uid string) (has bool, err error) {
+func (s *Store) Has(uid string) (bool, error) {
 	if err := s.Distrusted(); err != nil {
 		return false, err
 	}
-	dir, err := s.vmDir(uid)
-	if err == nil {
-		has, err = exists(dir)
-	}
-	return has, classify("looking for guest "+uid, err)
+	return ofGuest(s, uid, unlocked, "looking for", exists)
 }
 
 // Remove removes a guest's seed, disks and directory. The caller has proven that no QEMU has them open. A guest that
 // is absent is no error.
 func (s *Store) Remove(uid string) error {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return err
-	}
 	if err := s.RemoveSeed(uid); err != nil {
 		return err
 	}
-	return classify("removing the disks of guest "+uid, s.remove(dir, func() error { return nil }))
+	return s.inGuest(uid, unlocked, "removing the disks of", func(dir string) error {
+		return s.remove(dir, func() error { return nil })
+	})
+}
+
+// strayFile tells by its time since when a guest is a stray. Older versions do not look at it.
+const strayFile = "stray"
+
+// MarkStray takes note that nobody knows a guest's VirtualMachine, and returns since when that is so.
+func (s *Store) MarkStray(uid string) (since time.Time, err error) {
+	return ofGuest(s, uid, unlocked, "marking as stray the disks of", func(dir string) (since time.Time, err error) {
+		f, err := os.OpenFile(filepath.Join(dir, strayFile), os.O_RDONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return since, err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil {
+			return since, err
+		}
+		return info.ModTime(), nil
+	})
+}
+
+// UnmarkStray takes note that somebody does. That it was no stray is no error.
+func (s *Store) UnmarkStray(uid string) error {
+	return s.inGuest(uid, unlocked, "unmarking as stray the disks of", func(dir string) error {
+		return os.RemoveAll(filepath.Join(dir, strayFile))
+	})
+}
+
+// Allocated is the space that a guest's directory takes beyond its images, in bytes.
+func (s *Store) Allocated(uid string) (int64, error) {
+	return ofGuest(s, uid, unlocked, "measuring the disks of", func(dir string) (all int64, err error) {
+		entries, err := os.ReadDir(dir)
+		for _, e := range entries {
+			info, err := e.Info()
+			if err != nil {
+				return 0, err
+			}
+			all += allocated(info)
+		}
+		return all, err
+	})
 }

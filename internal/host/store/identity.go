@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -29,17 +30,12 @@ var ErrUnidentified = errors.New("which store is this node's has not been read y
 func (s *Store) Identify(want string) (id string, err error) {
 	if want == "" {
 		s.Distrust(nil)
-		if err := publish(filepath.Join(s.root, idFile), 0o600, 0, func(f *os.File) error {
-			_, err := f.WriteString(rand.Text() + "\n")
-			return err
-		}); err != nil {
+		if err := publish(filepath.Join(s.root, idFile), 0o600, 0, []byte(rand.Text()+"\n")); err != nil {
 			return "", classify("giving the store an ID", err)
 		}
-		want, err = s.readID()
-		return want, classify("reading the ID of the store", err)
+		return s.readID()
 	}
 	id, err = s.readID()
-	err = classify("reading the ID of the store", err)
 	if err == nil && id != want {
 		err = fault.NewTransient(v1alpha1.ReasonStoreFailed, fmt.Errorf(
 			"the store in %s has the ID %q, want %q as in status.storeID of the node's VirtualMachineHost: mount the file system that has that store. If it is gone for good, delete the VirtualMachineHost: the node then takes the store that is there",
@@ -51,20 +47,14 @@ func (s *Store) Identify(want string) (id string, err error) {
 
 // readID is the store's ID, "" if it has none.
 func (s *Store) readID() (string, error) {
-	f, err := os.Open(filepath.Join(s.root, idFile))
-	if errors.Is(err, fs.ErrNotExist) {
+	text, err := os.ReadFile(filepath.Join(s.root, idFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return "", nil
+	case err == nil && len(text) == 0:
+		err = io.ErrUnexpectedEOF
 	}
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	text := make([]byte, maxID)
-	n, err := f.Read(text)
-	if n == 0 {
-		return "", err
-	}
-	return strings.TrimSpace(string(text[:n])), nil
+	return strings.TrimSpace(string(text[:min(len(text), maxID)])), classify("reading the ID of the store", err)
 }
 
 // Distrust has Has fail with this error; nil ends that.

@@ -1,41 +1,88 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/guest/diskformat"
 )
+
+// Content is what is kept of an image: its disk, or the kernel at a path in it. Equal contents are the same files.
+type Content struct {
+	// Digest is the image manifest's, as sha256:….
+	Digest string `json:"digest"`
+	// Kernel and Initrd are paths in the image; both "" if the disk is meant.
+	Kernel string `json:"kernel,omitempty"`
+	Initrd string `json:"initrd,omitempty"`
+}
+
+// The names that a Fetch gives its files.
+const (
+	Disk   = "disk"
+	Kernel = "kernel"
+	Initrd = "initrd"
+)
+
+var (
+	validDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	validUID    = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+	validName   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+)
+
+// key names the content's directory.
+func (c Content) key() (string, error) {
+	if !validDigest.MatchString(c.Digest) {
+		return "", fmt.Errorf("%q is not a sha256 digest", c.Digest)
+	}
+	key := strings.TrimPrefix(c.Digest, "sha256:")
+	if c.Kernel != "" || c.Initrd != "" {
+		paths := sha256.Sum256([]byte(c.Kernel + "\x00" + c.Initrd))
+		key += "-" + hex.EncodeToString(paths[:8])
+	}
+	return key, nil
+}
+
+// fileNames are those of the files that make the content whole.
+func (c Content) fileNames() []string {
+	switch {
+	case c.Kernel == "" && c.Initrd == "":
+		return []string{Disk}
+	case c.Initrd == "":
+		return []string{Kernel}
+	default:
+		return []string{Kernel, Initrd}
+	}
+}
+
+func (s *Store) imageDir(c Content) (string, error) {
+	key, err := c.key()
+	return filepath.Join(s.images, key), err
+}
 
 const metaFile = "meta.json"
 
 // ErrInUse: the image is below a guest's disk, or is its kernel.
 var ErrInUse = errors.New("the image is in use")
 
-// meta is what meta.json holds.
-type meta struct {
-	Content
-	Format      diskformat.Format `json:"format,omitempty"`
-	VirtualSize int64             `json:"virtualSize,omitempty"`
-}
-
-// Image is a content in the store. Its files never change.
+// Image is a content in the store. Its files never change. meta.json holds what has a name in JSON.
 type Image struct {
 	Content
 	// Format and VirtualSize, in bytes, are the disk's.
-	Format      diskformat.Format
-	VirtualSize int64
+	Format      diskformat.Format `json:"format,omitempty"`
+	VirtualSize int64             `json:"virtualSize,omitempty"`
 	// BootSize is that of kernel and initrd together, in bytes: what QEMU reads of them.
-	BootSize int64
+	BootSize int64 `json:"-"`
 	// Allocated is the space that it takes, in bytes.
-	Allocated int64
+	Allocated int64 `json:"-"`
 	// Dir is where its files are.
-	Dir string
+	Dir string `json:"-"`
 }
 
 // DiskPath is the disk's path.
@@ -65,65 +112,44 @@ func (s *Store) Image(c Content) (Image, error) {
 }
 
 func readImage(dir string) (Image, error) {
-	if _, err := os.Stat(dir); err != nil {
-		return Image{}, err
-	}
-	var m meta
-	if err := readJSON(filepath.Join(dir, metaFile), &m); err != nil {
-		return Image{}, err
-	}
-	i := Image{Content: m.Content, Format: m.Format, VirtualSize: m.VirtualSize, Dir: dir}
+	i := Image{Dir: dir}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return Image{}, err
 	}
+	if err := readJSON(filepath.Join(dir, metaFile), &i); err != nil {
+		return Image{}, err
+	}
 	for _, e := range entries {
-		n, err := allocated(filepath.Join(dir, e.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // access.json is replaced at any time
+		info, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) { // access.json is replaced at any time
+			continue
+		}
+		if err != nil {
 			return Image{}, err
 		}
-		i.Allocated += n
+		i.Allocated += allocated(info)
 		if e.Name() == bootFile(Kernel) || e.Name() == bootFile(Initrd) {
-			info, err := e.Info()
-			if err != nil {
-				return Image{}, err
-			}
 			i.BootSize += info.Size()
 		}
 	}
 	return i, nil
 }
 
-// allocated is the space that a file takes, in bytes.
-func allocated(path string) (int64, error) {
-	var st unix.Stat_t
-	if err := unix.Lstat(path, &st); err != nil {
-		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
-	}
-	return st.Blocks * 512, nil
-}
-
 // Images returns all that is in the store.
-func (s *Store) Images() ([]Image, error) {
-	entries, err := os.ReadDir(s.images)
-	if err != nil {
-		return nil, classify("listing the images", err)
-	}
-	var images []Image
-	for _, e := range entries {
-		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
+func (s *Store) Images() (images []Image, err error) {
+	keys, err := directories(s.images)
+	for _, key := range keys {
+		i, err := readImage(filepath.Join(s.images, key))
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 			continue
 		}
-		i, err := readImage(filepath.Join(s.images, e.Name()))
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // removed meanwhile
-		case err != nil:
+		if err != nil {
 			return nil, classify("listing the images", err)
-		default:
-			images = append(images, i)
 		}
+		images = append(images, i)
 	}
-	return images, nil
+	return images, classify("listing the images", err)
 }
 
 // RemoveImage removes a content, ErrInUse if a guest needs it. One that is absent is no error.
@@ -143,7 +169,7 @@ func (s *Store) RemoveImage(c Content) error {
 
 // usedImages are the keys of the images that guests' links name. The disks' own headers name them too, but guests write those.
 func (s *Store) usedImages() (map[string]bool, error) {
-	links, err := filepath.Glob(filepath.Join(s.vms, "*", "*"+baseSuffix))
+	links, err := filepath.Glob(filepath.Join(s.vms, "*", "[^.]*"+baseSuffix))
 	if err != nil {
 		return nil, err
 	}
@@ -169,14 +195,7 @@ func linkBase(dir, name, key string) error {
 	if have, err := readBase(link); err == nil && have == key {
 		return nil
 	}
-	temporary := filepath.Join(dir, newPrefix+name)
-	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.Symlink(filepath.Join("..", "..", "images", key), temporary); err != nil {
-		return err
-	}
-	return os.Rename(temporary, link)
+	return replace(link, func(temporary string) error { return os.Symlink(filepath.Join("..", "..", "images", key), temporary) })
 }
 
 func readBase(link string) (key string, err error) {

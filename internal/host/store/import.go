@@ -60,7 +60,7 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 	var dir string
 	var held *os.File
 	// No sweep may come between the making of the directory and the lock that protects it.
-	err = s.withSharedLock(func() (err error) {
+	err = s.locked(shared, func() (err error) {
 		if dir, err = os.MkdirTemp(s.images, newPrefix); err != nil {
 			return err
 		}
@@ -90,7 +90,7 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 	if err != nil {
 		return classify("importing "+c.Digest, err)
 	}
-	return classify("publishing "+c.Digest, s.withSharedLock(func() error {
+	return classify("publishing "+c.Digest, s.locked(shared, func() error {
 		// Another import, or another process, may have made it meanwhile: then its directory is as good as ours.
 		if err := os.Rename(dir, final); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
@@ -112,15 +112,13 @@ type staging struct {
 }
 
 func (in *staging) create(name string, size int64) (io.Writer, error) {
-	for _, f := range in.files {
-		if f.name == name {
-			return nil, fmt.Errorf("the image has file %q twice", name)
-		}
-	}
-	if !slices.Contains(in.fileNames, name) {
+	switch {
+	case !slices.Contains(in.fileNames, name):
 		return nil, fmt.Errorf("the import does not expect file %q", name)
+	case slices.ContainsFunc(in.files, func(f *sparseFile) bool { return f.name == name }):
+		return nil, fmt.Errorf("the image has file %q twice", name)
 	}
-	f, err := os.OpenFile(filepath.Join(in.dir, name+".img"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(filepath.Join(in.dir, bootFile(name)), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		in.err = err
 		return nil, err
@@ -137,35 +135,33 @@ func (in *staging) close() {
 }
 
 // finish syncs the files, makes them read-only, and inspects the disk.
-func (in *staging) finish(c Content) (meta, error) {
-	m := meta{Content: c}
+func (in *staging) finish(c Content) (Image, error) {
+	i := Image{Content: c}
 	if len(in.files) != len(in.fileNames) {
-		return m, fmt.Errorf("the image has %d files of %d", len(in.files), len(in.fileNames))
+		return i, fmt.Errorf("the image has %d files of %d", len(in.files), len(in.fileNames))
 	}
 	for _, f := range in.files {
 		if err := f.file.Truncate(f.size); err != nil { // a hole at the end
-			return m, err
+			return i, err
 		}
 		if f.name == Disk {
 			info, err := diskformat.Inspect(f.file, f.size)
 			if err != nil {
-				return m, err
+				return i, err
 			}
-			m.Format, m.VirtualSize = info.Format, info.VirtualSize
+			i.Format, i.VirtualSize = info.Format, info.VirtualSize
 			if info.Format == diskformat.Raw { // padded to a sector
-				if err := f.file.Truncate(info.VirtualSize); err != nil {
-					return m, err
-				}
+				err = f.file.Truncate(info.VirtualSize)
 			}
-			if err := os.Rename(f.file.Name(), filepath.Join(in.dir, diskFile(info.Format))); err != nil {
-				return m, err
+			if err := errors.Join(err, os.Rename(f.file.Name(), filepath.Join(in.dir, diskFile(info.Format)))); err != nil {
+				return i, err
 			}
 		}
 		if err := errors.Join(f.file.Chmod(0o444), f.file.Sync()); err != nil {
-			return m, err
+			return i, err
 		}
 	}
-	return m, nil
+	return i, nil
 }
 
 // sparseFile writes no zeroes: what is not written reads as zero, and takes no space.
@@ -183,32 +179,42 @@ const pageSize = 4096
 var zeroPage [pageSize]byte
 
 func (f *sparseFile) Write(b []byte) (int, error) {
-	if err := f.inspectHead(b); err != nil {
-		return f.fail(err)
-	}
-	start, at := f.size, f.size // data from start to at is still to be written
-	end := start + int64(len(b))
-	base := start
-	flush := func() error {
-		_, err := f.file.WriteAt(b[start-base:at-base], start)
-		return errors.Join(err, f.staging.stored(at-start))
-	}
-	for at < end {
-		next := min(end, at/pageSize*pageSize+pageSize)
-		if piece := b[at-base : next-base]; bytes.Equal(piece, zeroPage[:len(piece)]) {
-			if err := flush(); err != nil {
-				return f.fail(err)
-			}
+	err := f.inspectHead(b)
+	start, at := 0, 0 // data from start to at is still to be stored
+	for at < len(b) && err == nil {
+		next := min(len(b), at+pageSize-int(f.size+int64(at))%pageSize)
+		if piece := b[at:next]; bytes.Equal(piece, zeroPage[:len(piece)]) {
+			err = f.store(b[start:at], int64(start))
 			start = next
 		}
 		at = next
 	}
-	if err := flush(); err != nil {
-		return f.fail(err)
+	if err == nil {
+		err = f.store(b[start:], int64(start))
 	}
-	f.size = end
+	if err != nil {
+		f.staging.err = err
+		return 0, err
+	}
+	f.size += int64(len(b))
 	f.staging.progress.Bytes.Add(int64(len(b)))
 	return len(b), nil
+}
+
+// store writes bytes that take space, behind so many others than the file has, and ends the import before they take what
+// is kept for guests.
+func (f *sparseFile) store(b []byte, behind int64) error {
+	const interval = 8 << 20
+	if _, err := f.file.WriteAt(b, f.size+behind); err != nil {
+		return err
+	}
+	in := f.staging
+	in.progress.Stored.Add(int64(len(b)))
+	if in.unchecked += int64(len(b)); in.unchecked < interval {
+		return nil
+	}
+	in.unchecked = 0
+	return in.store.checkRoom(0)
 }
 
 // inspectHead ends the import of a disk whose first bytes are refused, or tell that there is no room for it.
@@ -226,22 +232,6 @@ func (f *sparseFile) inspectHead(b []byte) error {
 		return err
 	}
 	return f.staging.store.checkRoom(f.expected)
-}
-
-// stored counts bytes that take space, and ends the import before they take what is kept for guests.
-func (in *staging) stored(n int64) error {
-	const interval = 8 << 20
-	in.progress.Stored.Add(n)
-	if in.unchecked += n; in.unchecked < interval {
-		return nil
-	}
-	in.unchecked = 0
-	return in.store.checkRoom(0)
-}
-
-func (f *sparseFile) fail(err error) (int, error) {
-	f.staging.err = err
-	return 0, err
 }
 
 func diskFile(format diskformat.Format) string { return Disk + "." + string(format) }

@@ -57,58 +57,49 @@ type GuestDisk struct {
 // Overlay makes a disk, or returns the one that is there as it is, with its own base and size. Errors: DiskTooSmall,
 // StoreFull; ImageUnsafe if the disk that is there was tampered with; fs.ErrNotExist if the base is missing.
 func (s *Store) Overlay(uid string, o Overlay) (GuestDisk, error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return GuestDisk{}, err
-	}
-	if !validName.MatchString(o.Name) {
-		return GuestDisk{}, fmt.Errorf("%q is not a valid disk name", o.Name)
-	}
-	var disk GuestDisk
-	err = s.withSharedLock(func() error {
-		// Two makers with different bases would leave a disk over the one and a link to the other.
-		held, err := lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
-		if err != nil {
-			return err
-		}
-		defer held.Close()
-		path := filepath.Join(dir, o.Name+overlaySuffix)
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			if err := s.makeOverlay(dir, path, o); err != nil {
-				return err
-			}
-		}
-		if disk, err = s.guestDisk(dir, o.Name); err != nil {
-			return err
-		}
-		if disk.Base.Digest != "" && disk.Base.Dir == "" {
-			return fmt.Errorf("image %s below it is missing: %w", disk.Base.Digest, fs.ErrNotExist)
-		}
-		return nil
-	})
-	return disk, classify(fmt.Sprintf("making disk %s of guest %s", o.Name, uid), err)
+	return s.overlay(uid, o, func(string) error { return nil })
 }
 
 // RecreateOverlay replaces an ephemeral disk by a new one. No QEMU of the guest may be left.
 func (s *Store) RecreateOverlay(uid string, o Overlay) (GuestDisk, error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return GuestDisk{}, err
-	}
-	if !validName.MatchString(o.Name) {
-		return GuestDisk{}, fmt.Errorf("%q is not a valid disk name", o.Name)
-	}
-	if err := os.Remove(filepath.Join(dir, o.Name+overlaySuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return GuestDisk{}, classify("removing disk "+o.Name+" of guest "+uid, err)
-	}
-	return s.Overlay(uid, o)
+	return s.overlay(uid, o, os.RemoveAll)
+}
+
+// overlay makes a disk unless, after prepare, there is one at its path.
+func (s *Store) overlay(uid string, o Overlay, prepare func(path string) error) (GuestDisk, error) {
+	return ofGuest(s, uid, shared, fmt.Sprintf("making disk %s of", o.Name), func(dir string) (disk GuestDisk, err error) {
+		if !validName.MatchString(o.Name) {
+			return disk, fmt.Errorf("%q is not a valid disk name", o.Name)
+		}
+		// Two makers with different bases would leave a disk over the one and a link to the other.
+		held, err := lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
+		if err != nil {
+			return disk, err
+		}
+		defer held.Close()
+		path := filepath.Join(dir, o.Name+overlaySuffix)
+		if err := prepare(path); err != nil {
+			return disk, err
+		}
+		has, err := exists(path)
+		if err == nil && !has {
+			err = s.makeOverlay(dir, path, o)
+		}
+		if err == nil {
+			disk, err = s.guestDisk(dir, o.Name)
+		}
+		if err == nil && disk.Base.Digest != "" && disk.Base.Dir == "" {
+			err = fmt.Errorf("image %s below it is missing: %w", disk.Base.Digest, fs.ErrNotExist)
+		}
+		return disk, err
+	})
 }
 
 func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	options := diskformat.OverlayOptions{Size: o.Size}
 	if o.Base == (Content{}) {
-		err := os.Remove(filepath.Join(dir, o.Name+baseSuffix)) // of the one before, which had an image
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// That of the one before, which had an image.
+		if err := os.RemoveAll(filepath.Join(dir, o.Name+baseSuffix)); err != nil {
 			return err
 		}
 	} else {
@@ -131,10 +122,7 @@ func (s *Store) makeOverlay(dir, path string, o Overlay) error {
 	if err := writeJSON(filepath.Join(dir, o.Name+recordSuffix), 0o600, o.Record); err != nil {
 		return err
 	}
-	return publish(path, 0o600, o.User, func(f *os.File) error {
-		_, err := f.Write(b)
-		return err
-	})
+	return publish(path, 0o600, o.User, b)
 }
 
 // onBase is a disk over an image, of the size that is asked for or of the image's own.
@@ -182,59 +170,48 @@ func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	if err != nil {
 		return disk, err
 	}
-	info, err := diskformat.InspectOverlay(f, st.Size())
+	virtualSize, behind, err := diskformat.InspectOverlay(f, st.Size())
 	if err != nil {
 		return disk, err
 	}
-	if info.Backing == "" != (backing == "") || backing != "" && filepath.Dir(info.Backing) != backing {
+	if behind == "" != (backing == "") || backing != "" && filepath.Dir(behind) != backing {
 		return disk, fault.NewUser(v1alpha1.ReasonImageUnsafe,
-			fmt.Errorf("disk %s was tampered with: its backing file is %q, it was created on %q", name, info.Backing, backing))
+			fmt.Errorf("disk %s was tampered with: its backing file is %q, it was created on %q", name, behind, backing))
 	}
-	disk.VirtualSize = info.VirtualSize
-	disk.Allocated, err = allocated(disk.Path)
-	return disk, err
+	disk.VirtualSize, disk.Allocated = virtualSize, allocated(st)
+	return disk, nil
 }
 
 // Disks returns a guest's disks. It is empty for a guest that has none.
 func (s *Store) Disks(uid string) ([]GuestDisk, error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
+	return ofGuest(s, uid, unlocked, "reading the disks of", func(dir string) (disks []GuestDisk, err error) {
+		entries, err := os.ReadDir(dir)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
-		return nil, classify("listing the disks of guest "+uid, err)
-	}
-	var disks []GuestDisk
-	for _, e := range entries {
-		name, ok := strings.CutSuffix(e.Name(), overlaySuffix)
-		if !ok {
-			continue
+		for _, e := range entries {
+			name, ok := strings.CutSuffix(e.Name(), overlaySuffix)
+			if !ok {
+				continue
+			}
+			d, err := s.guestDisk(dir, name)
+			if err != nil {
+				return disks, fmt.Errorf("disk %s: %w", name, err)
+			}
+			disks = append(disks, d)
 		}
-		d, err := s.guestDisk(dir, name)
-		if err != nil {
-			return disks, classify(fmt.Sprintf("reading disk %s of guest %s", name, uid), err)
-		}
-		disks = append(disks, d)
-	}
-	return disks, nil
+		return disks, err
+	})
 }
 
 // PinKernel records that a guest starts from a kernel image, until it is removed or keeps another.
 func (s *Store) PinKernel(uid string, c Content) error {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return err
-	}
-	return classify("recording the kernel image of guest "+uid, s.withSharedLock(func() error {
+	return s.inGuest(uid, shared, "recording the kernel image of", func(dir string) error {
 		image, err := s.Image(c)
 		if err != nil {
 			return err
 		}
 		// With a dot it is the name of no disk.
 		return linkBase(dir, Kernel+".img", filepath.Base(image.Dir))
-	}))
+	})
 }

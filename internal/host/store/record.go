@@ -39,16 +39,10 @@ var hardwareOfVersion0 = Hardware{Layout: 0, Machine: "q35"}
 
 // Hardware returns a guest's hardware. A guest that has none yet, because it never started on this node, gets first,
 // for ever. The guest's directory must be there.
-func (s *Store) Hardware(uid string, first Hardware) (h Hardware, err error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return Hardware{}, err
-	}
-	err = s.withExclusiveLock(func() error {
-		h, err = readHardware(filepath.Join(dir, recordFile), first)
-		return err
+func (s *Store) Hardware(uid string, first Hardware) (Hardware, error) {
+	return ofGuest(s, uid, exclusive, "reading the hardware of", func(dir string) (Hardware, error) {
+		return readHardware(filepath.Join(dir, recordFile), first)
 	})
-	return h, classify("reading the hardware of guest "+uid, err)
 }
 
 // readHardware reads the hardware of a record, and adds it if it is missing.
@@ -69,15 +63,13 @@ func readHardware(path string, first Hardware) (Hardware, error) {
 // it got some now, would take the guest for a new machine. Of one that started before that was recorded nobody knows, and it
 // counts as such; one that has no directory has not started.
 func (s *Store) RanWithoutSeed(uid string) (bool, error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return false, err
-	}
-	if has, err := exists(dir); !has || err != nil {
-		return false, classify("looking for guest "+uid, err)
-	}
-	r, _, err := readRecord(filepath.Join(dir, recordFile))
-	return r.ranWithoutSeed(), classify("reading with what guest "+uid+" started first", err)
+	return ofGuest(s, uid, unlocked, "reading the first start of", func(dir string) (bool, error) {
+		if has, err := exists(dir); !has || err != nil {
+			return false, err
+		}
+		r, _, err := readRecord(filepath.Join(dir, recordFile))
+		return r.ranWithoutSeed(), err
+	})
 }
 
 func (r record) ranWithoutSeed() bool {
@@ -90,18 +82,14 @@ func (r record) ranWithoutSeed() bool {
 // RecordSeed records whether a guest starts with cloud-init data, if this is its first start on this node. It comes before
 // its hardware is recorded. The guest's directory must be there.
 func (s *Store) RecordSeed(uid string, seed bool) error {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(dir, recordFile)
-	return classify("recording with what guest "+uid+" starts first", s.withExclusiveLock(func() error {
+	return s.inGuest(uid, exclusive, "recording the first start of", func(dir string) error {
+		path := filepath.Join(dir, recordFile)
 		r, fields, err := readRecord(path)
 		if err != nil || r.Seed != nil || r.ranWithoutSeed() {
 			return err
 		}
 		return add(path, fields, "seed", seed)
-	}))
+	})
 }
 
 // readRecord reads a record, and its fields as they are: a newer version may have written more.

@@ -16,17 +16,16 @@ import (
 // CreateSeed makes the file of a guest's seed: size bytes, all zero, which only user may read. QEMU may open it
 // before WriteSeed. One that is there is left as it is.
 func (s *Store) CreateSeed(uid string, size int64, user int) (path string, err error) {
-	if path, err = s.seedPath(uid); err != nil {
-		return "", err
-	}
-	if _, err := os.Lstat(path); err == nil {
-		return path, nil
-	}
-	if err := inMemory(s.seeds); err != nil {
-		return "", err
-	}
-	return path, classify("making the seed of guest "+uid,
-		publish(path, 0o400, user, func(f *os.File) error { return f.Truncate(size) }))
+	return ofGuest(s, uid, unlocked, "making the seed of", func(string) (string, error) {
+		path := s.seedPath(uid)
+		if _, err := os.Lstat(path); err == nil {
+			return path, nil
+		}
+		if err := inMemory(s.seeds); err != nil {
+			return "", err
+		}
+		return path, publish(path, 0o400, user, make([]byte, size))
+	})
 }
 
 // inMemory refuses a directory whose files stay on a disk: seeds may hold secrets.
@@ -43,51 +42,40 @@ func inMemory(dir string) error {
 }
 
 // HasSeed tells whether a guest's seed is there.
-func (s *Store) HasSeed(uid string) (has bool, err error) {
-	path, err := s.seedPath(uid)
-	if err == nil {
-		has, err = exists(path)
-	}
-	return has, classify("looking for the seed of guest "+uid, err)
+func (s *Store) HasSeed(uid string) (bool, error) {
+	return ofGuest(s, uid, unlocked, "looking for the seed of", func(string) (bool, error) { return exists(s.seedPath(uid)) })
 }
 
 // WriteSeed fills the seed in place. b must have its size.
 func (s *Store) WriteSeed(uid string, b []byte) error {
-	path, err := s.seedPath(uid)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return classify("writing the seed of guest "+uid, err)
-	}
-	st, err := f.Stat()
-	if err == nil && st.Size() != int64(len(b)) {
-		err = fmt.Errorf("%d bytes for a file of %d", len(b), st.Size())
-	}
-	if err == nil {
-		_, err = f.WriteAt(b, 0)
-	}
-	return classify("writing the seed of guest "+uid, errors.Join(err, f.Close()))
+	return s.inGuest(uid, unlocked, "writing the seed of", func(string) error {
+		f, err := os.OpenFile(s.seedPath(uid), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		st, err := f.Stat()
+		if err == nil && st.Size() != int64(len(b)) {
+			err = fmt.Errorf("%d bytes for a file of %d", len(b), st.Size())
+		}
+		if err == nil {
+			_, err = f.WriteAt(b, 0)
+		}
+		return errors.Join(err, f.Close())
+	})
 }
 
 // RemoveSeed overwrites the seed, as QEMU may still hold it, and removes it. One that is absent is no error.
 func (s *Store) RemoveSeed(uid string) error {
-	path, err := s.seedPath(uid)
-	if err != nil {
-		return err
-	}
-	st, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err == nil {
-		err = errors.Join(s.WriteSeed(uid, make([]byte, st.Size())), os.Remove(path))
-	}
-	return classify("removing the seed of guest "+uid, err)
+	return s.inGuest(uid, unlocked, "removing the seed of", func(string) error {
+		st, err := os.Lstat(s.seedPath(uid))
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return errors.Join(s.WriteSeed(uid, make([]byte, st.Size())), os.Remove(s.seedPath(uid)))
+	})
 }
 
-func (s *Store) seedPath(uid string) (string, error) {
-	_, err := s.vmDir(uid)
-	return filepath.Join(s.seeds, uid+".iso"), err
-}
+func (s *Store) seedPath(uid string) string { return filepath.Join(s.seeds, uid+".iso") }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -59,7 +60,7 @@ func (s *Store) Check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.swept {
-		if err := s.withExclusiveLock(s.sweep); err != nil {
+		if err := s.locked(exclusive, s.sweep); err != nil {
 			return classify("removing unfinished files from the store", err)
 		}
 		s.swept = true
@@ -107,14 +108,20 @@ func (s *Store) sweep() error {
 	return errors.Join(errs...)
 }
 
-// withExclusiveLock runs what changes who uses what; nothing else of it happens meanwhile, on this node. It takes
-// milliseconds: nothing may wait inside.
-func (s *Store) withExclusiveLock(do func() error) error { return s.locked(unix.LOCK_EX, do) }
-
-// withSharedLock runs what relies on images staying where they are.
-func (s *Store) withSharedLock(do func() error) error { return s.locked(unix.LOCK_SH, do) }
+// How the store is locked, on this node.
+const (
+	unlocked = 0
+	// shared is for what relies on images staying where they are.
+	shared = unix.LOCK_SH
+	// exclusive is for what changes who uses what; nothing else of it happens meanwhile. It takes milliseconds: nothing may
+	// wait inside.
+	exclusive = unix.LOCK_EX
+)
 
 func (s *Store) locked(how int, do func() error) error {
+	if how == unlocked {
+		return do()
+	}
 	f, err := lockedFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, how)
 	if err != nil {
 		return fmt.Errorf("locking the store: %w", err)
@@ -154,6 +161,20 @@ func classify(doing string, err error) error {
 	}
 }
 
+// allocated is the space that a file takes, in bytes.
+func allocated(info fs.FileInfo) int64 { return info.Sys().(*syscall.Stat_t).Blocks * 512 }
+
+// directories are the names of those in a directory that are complete.
+func directories(path string) (names []string, err error) {
+	entries, err := os.ReadDir(path)
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
 // exists tells whether there is such a file. A disk that fails is an error, not an absence.
 func exists(path string) (bool, error) {
 	_, err := os.Lstat(path)
@@ -173,27 +194,39 @@ func syncDir(path string) error {
 	return d.Sync()
 }
 
+// replace makes a file, link or directory under another name, and then gives it its own, in place of what has that. Only
+// one may do so at a time.
+func replace(path string, create func(temporary string) error) error {
+	dir := filepath.Dir(path)
+	temporary := filepath.Join(dir, newPrefix+filepath.Base(path))
+	err := os.RemoveAll(temporary) // what a crash left
+	if err == nil {
+		err = create(temporary)
+	}
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		_ = os.RemoveAll(temporary)
+		return err
+	}
+	return syncDir(dir)
+}
+
 // writeJSON replaces a small file, whole or not at all. Only one may write it at a time.
 func writeJSON(path string, mode fs.FileMode, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	temporary := filepath.Join(filepath.Dir(path), newPrefix+filepath.Base(path))
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(temporary, path)
-	}
-	if err != nil {
-		_ = os.Remove(temporary)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
+	return replace(path, func(temporary string) error {
+		f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(append(b, '\n'))
+		return errors.Join(err, f.Sync(), f.Close())
+	})
 }
 
 // readJSON reads what writeJSON wrote; a file that is absent leaves v as it is.
@@ -214,7 +247,7 @@ func readJSON(path string, v any) error {
 // remove removes a directory, in sight only until unused has agreed. One that is absent is no error.
 func (s *Store) remove(path string, unused func() error) error {
 	old := filepath.Join(filepath.Dir(path), oldPrefix+filepath.Base(path))
-	err := s.withExclusiveLock(func() error {
+	err := s.locked(exclusive, func() error {
 		if err := errors.Join(unused(), os.RemoveAll(old)); err != nil {
 			return err
 		}
@@ -232,14 +265,15 @@ func (s *Store) remove(path string, unused func() error) error {
 
 // publish writes a file that appears whole under its name or not at all, and is left alone if it is there. It
 // belongs to owner.
-func publish(path string, mode uint32, owner int, fill func(*os.File) error) error {
+func publish(path string, mode uint32, owner int, content []byte) error {
 	dir := filepath.Dir(path)
 	f, err := openTmpfile(dir, mode)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := errors.Join(fill(f), f.Chown(owner, -1), f.Sync()); err != nil {
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Chown(owner, -1), f.Sync()); err != nil {
 		return err
 	}
 	// The descriptor's own name is the only one that it has.

@@ -5,11 +5,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // toolsFile is the name by which a guest's directory has the disk with the guest program. No disk of a spec is named so.
@@ -23,32 +20,26 @@ type Tools struct {
 	Image func() ([]byte, error)
 }
 
-// LinkTools gives a guest the disk with the guest program, and returns its path, which is the same at each start. The node has one file for each version of it, named by its digest, of which the guests have hard
-// links: so they share its pages in memory, and one that the store has let go is gone with the last guest that has it.
+// LinkTools gives a guest the disk with the guest program, and returns its path, which is the same at each start. The node
+// has one file for each version of it, named by its digest, of which the guests have hard links: so they share its pages in
+// memory, and one that the store has let go is gone with the last guest that has it.
 // Errors: StoreFull; fs.ErrNotExist if the guest's directory is missing.
 func (s *Store) LinkTools(uid string, t Tools) (path string, err error) {
-	dir, err := s.vmDir(uid)
-	if err != nil {
-		return "", err
-	}
-	path = filepath.Join(dir, toolsFile)
-	return path, classify("giving the guest program to guest "+uid, s.withExclusiveLock(func() error {
+	return ofGuest(s, uid, exclusive, "giving the guest program to", func(dir string) (string, error) {
+		path := filepath.Join(dir, toolsFile)
 		file, err := s.publishTools(t)
 		if err != nil {
-			return err
+			return "", err
 		}
-		if same, err := sameFile(file, path); same || err != nil {
-			return err
+		latest, err := os.Lstat(file)
+		if err != nil {
+			return "", err
 		}
-		temporary := filepath.Join(dir, newPrefix+toolsFile)
-		if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		if has, err := os.Lstat(path); err == nil && os.SameFile(has, latest) {
+			return path, nil
 		}
-		if err := os.Link(file, temporary); err != nil {
-			return err
-		}
-		return os.Rename(temporary, path)
-	}))
+		return path, replace(path, func(temporary string) error { return os.Link(file, temporary) })
+	})
 }
 
 // publishTools makes the node's file of the disk, unless it is there, and lets those of other versions go.
@@ -66,7 +57,7 @@ func (s *Store) publishTools(t Tools) (file string, err error) {
 		return "", fmt.Errorf("the guest program's disk was to have the digest %s, and has %x", t.Digest, sum)
 	}
 	// Whoever QEMU runs as reads it, and nobody writes it.
-	if err := publish(file, 0o444, 0, func(f *os.File) error { _, err := f.Write(image); return err }); err != nil {
+	if err := publish(file, 0o444, 0, image); err != nil {
 		return "", err
 	}
 	others, err := os.ReadDir(s.tools)
@@ -79,20 +70,4 @@ func (s *Store) publishTools(t Tools) (file string, err error) {
 		}
 	}
 	return file, err
-}
-
-// sameFile tells whether two names are one file's. A second one that is absent is none.
-func sameFile(a, b string) (bool, error) {
-	var one, other unix.Stat_t
-	if err := unix.Lstat(a, &one); err != nil {
-		return false, &os.PathError{Op: "stat", Path: a, Err: err}
-	}
-	err := unix.Lstat(b, &other)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, &os.PathError{Op: "stat", Path: b, Err: err}
-	}
-	return one.Dev == other.Dev && one.Ino == other.Ino, nil
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -9,7 +10,45 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
+
+// Reserve is what imports leave free of the store's file system, the larger of both: guests that write to their disks
+// come first. Unlike an import, a guest cannot wait for room. The zero value is none.
+type Reserve struct {
+	// Percent is a share of the file system, as df(1) counts: 0 to 100.
+	Percent int
+	// Bytes is a size.
+	Bytes int64
+}
+
+// checkRoom tells, as StoreFull, that an import of so many more bytes would take what is reserved.
+func (s *Store) checkRoom(needs int64) error {
+	free, size, err := s.space()
+	if err != nil {
+		return fmt.Errorf("looking at the free space of %s: %w", s.root, err)
+	}
+	reserved := max(size/100*int64(s.reserve.Percent), s.reserve.Bytes)
+	if free-reserved > needs || needs == 0 && reserved == 0 {
+		return nil
+	}
+	least := "more"
+	if needs > 0 {
+		least = fmt.Sprintf("at least %d MiB", needs>>20)
+	}
+	return fault.NewTransient(v1alpha1.ReasonStoreFull, fmt.Errorf(
+		"the node's disk has %d MiB free, of which %d MiB are kept for guests; the image needs %s: free some space on the node",
+		free>>20, reserved>>20, least))
+}
+
+// space is what is free of the store's file system, and what it has, as df(1) counts; in bytes.
+func (s *Store) space() (free, size int64, err error) {
+	var st unix.Statfs_t
+	err = unix.Statfs(s.root, &st)
+	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree+st.Bavail) * st.Bsize, err //nolint:gosec // of a file system that exists
+}
 
 // freshFor is how long an image is kept that nothing uses yet: the guest that it was pulled for is about to.
 const freshFor = 10 * time.Minute
@@ -74,12 +113,8 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	return removed, nil
 }
 
-// fullerThan tells whether more than that many percent of the file system are taken, as df(1) counts.
+// fullerThan tells whether more than that many percent of the file system are taken.
 func (s *Store) fullerThan(percent int) bool {
-	var st unix.Statfs_t
-	if percent >= 100 || unix.Statfs(s.root, &st) != nil {
-		return false
-	}
-	taken := st.Blocks - st.Bfree
-	return taken*100 > (taken+st.Bavail)*uint64(percent) //nolint:gosec // 0 to 100
+	free, size, err := s.space()
+	return err == nil && percent < 100 && (size-free)*100 > size*int64(percent)
 }

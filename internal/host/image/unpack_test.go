@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"io"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -17,14 +18,22 @@ type reader func([]byte) (int, error)
 
 func (r reader) Read(b []byte) (int, error) { return r(b) }
 
+// during reads what is to be unpacked as a blob does.
+func during(own *turn, wire io.Reader) reader {
+	return func(b []byte) (n int, err error) {
+		own.wait(func() { n, err = wire.Read(b) })
+		return n, err
+	}
+}
+
 // TestUnpackingTakesTurns: of many streams no more unpack at once than have a turn, and one that waits for its registry
 // holds up none.
 func TestUnpackingTakesTurns(t *testing.T) {
 	const turns, streams = 2, 8
 	all := newTurns(turns, patience)
 	stream := func(wire io.Reader, unpack func(wire io.Reader) reader) io.Reader {
-		own := &turn{turns: all}
-		return unpacking{own, unpack(waiting{own, wire})}
+		own, remaining := &turn{turns: all}, int64(math.MaxInt64)
+		return unpacking{own, unpack(during(own, wire)), &remaining}
 	}
 	var stalled sync.WaitGroup
 	answer := make(chan struct{})
@@ -76,7 +85,7 @@ func TestUnpackingIsHeldBack(t *testing.T) {
 	read := func(all *turns) (done <-chan struct{}) {
 		ended := make(chan struct{})
 		go func() {
-			_, _ = unpacking{&turn{turns: all}, bytes.NewReader(nil)}.Read(nil)
+			_, _ = unpacking{&turn{turns: all}, bytes.NewReader(nil), new(int64)}.Read(nil)
 			close(ended)
 		}()
 		return ended
