@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -243,9 +244,8 @@ func (p *Puller) verdict(s source, c store.Content) error {
 
 // remember keeps the verdict on a content whose every byte was there, if it is one.
 func (p *Puller) remember(s source, c store.Content, err error) {
-	switch fault.ReasonOf(err) {
-	case v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge:
-	default:
+	final := []v1alpha1.Reason{v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge}
+	if !slices.Contains(final, fault.ReasonOf(err)) {
 		return
 	}
 	p.mu.Lock()

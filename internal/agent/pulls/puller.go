@@ -52,7 +52,7 @@ type Options struct {
 	Import  func(context.Context, store.Import) error                                // brings a content into the store
 	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error) // asks a registry
 	Collect func(now time.Time) ([]store.Image, error)                               // removes images that nothing uses, and returns them
-	Wake    func(vm types.UID)                                                       // a pull of the VM has ended; it neither waits nor asks the Puller
+	Wake    func(vm types.UID)                                                       // a pull of the VM has ended; it never waits
 	Removed func()                                                                   // images were removed
 	Metrics Metrics
 	Now     func() time.Time

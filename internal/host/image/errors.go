@@ -116,8 +116,8 @@ func (r *repository) refusal(what string, status int, said words) error {
 	case status == http.StatusUnavailableForLegalReasons:
 		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry may not serve it: use another image")
 	case unauthorized && len(r.talk.schemes) > 0:
-		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry wants credentials by %s alone: have its administrator offer Basic or Bearer",
-			printable(strings.Join(r.talk.schemes, ", ")))
+		return refuse(v1alpha1.ReasonImageUnauthorized,
+			"the registry wants credentials by %s alone: have its administrator offer Basic or Bearer", printable(strings.Join(r.talk.schemes, ", ")))
 	case unauthorized && r.fingerprint == Anonymous:
 		return refuse(v1alpha1.ReasonImageUnauthorized,
 			"the registry requires credentials, or has no such image: name a Secret in imagePullSecrets")

@@ -22,19 +22,15 @@ type Keychain struct {
 	entries []entry
 }
 
+// entry is a credential for the images whose names it fits.
 type entry struct {
-	host, path string // host may hold globs, path is the beginning of a repository's path
-	credential auth.Credential
+	host, path  string // host may hold globs, path is the beginning of a repository's path
+	credential  auth.Credential
+	fingerprint string // for one of the images
 }
 
 // Anonymous is the fingerprint of an image that needs no credentials.
 const Anonymous = ""
-
-// candidate is a credential that fits an image.
-type candidate struct {
-	credential  auth.Credential
-	fingerprint string
-}
 
 // String keeps the credentials out of whatever prints a Keychain.
 func (Keychain) String() string { return "(credentials)" }
@@ -66,8 +62,9 @@ func (k *Keychain) Add(config []byte) error {
 			}
 			a.Username, a.Password = username, password
 		}
-		host, repository := splitKey(key)
-		k.entries = append(k.entries, entry{host, repository, auth.Credential{Username: a.Username, Password: a.Password}})
+		e := entry{credential: auth.Credential{Username: a.Username, Password: a.Password}}
+		e.host, e.path = splitKey(key)
+		k.entries = append(k.entries, e)
 	}
 	// The longest path first, as kubelet; the rest only makes the order certain.
 	slices.SortStableFunc(k.entries, func(a, b entry) int {
@@ -106,16 +103,17 @@ func (k Keychain) Fingerprints(ref Reference) []string {
 
 // candidates are the credentials to try, in order, as kubelet does; without any at last, so that a stale secret
 // does not block a public image.
-func (k Keychain) candidates(ref Reference) []candidate {
-	var found []candidate
+func (k Keychain) candidates(ref Reference) []entry {
+	var found []entry
 	for _, e := range k.entries {
 		if !hostMatches(e.host, ref.Registry) || !pathMatches(e.path, ref.Repository) {
 			continue
 		}
 		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.credential.Username + "\x00" + e.credential.Password))
-		found = append(found, candidate{e.credential, hex.EncodeToString(sum[:])})
+		e.fingerprint = hex.EncodeToString(sum[:])
+		found = append(found, e)
 	}
-	return append(found, candidate{fingerprint: Anonymous})
+	return append(found, entry{fingerprint: Anonymous})
 }
 
 // hostMatches compares label by label, so that *.example.com is one label and never a suffix.

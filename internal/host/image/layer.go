@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -32,8 +33,6 @@ type want struct {
 	link  *want
 	// removed: a layer has removed what lower ones have of it.
 	removed bool
-	// settled: it was found or removed by a layer above the one that is read.
-	settled bool
 }
 
 // search looks for files in the layers of an image, from the top one down, by their names alone.
@@ -53,16 +52,17 @@ type search struct {
 func (s *search) done() bool {
 	all := true
 	for _, w := range s.wants {
-		if w.settled && w.found == "" {
+		if w.removed && w.found == "" {
 			return true
 		}
-		all = all && w.settled
+		all = all && w.found != ""
 	}
 	return all
 }
 
 // layer reads the tar stream of one layer to its end. Its whiteouts count for the layers below.
 func (s *search) layer(r io.Reader) error {
+	open := slices.DeleteFunc(slices.Collect(maps.Values(s.wants)), func(w *want) bool { return w.found != "" || w.removed })
 	whiteouts := map[string]bool{}
 	maps.Copy(whiteouts, s.whiteouts)
 	archive := tar.NewReader(r)
@@ -74,10 +74,7 @@ func (s *search) layer(r io.Reader) error {
 		if err != nil {
 			return err
 		}
-		for _, w := range s.wants {
-			if w.settled {
-				continue
-			}
+		for _, w := range open {
 			if err := s.entry(archive, h, w, whiteouts); err != nil {
 				return err
 			}
@@ -87,9 +84,6 @@ func (s *search) layer(r io.Reader) error {
 		}
 	}
 	s.whiteouts = whiteouts
-	for _, w := range s.wants {
-		w.settled = w.settled || w.removed || w.found != ""
-	}
 	return nil
 }
 

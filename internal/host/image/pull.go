@@ -86,12 +86,9 @@ func (i *Image) artifact() (descriptor, error) {
 	if len(i.layers) == 1 {
 		return i.layers[0], nil
 	}
-	var disks []descriptor
-	for _, blob := range i.layers {
-		if namesDisk(blob.MediaType) || namesDisk(blob.Annotations.Title) {
-			disks = append(disks, blob)
-		}
-	}
+	disks := slices.DeleteFunc(slices.Clone(i.layers), func(blob descriptor) bool {
+		return !namesDisk(blob.MediaType) && !namesDisk(blob.Annotations.Title)
+	})
 	if len(disks) != 1 {
 		return descriptor{}, i.Reference.notDisk(
 			"it has %d blobs, of which %d are named as disks (.qcow2, .raw, .img): push the disk alone", len(i.layers), len(disks))

@@ -147,7 +147,7 @@ type descriptor struct {
 		// Attests is buildkit's: what an entry of an index is for that is no image.
 		Attests string `json:"vnd.docker.reference.type"`
 	} `json:"annotations"`
-	Platform *struct {
+	Platform struct {
 		Architecture string `json:"architecture"`
 		OS           string `json:"os"`
 	} `json:"platform"`
@@ -219,7 +219,7 @@ func (m *manifest) check() (int64, error) {
 func (m *manifest) choose(arch string) (digest.Digest, error) {
 	best, bestRank, images := descriptor{}, notForUs, 0
 	for _, d := range m.Manifests {
-		if d.Annotations.Attests != "" || d.Platform != nil && d.Platform.Architecture == "unknown" { // an attestation
+		if d.Annotations.Attests != "" || d.Platform.Architecture == "unknown" { // an attestation
 			continue
 		}
 		images++
@@ -248,10 +248,7 @@ var unameArch = map[string]string{"x86_64": "amd64", "aarch64": "arm64"}
 
 // rank says how well an entry of an index fits.
 func (d *descriptor) rank(arch string) int {
-	system, have := "", ""
-	if d.Platform != nil {
-		system, have = strings.ToLower(d.Platform.OS), d.Platform.Architecture
-	}
+	system, have := strings.ToLower(d.Platform.OS), d.Platform.Architecture
 	if known, ok := unameArch[have]; ok {
 		have = known
 	}

@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -29,53 +28,36 @@ var errWindowTaken = errors.New("another pull uses the memory for large zstd win
 // is neither, all of it, which is plain.
 func (c *Client) decompress(r io.Reader, read func(r io.Reader, plain bool) error) error {
 	buffered := bufio.NewReaderSize(r, 64<<10)
-	skipped, err := skipFrames(buffered)
-	if err != nil {
-		return err
-	}
-	head, err := buffered.Peek(zstd.HeaderMaxSize)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		return c.decompressZstd(buffered, head, read)
-	case skipped:
-		return errors.New("no zstd frame follows its skippable frames")
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		unpacked, err := gzip.NewReader(buffered)
-		if err != nil {
+	for skipped := false; ; skipped = true {
+		head, err := buffered.Peek(zstd.HeaderMaxSize)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		return read(unpacked, false)
-	default:
-		return read(buffered, true)
-	}
-}
-
-// skipFrames skips the skippable frames, RFC 8878 section 3.1.2, that a zstd stream may begin with.
-func skipFrames(r *bufio.Reader) (skipped bool, err error) {
-	for {
-		head, err := r.Peek(8)
-		if err != nil || head[0]&0xf0 != 0x50 || !bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}) {
-			if errors.Is(err, io.EOF) {
-				err = nil
+		var h zstd.Header
+		err = h.Decode(head)
+		switch {
+		case err == nil && h.Skippable: // a zstd stream may begin with such frames, RFC 8878 section 3.1.2
+			if _, err := io.CopyN(io.Discard, buffered, int64(h.HeaderSize)+int64(h.SkippableSize)); err != nil {
+				return err
 			}
-			return skipped, err
-		}
-		skipped = true
-		if _, err := io.CopyN(io.Discard, r, 8+int64(binary.LittleEndian.Uint32(head[4:]))); err != nil {
-			return skipped, err
+		case err == nil:
+			return c.decompressZstd(buffered, h, read)
+		case skipped:
+			return errors.New("no zstd frame follows its skippable frames")
+		case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
+			unpacked, err := gzip.NewReader(buffered)
+			if err != nil {
+				return err
+			}
+			return read(unpacked, false)
+		default:
+			return read(buffered, true)
 		}
 	}
 }
 
 // decompressZstd counts the memory that the window of the first frame takes. Further frames get no larger one.
-func (c *Client) decompressZstd(r io.Reader, head []byte, read func(r io.Reader, plain bool) error) error {
-	var h zstd.Header
-	if err := h.Decode(head); err != nil {
-		return err
-	}
+func (c *Client) decompressZstd(r io.Reader, h zstd.Header, read func(r io.Reader, plain bool) error) error {
 	window := max(h.WindowSize, smallWindow)
 	if h.SingleSegment {
 		window = max(h.FrameContentSize, smallWindow)

@@ -121,10 +121,10 @@ func readImage(dir string) (Image, error) {
 		return Image{}, err
 	}
 	for _, e := range entries {
-		info, err := e.Info()
-		if errors.Is(err, fs.ErrNotExist) { // access.json is replaced at any time
+		if strings.HasPrefix(e.Name(), newPrefix) { // access.json is replaced at any time
 			continue
 		}
+		info, err := e.Info()
 		if err != nil {
 			return Image{}, err
 		}

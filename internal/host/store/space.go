@@ -73,11 +73,7 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	if err != nil {
 		return nil, classify("looking for unused images", err)
 	}
-	type candidate struct {
-		image Image
-		last  time.Time
-	}
-	var unused []candidate
+	lastUse := map[Content]time.Time{} // of those that nothing uses
 	for _, i := range images {
 		path := filepath.Join(i.Dir, metaFile)
 		if used[filepath.Base(i.Dir)] {
@@ -93,21 +89,22 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 		if err != nil {
 			return nil, classify("looking for unused images", err)
 		}
-		unused = append(unused, candidate{i, info.ModTime()})
+		lastUse[i.Content] = info.ModTime()
 	}
-	slices.SortFunc(unused, func(a, b candidate) int { return a.last.Compare(b.last) })
-	for _, c := range unused {
-		age := now.Sub(c.last)
+	slices.SortFunc(images, func(a, b Image) int { return lastUse[a.Content].Compare(lastUse[b.Content]) })
+	for _, i := range images {
+		last, unused := lastUse[i.Content]
+		age := now.Sub(last)
 		old := limits.MaxUnusedAge > 0 && age >= limits.MaxUnusedAge
-		if !old && (age < freshFor || !s.fullerThan(limits.MaxUsagePercent)) {
+		if !unused || !old && (age < freshFor || !s.fullerThan(limits.MaxUsagePercent)) {
 			continue
 		}
-		switch err := s.RemoveImage(c.image.Content); {
+		switch err := s.RemoveImage(i.Content); {
 		case errors.Is(err, ErrInUse): // since a moment ago
 		case err != nil:
 			return removed, err
 		default:
-			removed = append(removed, c.image)
+			removed = append(removed, i)
 		}
 	}
 	return removed, nil
