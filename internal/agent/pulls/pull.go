@@ -142,19 +142,18 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	}
 	needs := u.needs.bytes
 	p.mu.Unlock()
-	transferred, good := false, false
+	whole := false // all of it came
 	transfer := func(ctx context.Context, create store.Create) error {
-		transferred = true
 		if err := copyFiles(ctx, found, i, create); err != nil {
 			return imageError{err}
 		}
-		good = true
+		whole = true
 		return nil
 	}
 	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Needs: needs, Progress: progress})
 	if err == nil {
 		err = p.prove(content, ref, found.Fingerprint, func() error {
-			if transferred {
+			if whole {
 				return nil
 			}
 			return transfer(ctx, func(string, int64) (io.Writer, error) { return checked{progress}, nil })
@@ -170,7 +169,7 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	} else if err != nil {
 		err = fmt.Errorf("image %s: %w", i.Reference, err)
 	}
-	if is || good {
+	if is || whole {
 		p.remember(u.source, content, err)
 	}
 	return err

@@ -60,6 +60,8 @@ func TestInspectRefuses(t *testing.T) {
 		copy(b[offset:], magic)
 		return b
 	}
+	across := patch(t, 8, uint64(overlayCluster-4))
+	binary.BigEndian.PutUint32(across[16:], 8)
 	for name, c := range map[string]struct {
 		image  []byte
 		reason v1alpha1.Reason
@@ -76,6 +78,7 @@ func TestInspectRefuses(t *testing.T) {
 		"qcow2 version 1":                {patch(t, 4, uint32(1)), v1alpha1.ReasonImageUnsafe, "version 1"},
 		"a backing file":                 {withBacking(t), v1alpha1.ReasonImageUnsafe, "flatten it with `qemu-img convert -O qcow2`"},
 		"a backing name out of place":    {patch(t, 8, uint64(1)<<40), v1alpha1.ReasonImageUnsafe, "backing file"},
+		"a backing name across clusters": {across, v1alpha1.ReasonImageUnsafe, "backing file lies outside of its header"},
 		"a backing name without length":  {patch(t, 8, uint64(200)), v1alpha1.ReasonImageUnsafe, "backing file"},
 		"a data file by feature":         {patch(t, 72, uint64(featureDataFile)), v1alpha1.ReasonImageUnsafe, "data file"},
 		"a data file by name":            {extend(t, extensionDataFile, "/etc/shadow"), v1alpha1.ReasonImageUnsafe, "data file"},

@@ -86,17 +86,17 @@ type repository struct {
 	client      *Client
 	ref         Reference
 	auth        *auth.Client
-	talk        *conversation
+	talk        conversation // since the question that was asked last
 	fingerprint string
 }
 
 func (c *Client) repository(ref Reference, with entry) *repository {
-	talk := &conversation{client: c}
-	r := &repository{client: c, ref: ref, talk: talk, fingerprint: with.fingerprint, auth: &auth.Client{
-		Client:     &http.Client{Transport: talk},
+	r := &repository{client: c, ref: ref, fingerprint: with.fingerprint, talk: conversation{client: c}}
+	r.auth = &auth.Client{
+		Client:     &http.Client{Transport: &r.talk},
 		Cache:      auth.NewCache(),
 		Credential: auth.StaticCredential(ref.host(), with.credential),
-	}}
+	}
 	r.auth.SetUserAgent(c.options.UserAgent)
 	return r
 }
@@ -121,7 +121,7 @@ func (r *repository) get(ctx context.Context, what string, header http.Header) (
 		return nil, r.ref.refuse(v1alpha1.ReasonImageInvalid, "%w", err)
 	}
 	req.Header = header
-	*r.talk = conversation{client: r.client}
+	r.talk = conversation{client: r.client}
 	resp, err := r.auth.Do(req) //nolint:bodyclose // stallTimeoutBody closes it
 	if err != nil {
 		watch.timer.Stop()
