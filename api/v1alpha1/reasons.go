@@ -10,6 +10,7 @@ type Reason string
 // The reasons, by the condition that has each first.
 const (
 	// Reasons of the condition Scheduled.
+
 	ReasonScheduled      Reason = "Scheduled"      // the berth has a node
 	ReasonNotWanted      Reason = "NotWanted"      // the spec asks for no guest
 	ReasonPending        Reason = "Pending"        // the berth is not scheduled, or its agent has not answered yet
@@ -26,6 +27,7 @@ const (
 	ReasonBerthVanished  Reason = "BerthVanished"  // the berth was removed by force
 
 	// Reasons of the condition DisksReady.
+
 	ReasonDisksReady          Reason = "DisksReady"          // every disk exists on the node
 	ReasonPullingImage        Reason = "PullingImage"        // an image is being pulled
 	ReasonImageInvalid        Reason = "ImageInvalid"        // the image reference cannot be read
@@ -53,6 +55,7 @@ const (
 	ReasonDisksRemoved        Reason = "DisksRemoved"        // the disks of a deleted VM are gone
 
 	// Reasons of the condition Running, and of lastExit.
+
 	ReasonStarting             Reason = "Starting"             // the guest is being prepared
 	ReasonStarted              Reason = "Started"              // the vCPUs run
 	ReasonGuestResetLoop       Reason = "GuestResetLoop"       // the guest resets again and again
@@ -86,6 +89,7 @@ const (
 	ReasonInternalError        Reason = "InternalError"        // a bug of Berth's
 
 	// Reasons of the conditions GuestAgentConnected, Ready and UpToDate.
+
 	ReasonGuestAgentConnected    Reason = "GuestAgentConnected"    // the guest agent answers
 	ReasonGuestAgentNotConnected Reason = "GuestAgentNotConnected" // no guest agent answers
 	ReasonReady                  Reason = "Ready"                  // the guest runs and its probes pass
@@ -98,11 +102,14 @@ const (
 	ReasonShimOutdated           Reason = "ShimOutdated"           // the shim cannot do what the guest needs
 
 	// Reasons of Events alone.
+
 	ReasonTTLExpired    Reason = "TTLExpired"    // the VM of a finished guest was deleted
 	ReasonClaimNotBlank Reason = "ClaimNotBlank" // a claim with an image had data, and was not seeded
 	ReasonClaimNotGrown Reason = "ClaimNotGrown" // a claim does not take its template's request
+	ReasonMediumForced  Reason = "MediumForced"  // a CD-ROM's medium was taken from the guest
 
 	// Reasons of a VirtualMachineHost's conditions.
+
 	ReasonHostReady       Reason = "HostReady"       // guests can start on this host
 	ReasonLibvirtTooOld   Reason = "LibvirtTooOld"   // libvirt or QEMU is too old or missing
 	ReasonKernelTooOld    Reason = "KernelTooOld"    // the kernel is older than 5.6

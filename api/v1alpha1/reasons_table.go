@@ -147,6 +147,7 @@ var reasons = map[Reason]reasonInfo{
 	ReasonShimOutdated:           {in(ConditionRunning, ConditionUpToDate), "", "The guest needs what its berth's shim, which is older than the node's agent, does not take; it runs without, or with what an older agent gave it. When it starts again, the operator replaces the berth.", "Change restartedAt to restart the guest in a new berth, with a new shim."},
 	ReasonClaimNotBlank:          {in(), normal, "A claim with an image had data already, so it was not seeded: its data is used as it is.", "To have the image on it, give the disk a blank claim."},
 	ReasonClaimNotGrown:          {in(), warning, "A claim made from volumeClaimTemplates cannot have the request that its template has now. The message is the API server's.", "Use a StorageClass that allows expansion, or set the template's request back."},
+	ReasonMediumForced:           {in(), warning, "The guest held a CD-ROM's medium for 10 s when it was to be changed, and it was taken by force.", "Unmount a CD-ROM in the guest before its image changes. Programs that still read the old one get errors: unmount it there, and mount the new one."},
 	ReasonTTLExpired:             {in(), normal, "The guest has ended for good, as long ago as ttlSecondsAfterFinished says, and its VM was deleted, with its disks.", ""},
 	ReasonHostReady:              {in(InHost), "", "Guests can start on this host.", ""},
 	ReasonLibvirtTooOld:          {in(InHost), warning, "libvirt or QEMU is missing, or older than Berth needs.", "Install or upgrade it."},

@@ -1,6 +1,7 @@
 package v1alpha1_test
 
 import (
+	"strconv"
 	"strings"
 	"testing"
 
@@ -33,6 +34,7 @@ func TestSchema(t *testing.T) {
 	const (
 		ok        = "memory: {size: 1Gi}\ndisks: [{name: root, image: debian}]\n"
 		disk      = "memory: {size: 1Gi}\ndisks: [{name: a, "
+		cdrom     = disk + "type: CDROM, "
 		claim     = disk + "persistentVolumeClaim: {claimName: a}, "
 		templates = "volumeClaimTemplates: [{metadata: {name: t, labels: {a: b}}, spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}]"
 	)
@@ -82,6 +84,45 @@ func TestSchema(t *testing.T) {
 			{"a template with our label", ok + "volumeClaimTemplates: [{metadata: {name: t, labels: {vm.berth.dev/name: x}}, spec: {}}]", "another prefix"},
 			{"a template with a typo", ok + "volumeClaimTemplates: [{metadata: {name: t}, spec: {accessMode: [ReadWriteOnce]}}]", "unknown field"},
 			{"a retention that is none", ok + "volumeClaimRetention: Keep", "supported values"},
+			{"a type that is none", disk + "image: a, type: Floppy}]", "supported values"},
+			{"a disk of no source whose type is given", disk + "type: Disk}]", "or type: CDROM for an empty drive"},
+			{"an empty disk as CD-ROM", cdrom + "empty: {}, size: 1Gi}]", "a CD-ROM has an image or is empty"},
+			{"a claim as CD-ROM", cdrom + "persistentVolumeClaim: {claimName: a}}]", "a CD-ROM has an image or is empty"},
+			{"a CD-ROM with a size", cdrom + "image: a, size: 1Gi}]", "size, ephemeral, access, cache, ioThread and limits out"},
+			{"a CD-ROM that is fresh at every start", cdrom + "image: a, ephemeral: true}]", "size, ephemeral, access, cache, ioThread and limits out"},
+			{"a CD-ROM with an access", cdrom + "image: a, access: ReadWrite}]", "size, ephemeral, access, cache, ioThread and limits out"},
+			{"a CD-ROM with a cache", cdrom + "image: a, cache: None}]", "cache, ioThread and limits out"},
+			{"a CD-ROM with a thread", cdrom + "bus: SCSI, ioThread: true}]", "cache, ioThread and limits out"},
+			{"a CD-ROM with limits", cdrom + "image: a, limits: {iops: 5}}]", "cache, ioThread and limits out"},
+			{"a CD-ROM on virtio", cdrom + "bus: Virtio}]", "a CD-ROM is on SATA or SCSI"},
+			{"a bus that is none", disk + "image: a, bus: IDE}]", "supported values"},
+			{"a cache that is none", disk + "image: a, cache: Unsafe}]", "supported values"},
+			{"a thread on SATA", disk + "image: a, bus: SATA, ioThread: true}]", "leave ioThread out, or set bus to Virtio or SCSI"},
+			{"seven disks on SATA, with CD-ROMs", sata(4) + ", {name: s, type: CDROM}, {name: t, type: CDROM, bus: SATA}, {name: u, type: CDROM, image: a}]", "at most 6 disks are on SATA"},
+			{"a serial number with a space", disk + "image: a, serial: \"A B\"}]", "such as WD-1234"},
+			{"a serial number of no length", disk + "image: a, serial: \"\"}]", "such as WD-1234"},
+			{"a serial number that is too long", disk + "image: a, serial: " + strings.Repeat("A", 21) + "}]", "may not be more than 20"},
+			{"a serial number twice", disk + "image: a, serial: S}, {name: b, image: a, serial: S}]", "two disks have the same serial number"},
+			{"a serial number that is another's name", disk + "image: a, serial: b}, {name: b, image: a}]", "two disks have the same serial number"},
+			{"limits of nothing", disk + "image: a, limits: {}}]", "limits limit nothing"},
+			{"a burst alone", disk + "image: a, limits: {burst: {iops: 5}}}]", "limits limit nothing"},
+			{"a burst of nothing", disk + "image: a, limits: {iops: 5, burst: {seconds: 5}}}]", "burst allows nothing"},
+			{"a burst of no seconds", disk + "image: a, limits: {iops: 5, burst: {iops: 6, seconds: 0}}}]", "greater than or equal to 1"},
+			{"a burst of more than an hour", disk + "image: a, limits: {iops: 5, burst: {iops: 6, seconds: 3601}}}]", "less than or equal to 3600"},
+			{"a burst of requests without their limit", disk + "image: a, limits: {bytesPerSecond: 1Mi, burst: {iops: 5}}}]", "burst.iops must be more than the iops"},
+			{"a burst of as many requests", disk + "image: a, limits: {iops: 5, burst: {iops: 5}}}]", "burst.iops must be more than the iops"},
+			{"a burst of bytes without their limit", disk + "image: a, limits: {iops: 5, burst: {bytesPerSecond: 1Mi}}}]", "burst.bytesPerSecond must be more"},
+			{"a burst of as many bytes", disk + "image: a, limits: {bytesPerSecond: 1Mi, burst: {bytesPerSecond: 1024Ki}}}]", "burst.bytesPerSecond must be more"},
+			{"no requests", disk + "image: a, limits: {iops: 0}}]", "greater than or equal to 1"},
+			{"more requests than there are", disk + "image: a, limits: {iops: 1000000001}}]", "less than or equal to 1000000000"},
+			{"hardly any bytes", disk + "image: a, limits: {bytesPerSecond: 65535}}]", "from 64Ki to 256Gi"},
+			{"more bytes than there are", disk + "image: a, limits: {bytesPerSecond: 257Gi}}]", "from 64Ki to 256Gi"},
+			{"a burst of more bytes than there are", disk + "image: a, limits: {bytesPerSecond: 1Mi, burst: {bytesPerSecond: 257Gi}}}]", "at most 256Gi"},
+			{"bytes that are no quantity", disk + "image: a, limits: {bytesPerSecond: fast}}]", "bytesPerSecond"},
+			{"the removal of a disk that there is", ok + "removeDisks: [old, root]", "removeDisks names a disk that the guest has"},
+			{"a disk removed twice", ok + "removeDisks: [old, old]", "Duplicate"},
+			{"the removal of a path", ok + "removeDisks: [../root]", "removeDisks are names of disks, such as old"},
+			{"33 removals", ok + "removeDisks: [" + strings.TrimSuffix(strings.Repeat("a, ", 33), ", ") + "]", "at most 32 items"},
 			{"two networks", ok + "networks: [{name: a, pod: {}}, {name: b, pod: {}}]", "at most 1 item"},
 			{"a network of no kind", ok + "networks: [{name: a}]", "pod"},
 			{"a kernel path that climbs", "memory: {size: 1Gi}\nkernel: {image: a, kernelPath: /boot/../etc/shadow}", ". or .."},
@@ -148,6 +189,23 @@ func TestSchema(t *testing.T) {
 			disk + "image: a}, {name: b, empty: {}, size: 1Gi, ephemeral: true}, {name: c, empty: {}, size: 1Gi, access: ReadWrite}]",
 			claim + "image: a, size: 1Gi, access: ReadWrite}, {name: b, persistentVolumeClaim: {claimName: b}, access: Shared, ephemeral: false}]",
 			claim + "access: ReadOnly}, {name: b, persistentVolumeClaim: {templateName: t}}]\nvolumeClaimRetention: Delete\n" + templates,
+		} {
+			if err := c.Create(t.Context(), object(t, "vm", spec), client.FieldValidation(metav1.FieldValidationStrict), client.DryRunAll); err != nil {
+				t.Errorf("%s: %v", spec, err)
+			}
+		}
+	})
+
+	t.Run("accepts disks of every kind", func(t *testing.T) {
+		for _, spec := range []string{
+			cdrom + "image: a}, {name: b, type: CDROM}, {name: c, type: CDROM, bus: SCSI, serial: Z.9_-, ephemeral: false, ioThread: false}]",
+			sata(5) + ", {name: s, type: CDROM}, {name: t, type: CDROM, bus: SCSI}, {name: u, image: a, bus: Virtio}]",
+			disk + "type: Disk, image: a, bus: SCSI, ioThread: true, cache: Writethrough, serial: b}, {name: b, image: a, serial: a, cache: None}]",
+			disk + "image: a, limits: {iops: 1, bytesPerSecond: 64Ki, burst: {iops: 1000000000, bytesPerSecond: 256Gi, seconds: 3600}}}]",
+			disk + "image: a, limits: {bytesPerSecond: 65536}}, {name: b, empty: {}, size: 1Gi, limits: {iops: 5, burst: {iops: 6}}}]\nremoveDisks: [old, older]",
+			claim + "limits: {bytesPerSecond: 50M, burst: {bytesPerSecond: 51M}}, cache: Writeback, bus: SATA}]",
+			"memory: {size: 1Gi}\nkernel: {image: a}\nremoveDisks: [root]",
+			largest(),
 		} {
 			if err := c.Create(t.Context(), object(t, "vm", spec), client.FieldValidation(metav1.FieldValidationStrict), client.DryRunAll); err != nil {
 				t.Errorf("%s: %v", spec, err)
@@ -251,6 +309,24 @@ func withoutRules(node any) {
 			withoutRules(item)
 		}
 	}
+}
+
+// largest is a spec with as many and as long disks as there may be: the rules about all of them must not cost too much.
+func largest() string {
+	var list, removed []string
+	for i := range 12 {
+		name := strings.Repeat("d", 19) + string(rune('a'+i))
+		list = append(list, "{name: "+name+", image: a, serial: "+strings.ToUpper(name)+", limits: {iops: 5, bytesPerSecond: 1Mi, burst: {iops: 6, bytesPerSecond: 2Mi}}}")
+	}
+	for i := range 32 {
+		removed = append(removed, strings.Repeat("r", 18)+strconv.Itoa(10+i))
+	}
+	return "memory: {size: 1Gi}\ndisks: [" + strings.Join(list, ", ") + "]\nremoveDisks: [" + strings.Join(removed, ", ") + "]"
+}
+
+// sata begins a spec of so many disks on SATA.
+func sata(n int) string {
+	return "memory: {size: 1Gi}\ndisks: [" + strings.ReplaceAll(disks(n), "image: a", "image: a, bus: SATA")
 }
 
 func disks(n int) string {

@@ -78,6 +78,9 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, e.name == d.name))",message="disks need different names"
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, !has(d.persistentVolumeClaim) || !has(d.persistentVolumeClaim.templateName) || has(self.volumeClaimTemplates) && self.volumeClaimTemplates.exists(t, t.metadata.name == d.persistentVolumeClaim.templateName))",message="a disk's persistentVolumeClaim.templateName must be the metadata.name of one of volumeClaimTemplates"
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, !has(d.persistentVolumeClaim) || self.disks.exists_one(e, has(e.persistentVolumeClaim) && e.persistentVolumeClaim == d.persistentVolumeClaim))",message="two disks have the same claim: give each its own"
+// +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.all(d, self.disks.exists_one(e, (has(e.serial) ? e.serial : e.name) == (has(d.serial) ? d.serial : d.name)))",message="two disks have the same serial number, which is the name of one without serial: give each its own"
+// +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.filter(d, has(d.bus) ? d.bus == 'SATA' : has(d.type) && d.type == 'CDROM').size() <= 6",message="at most 6 disks are on SATA, and CD-ROMs without bus are: set bus of others to SCSI, or of disks to Virtio"
+// +kubebuilder:validation:XValidation:rule="!has(self.removeDisks) || !has(self.disks) || self.disks.all(d, !(d.name in self.removeDisks))",message="removeDisks names a disk that the guest has: take it out of disks, or out of removeDisks",fieldPath=".removeDisks"
 // +kubebuilder:validation:XValidation:rule="!(self.restartPolicy == 'Always' && has(self.ttlSecondsAfterFinished))",message="a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never",fieldPath=".ttlSecondsAfterFinished"
 type VirtualMachineSpec struct {
 	// state is what the guest should be doing: Running, Stopped (no guest, no berth, node-local disks kept) or
@@ -123,6 +126,14 @@ type VirtualMachineSpec struct {
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=12
 	Disks []Disk `json:"disks,omitempty"`
+	// removeDisks are names of disks that are in disks no longer, and whose data on the node is to be deleted. Without, it is
+	// kept for a disk that comes back under its name.
+	// +optional
+	// +listType=set
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=20
+	// +kubebuilder:validation:items:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="removeDisks are names of disks, such as old: lower case letters, digits and '-'"
+	RemoveDisks []string `json:"removeDisks,omitempty"`
 	// volumeClaimTemplates are what the claims of disks with a templateName are made from, as a StatefulSet's.
 	// +optional
 	// +listType=atomic
@@ -280,20 +291,27 @@ type Kernel struct {
 	CommandLine string `json:"commandLine,omitempty"`
 }
 
-// Disk is a disk of the guest. Its source is image, empty or persistentVolumeClaim.
+// Disk is a disk of the guest, or a CD-ROM drive. A disk's source is image, empty or persistentVolumeClaim; a drive has an image or nothing.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.image) || has(self.empty) || has(self.persistentVolumeClaim)",message="the disk has no source: give image, empty: {} or persistentVolumeClaim"
+// +kubebuilder:validation:XValidation:rule="has(self.image) || has(self.empty) || has(self.persistentVolumeClaim) || has(self.type) && self.type == 'CDROM'",message="the disk has no source: give image, empty: {} or persistentVolumeClaim, or type: CDROM for an empty drive"
 // +kubebuilder:validation:XValidation:rule="!has(self.empty) || !has(self.image) && !has(self.persistentVolumeClaim)",message="an empty disk has no other source: give empty, or image, or persistentVolumeClaim, or the last two for a claim that is seeded from the image"
 // +kubebuilder:validation:XValidation:rule="!has(self.empty) || has(self.size)",message="an empty disk needs a size, such as 10Gi"
 // +kubebuilder:validation:XValidation:rule="!has(self.persistentVolumeClaim) || !has(self.ephemeral) || !self.ephemeral",message="a claim is never ephemeral: leave ephemeral out, or give empty: {} in place of the claim"
 // +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim) || !has(self.access) || self.access == 'ReadWrite'",message="access ReadOnly and Shared are for claims: leave access out, or give persistentVolumeClaim"
 // +kubebuilder:validation:XValidation:rule="!has(self.image) || !has(self.access) || self.access == 'ReadWrite'",message="a claim that is shared or only read is seeded by nobody: leave image out, or set access to ReadWrite"
+// +kubebuilder:validation:XValidation:rule="!has(self.type) || self.type != 'CDROM' || !has(self.empty) && !has(self.persistentVolumeClaim) && !has(self.size) && !has(self.access) && !has(self.cache) && !has(self.limits) && !(has(self.ephemeral) && self.ephemeral) && !(has(self.ioThread) && self.ioThread)",message="a CD-ROM has an image or is empty: leave empty, persistentVolumeClaim, size, ephemeral, access, cache, ioThread and limits out"
+// +kubebuilder:validation:XValidation:rule="!has(self.type) || self.type != 'CDROM' || !has(self.bus) || self.bus != 'Virtio'",message="a CD-ROM is on SATA or SCSI: set bus to one of them, or leave it out for SATA"
+// +kubebuilder:validation:XValidation:rule="!has(self.ioThread) || !self.ioThread || !has(self.bus) || self.bus != 'SATA'",message="a disk on SATA has no thread of its own: leave ioThread out, or set bus to Virtio or SCSI"
 type Disk struct {
-	// name tells the disk from the others; the guest sees it as the disk's serial number.
+	// name tells the disk from the others; the guest sees it as the disk's serial number, unless serial gives another.
 	// +required
 	// +kubebuilder:validation:MaxLength=20
 	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')`,message="a disk's name must be of lower case letters, digits and '-', such as root: it is the disk's serial number"
 	Name string `json:"name"`
+	// type is Disk, which is the default, or CDROM: a drive that is only read. Its image can be changed while the guest runs;
+	// without one it is empty.
+	// +optional
+	Type DiskType `json:"type,omitempty"`
 	// image is an OCI image that holds a raw or qcow2 disk, as a containerDisk (/disk/*) or an artifact. The disk is a
 	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted. Beside a
 	// persistentVolumeClaim it is what the claim is seeded from once, while it is blank.
@@ -314,14 +332,114 @@ type Disk struct {
 	// +optional
 	Access DiskAccess `json:"access,omitempty"`
 	// size is what the guest sees, such as 20Gi; the image's own size by default, if the administrator allows so much. It
-	// cannot be less than the image's. Of a Filesystem claim it is by default as much as the claim holds, and may grow; a Block
-	// claim has its own.
+	// cannot be less than the image's. It may grow while the guest runs, and never shrinks. Of a Filesystem claim it is by
+	// default as much as the claim holds; a Block claim has its own.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('1023Ki'))",message="size must be a quantity of at least 1Mi, such as 20Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
 	// ephemeral makes the disk fresh at every start of the guest.
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// bus is what connects the disk to the guest: Virtio, which is the default of disks, SCSI (virtio-scsi), or SATA, which is
+	// the default of CD-ROMs. At most 6 are on SATA.
+	// +optional
+	Bus DiskBus `json:"bus,omitempty"`
+	// cache is how QEMU caches the disk on the host: None (O_DIRECT), Writeback or Writethrough. By default it is None where
+	// the disk's file system can, and else Writeback; an ephemeral disk without one does not wait for flushes either. A claim
+	// that is Shared has None.
+	// +optional
+	Cache DiskCache `json:"cache,omitempty"`
+	// ioThread gives the disk's requests a thread of QEMU's beside that of all others. The disks on SCSI have one in common.
+	// +optional
+	IOThread bool `json:"ioThread,omitempty"`
+	// serial is the serial number that the guest sees; the disk's name by default.
+	// +optional
+	// +kubebuilder:validation:MaxLength=20
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^[A-Za-z0-9_.-]+$') && self != 'BERTH'`,message="serial must be of letters, digits, '_', '.' and '-', such as WD-1234, and not BERTH, which is that of the disk with the guest program"
+	Serial string `json:"serial,omitempty"`
+	// limits are how fast the disk may be. They act, and change, while the guest runs. Without them it is as fast as it can be.
+	// +optional
+	Limits *DiskLimits `json:"limits,omitempty"`
+}
+
+// DiskType is a kind of drive. "" is Disk.
+//
+// +kubebuilder:validation:Enum=Disk;CDROM
+type DiskType string
+
+// The kinds of drives.
+const (
+	DiskTypeDisk  DiskType = "Disk"
+	DiskTypeCDROM DiskType = "CDROM"
+)
+
+// DiskBus is what connects a disk to the guest. "" is Virtio, and of a CD-ROM SATA.
+//
+// +kubebuilder:validation:Enum=Virtio;SCSI;SATA
+type DiskBus string
+
+// The buses of disks.
+const (
+	BusVirtio DiskBus = "Virtio"
+	BusSCSI   DiskBus = "SCSI"
+	BusSATA   DiskBus = "SATA"
+)
+
+// DiskCache is how QEMU caches a disk on the host. "" is None where the file system can, and else Writeback; an ephemeral
+// disk with "" ignores flushes.
+//
+// +kubebuilder:validation:Enum=None;Writeback;Writethrough
+type DiskCache string
+
+// The ways to cache disks.
+const (
+	CacheNone         DiskCache = "None"
+	CacheWriteback    DiskCache = "Writeback"
+	CacheWritethrough DiskCache = "Writethrough"
+)
+
+// DiskLimits are how fast a disk may be. Reads and writes count together.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.iops) || has(self.bytesPerSecond)",message="limits limit nothing: give iops, bytesPerSecond or both, or leave limits out"
+// +kubebuilder:validation:XValidation:rule="!has(self.burst) || !has(self.burst.iops) || has(self.iops) && self.burst.iops > self.iops",message="burst.iops must be more than the iops that it is a burst of: give both"
+// +kubebuilder:validation:XValidation:rule="!has(self.burst) || !has(self.burst.bytesPerSecond) || has(self.bytesPerSecond) && quantity(string(self.burst.bytesPerSecond)).isGreaterThan(quantity(string(self.bytesPerSecond)))",message="burst.bytesPerSecond must be more than the bytesPerSecond that it is a burst of: give both"
+type DiskLimits struct {
+	// iops is how many requests the disk takes in a second.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000000
+	IOPS *int64 `json:"iops,omitempty"`
+	// bytesPerSecond is how much is read and written in a second, such as 50Mi.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('64Ki')) >= 0 && quantity(string(self)).compareTo(quantity('256Gi')) <= 0",message="bytesPerSecond must be a quantity from 64Ki to 256Gi, such as 50Mi"
+	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
+	// burst is what the disk may do for a while, after a time in which it did less than it may.
+	// +optional
+	Burst *DiskBurst `json:"burst,omitempty"`
+}
+
+// DiskBurst is how fast a disk may be for a while.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.iops) || has(self.bytesPerSecond)",message="burst allows nothing: give iops, bytesPerSecond or both, or leave burst out"
+type DiskBurst struct {
+	// iops is how many requests the disk takes in a second then.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000000
+	IOPS *int64 `json:"iops,omitempty"`
+	// bytesPerSecond is how much is read and written in a second then, such as 200Mi.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('256Gi')) <= 0",message="a burst's bytesPerSecond must be at most 256Gi, such as 200Mi"
+	BytesPerSecond *resource.Quantity `json:"bytesPerSecond,omitempty"`
+	// seconds is how long a burst at full rate lasts; 1 by default.
+	// +optional
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=3600
+	Seconds *int32 `json:"seconds,omitempty"`
 }
 
 // EmptyDisk is a blank disk on the node's own storage.

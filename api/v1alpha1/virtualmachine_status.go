@@ -91,11 +91,12 @@ type VirtualMachineStatus struct {
 	// guest is what the guest agent and Berth's guest program tell.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
-	// disks are the guest's disks on the node, its claims, and those disks of the spec that were there, or on another node, and are absent.
+	// disks are the guest's disks on the node, also those that the spec has no more, its claims, and those disks of the spec
+	// that were there, or on another node, and are absent.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
-	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:MaxItems=64
 	Disks []DiskStatus `json:"disks,omitempty"`
 	// kernel is the kernel's image, if the guest boots one directly.
 	// +optional
@@ -123,18 +124,19 @@ type VirtualMachineStatus struct {
 
 // ChangeEffect is what it takes for a change of the spec to reach the guest.
 //
-// +kubebuilder:validation:Enum=Restart;NewBerth
+// +kubebuilder:validation:Enum=Restart;NewBerth;Live
 type ChangeEffect string
 
 // The effects of changes.
 const (
 	EffectRestart  ChangeEffect = "Restart"  // any restart of the guest, also one in place
 	EffectNewBerth ChangeEffect = "NewBerth" // the next start of the guest is in a new berth, so its address changes
+	EffectLive     ChangeEffect = "Live"     // the running guest takes it, once nothing is in its way any more
 )
 
 // PendingChange is a field of the spec that is not what the guest was started with.
 type PendingChange struct {
-	// path is the field's path in the spec, such as cpu.cores or disks[data].size.
+	// path is the field's path in the spec, such as cpu.cores, disks[root].bus or disks[data].
 	// +required
 	// +kubebuilder:validation:MaxLength=512
 	Path string `json:"path"`
@@ -146,7 +148,7 @@ type PendingChange struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=256
 	To string `json:"to,omitempty"`
-	// effect is what it takes for the change to reach the guest: Restart or NewBerth.
+	// effect is what it takes for the change to reach the guest: Restart, NewBerth or, of the running guest, Live.
 	// +required
 	Effect ChangeEffect `json:"effect"`
 }
@@ -211,9 +213,13 @@ type DiskStatus struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=64
 	Size *resource.Quantity `json:"size,omitempty"`
-	// ephemeral is true for a disk that is fresh at every start. Every other disk without a claim binds its guest to the node.
+	// ephemeral is true for a disk that is fresh at every start, and for a CD-ROM. Every other disk without a claim binds its guest to the node.
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// detached is true for a disk that the node keeps, though the guest does not have it: the spec has it no more. It binds the
+	// guest to the node as others do, until removeDisks names it.
+	// +optional
+	Detached bool `json:"detached,omitempty"`
 	// claimName is the name of the disk's PersistentVolumeClaim.
 	// +optional
 	// +kubebuilder:validation:MaxLength=253

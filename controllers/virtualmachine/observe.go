@@ -56,11 +56,11 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (sn
 	if err := r.observeClaims(ctx, &seen); err != nil || seen.berth == nil {
 		return seen, err
 	}
-	changes, err := berth.Changes(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
+	outdated, err := berth.Outdated(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
 	if err != nil {
 		return seen, err
 	}
-	seen.outdated = berth.NewBerth(changes)
+	seen.outdated = outdated
 	if err := r.observeKubelet(ctx, &seen); err != nil {
 		return seen, err
 	}

@@ -83,6 +83,7 @@ func TestClaimsAreNotOnTheNode(t *testing.T) {
 		want bool
 	}{
 		{v1alpha1.DiskStatus{Name: "root"}, true},
+		{v1alpha1.DiskStatus{Name: "old", Detached: true}, true},
 		{v1alpha1.DiskStatus{Name: "tmp", Ephemeral: true}, false},
 		{v1alpha1.DiskStatus{Name: "data", ClaimName: "web-data"}, false},
 		{v1alpha1.DiskStatus{Name: "gone", UsedClaimUID: "c-1"}, false}, // the spec has it no more

@@ -61,10 +61,25 @@ func ascii(raw []byte) string {
 	return b.String()
 }
 
-// Changes lists, sorted by path, how a spec differs from the one that a record was made of. Both are read through
-// today's defaults, so that a field with a default that came after the record is no change. A record of a newer version
-// tells nothing, so nothing has changed; one that is none at all fits no spec.
+// Changes lists, sorted by path, how a spec differs from the one that a guest was started from, as its record tells, but for
+// what is compared with the guest as it runs. Both are read through today's defaults, so that a field with a default that
+// came after the record is no change. A record of a newer version tells nothing, so nothing has changed; one that is none at
+// all fits no spec.
 func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
+	changes, err := differences(recordText, spec)
+	return slices.DeleteFunc(changes, func(c v1alpha1.PendingChange) bool {
+		return strings.HasPrefix(c.Path, "disks[") && strings.HasSuffix(c.Path, "].size")
+	}), err
+}
+
+// Outdated lists what a berth that has that record cannot take: before a guest starts once more there is to be a new one. The
+// sizes of disks are among it, which a berth requests of its node.
+func Outdated(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
+	changes, err := differences(recordText, spec)
+	return slices.DeleteFunc(changes, func(c v1alpha1.PendingChange) bool { return c.Effect != v1alpha1.EffectNewBerth }), err
+}
+
+func differences(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
 	now, err := Record(spec)
 	if err != nil || now == recordText {
 		return nil, err
@@ -87,6 +102,8 @@ func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.P
 	if err != nil {
 		return nil, err
 	}
+	foldDisks(was, then.Spec.Disks, spec.Disks)
+	foldDisks(is, spec.Disks, then.Spec.Disks)
 	paths := maps.Clone(was)
 	maps.Copy(paths, is)
 	var changes []v1alpha1.PendingChange
@@ -98,9 +115,44 @@ func Changes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.P
 	return changes, nil
 }
 
-// NewBerth returns the changes that only a new berth can take.
-func NewBerth(changes []v1alpha1.PendingChange) []v1alpha1.PendingChange {
-	return slices.DeleteFunc(slices.Clone(changes), func(c v1alpha1.PendingChange) bool { return c.Effect != v1alpha1.EffectNewBerth })
+// foldDisks makes a disk that others lack one change, and the boot order one only where it differs among those that both have.
+func foldDisks(leaves map[string]string, disks, others []v1alpha1.Disk) {
+	var both []string
+	for _, d := range disks {
+		if slices.ContainsFunc(others, func(o v1alpha1.Disk) bool { return o.Name == d.Name }) {
+			both = append(both, d.Name)
+			continue
+		}
+		path := "disks[" + d.Name + "]"
+		maps.DeleteFunc(leaves, func(leaf, _ string) bool { return strings.HasPrefix(leaf, path) })
+		leaves[path] = "attached"
+	}
+	leaves["disks"] = "[" + strings.Join(both, " ") + "]"
+}
+
+// RecordWithDisk is a record as if its guest had been started with the disk of that name as it is among these, which are in
+// their order, and without it if it is not. The order of the others stays. It fails for a record of another version.
+func RecordWithDisk(recordText, name string, among []v1alpha1.Disk) (string, error) {
+	var then record
+	if err := json.Unmarshal([]byte(recordText), &then); err != nil {
+		return "", fmt.Errorf("reading record: %w", err)
+	}
+	if then.Version != recordVersion {
+		return "", fmt.Errorf("the record has version %d, and only one of version %d can be changed", then.Version, recordVersion)
+	}
+	place := func(list []v1alpha1.Disk, name string) int {
+		return slices.IndexFunc(list, func(d v1alpha1.Disk) bool { return d.Name == name })
+	}
+	disks := slices.DeleteFunc(then.Spec.Disks, func(had v1alpha1.Disk) bool { return had.Name == name })
+	if i := place(among, name); i >= 0 {
+		at := 0
+		for _, before := range among[:i] {
+			at = max(at, place(disks, before.Name)+1)
+		}
+		disks = slices.Insert(disks, at, among[i])
+	}
+	then.Spec.Disks = disks
+	return Record(&then.Spec)
 }
 
 func unreadable() []v1alpha1.PendingChange {
@@ -152,14 +204,31 @@ func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1
 	return changes, nil
 }
 
-// clearUnrecorded takes out of a spec what acts at once and has no place in a record.
+// clearUnrecorded takes out of a spec what acts at once and has no place in a record: of disks, what is compared with the
+// guest as it runs, and shapes no berth. Their defaults, written or not, are the same.
 func clearUnrecorded(s *v1alpha1.VirtualMachineSpec) {
 	s.State, s.RestartedAt, s.TTLSecondsAfterFinished = "", "", nil
 	s.VolumeClaimTemplates, s.VolumeClaimRetention = nil, ""
+	s.RemoveDisks = nil
 	for i := range s.Disks {
-		if s.Disks[i].PersistentVolumeClaim != nil {
-			s.Disks[i].Size = nil
+		d := &s.Disks[i]
+		bus := v1alpha1.BusVirtio
+		if d.Type == v1alpha1.DiskTypeCDROM {
+			d.Image, bus = "", v1alpha1.BusSATA
 		}
+		if d.PersistentVolumeClaim != nil {
+			d.Size = nil
+		}
+		d.Limits = nil
+		clearDefault(&d.Type, v1alpha1.DiskTypeDisk)
+		clearDefault(&d.Bus, bus)
+		clearDefault(&d.Serial, d.Name)
+	}
+}
+
+func clearDefault[T comparable](field *T, value T) {
+	if *field == value {
+		*field = *new(T)
 	}
 }
 
@@ -169,7 +238,16 @@ const actsAtOnce = "terminationGracePeriodSeconds"
 // inPlace are the fields that shape the guest and not its berth: a restart in place takes them.
 var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys", "guestTools"}
 
+// inPlaceOfDisk are such fields of each disk.
+var inPlaceOfDisk = []string{"bus", "cache", "ioThread", "serial"}
+
 func effectOf(path string) v1alpha1.ChangeEffect {
+	if rest, is := strings.CutPrefix(path, "disks["); is {
+		_, field, _ := strings.Cut(rest, "].")
+		if slices.Contains(inPlaceOfDisk, field) {
+			return v1alpha1.EffectRestart
+		}
+	}
 	for _, field := range inPlace {
 		if rest, is := strings.CutPrefix(path, field); is && (rest == "" || rest[0] == '.' || rest[0] == '[') {
 			return v1alpha1.EffectRestart

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
@@ -40,6 +41,14 @@ func TestChanges(t *testing.T) {
 	two := func(s *v1alpha1.VirtualMachineSpec) {
 		s.Disks = append(s.Disks, v1alpha1.Disk{Name: "data", Image: "registry.example/empty:1"})
 	}
+	root := func(change func(*v1alpha1.Disk)) func(*v1alpha1.VirtualMachineSpec) {
+		return func(s *v1alpha1.VirtualMachineSpec) { change(&s.Disks[0]) }
+	}
+	cdrom := func(image string) func(*v1alpha1.VirtualMachineSpec) {
+		return func(s *v1alpha1.VirtualMachineSpec) {
+			s.Disks = append(s.Disks, v1alpha1.Disk{Name: "cd", Type: v1alpha1.DiskTypeCDROM, Image: image})
+		}
+	}
 	none := func(*v1alpha1.VirtualMachineSpec) {}
 	restart, anew := v1alpha1.EffectRestart, v1alpha1.EffectNewBerth
 	tests := []struct {
@@ -58,10 +67,30 @@ func TestChanges(t *testing.T) {
 			"an added field", none, func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"ssh-ed25519 A"} },
 			[]change{leaf("sshAuthorizedKeys[0]", "", "ssh-ed25519 A", restart)},
 		},
-		{
-			"an added disk", none, two,
-			[]change{leaf("disks", "[root]", "[root data]", anew), leaf("disks[data].image", "", "registry.example/empty:1", anew)},
-		},
+		{"an added disk", none, two, []change{leaf("disks[data]", "", "attached", anew)}},
+		{"a removed disk", two, none, []change{leaf("disks[data]", "attached", "", anew)}},
+		{"a disk before the others", none, func(s *v1alpha1.VirtualMachineSpec) { two(s); slices.Reverse(s.Disks) }, []change{leaf("disks[data]", "", "attached", anew)}},
+		{"a disk in place of the only one", none, root(func(d *v1alpha1.Disk) { d.Name = "new" }), []change{
+			leaf("disks[new]", "", "attached", anew), leaf("disks[root]", "attached", "", anew),
+		}},
+		{"no disk any more", none, func(s *v1alpha1.VirtualMachineSpec) { s.Disks = nil }, []change{leaf("disks[root]", "attached", "", anew)}},
+		{"another boot order, and a disk more", two, func(s *v1alpha1.VirtualMachineSpec) { two(s); cdrom("")(s); slices.Reverse(s.Disks) }, []change{
+			leaf("disks", "[root data]", "[data root]", anew), leaf("disks[cd]", "", "attached", anew),
+		}},
+		{"a disk of another image", none, root(func(d *v1alpha1.Disk) { d.Image = "b" }), []change{leaf("disks[root].image", "registry.example/debian:12", "b", anew)}},
+		{"a disk that is not kept any more", none, root(func(d *v1alpha1.Disk) { d.Ephemeral = true }), []change{leaf("disks[root].ephemeral", "", "true", anew)}},
+		{"a disk that grows is compared with the guest's", none, root(func(d *v1alpha1.Disk) { d.Size = new(resource.MustParse("1Ti")) }), nil},
+		{"so are limits", none, root(func(d *v1alpha1.Disk) { d.Limits = &v1alpha1.DiskLimits{IOPS: new(int64(5))} }), nil},
+		{"and a CD-ROM's medium", cdrom("a"), cdrom(""), nil},
+		{"removeDisks act at once", none, func(s *v1alpha1.VirtualMachineSpec) { s.RemoveDisks = []string{"old"} }, nil},
+		{"a disk's bus takes a restart in place", none, root(func(d *v1alpha1.Disk) { d.Bus = v1alpha1.BusSCSI }), []change{leaf("disks[root].bus", "", "SCSI", restart)}},
+		{"so does its cache", none, root(func(d *v1alpha1.Disk) { d.Cache = v1alpha1.CacheWriteback }), []change{leaf("disks[root].cache", "", "Writeback", restart)}},
+		{"and a thread of its own", none, root(func(d *v1alpha1.Disk) { d.IOThread = true }), []change{leaf("disks[root].ioThread", "", "true", restart)}},
+		{"and its serial number", none, root(func(d *v1alpha1.Disk) { d.Serial = "WD-1" }), []change{leaf("disks[root].serial", "", "WD-1", restart)}},
+		{"what a disk is by default, written or not", none, root(func(d *v1alpha1.Disk) {
+			d.Type, d.Bus, d.Serial = v1alpha1.DiskTypeDisk, v1alpha1.BusVirtio, d.Name
+		}), nil},
+		{"what a CD-ROM is by default, written or not", cdrom(""), func(s *v1alpha1.VirtualMachineSpec) { cdrom("")(s); s.Disks[1].Bus = v1alpha1.BusSATA }, nil},
 		{"another boot order", two, func(s *v1alpha1.VirtualMachineSpec) { two(s); slices.Reverse(s.Disks) }, []change{leaf("disks", "[root data]", "[data root]", anew)}},
 		{"no network any more", none, func(s *v1alpha1.VirtualMachineSpec) { s.Networks = []v1alpha1.Network{} }, []change{
 			leaf("networks", "[default]", "[]", anew), leaf("networks[default].pod", "{}", "", anew),
@@ -109,7 +138,7 @@ func TestChanges(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 			now := recordOf(t, vm(tt.now).Spec)
@@ -176,6 +205,12 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 			"hashes, a removed field", hashes("record-v0-plain.json"), vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks = nil }).Spec,
 			[]change{{Path: "disks", Effect: v1alpha1.EffectNewBerth}},
 		},
+		{
+			"hashes, a disk that grew", hashes("record-v0-full.json"),
+			vm(everything, func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Size = new(resource.MustParse("21Gi")) }).Spec,
+			[]change{{Path: "disks", Effect: v1alpha1.EffectNewBerth}},
+		},
+		{"hashes, disks to remove", hashes("record-v0-full.json"), vm(everything, func(s *v1alpha1.VirtualMachineSpec) { s.RemoveDisks = []string{"old"} }).Spec, nil},
 		{"one that cannot be read", "{", spec, unreadable()},
 		{"one of another form", `{"cpu":1}`, spec, unreadable()},
 		{"one that holds nothing", `{}`, spec, unreadable()},
@@ -187,10 +222,91 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(tt.want, got); diff != "" {
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("-want +got:\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestOutdated: a berth requests what the disks may grow to, and a restart in place needs no other one.
+func TestOutdated(t *testing.T) {
+	was := recordOf(t, vm(everything).Spec)
+	grown := func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Size = new(resource.MustParse("30Gi")) }
+	for name, tt := range map[string]struct {
+		now  func(*v1alpha1.VirtualMachineSpec)
+		want []change
+	}{
+		"nothing":        {func(*v1alpha1.VirtualMachineSpec) {}, nil},
+		"a larger disk":  {grown, []change{leaf("disks[root].size", "20Gi", "30Gi", v1alpha1.EffectNewBerth)}},
+		"a disk's bus":   {func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Bus = v1alpha1.BusSCSI }, nil},
+		"a disk's limit": {func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Limits = &v1alpha1.DiskLimits{IOPS: new(int64(5))} }, nil},
+	} {
+		got, err := Outdated(was, &vm(everything, tt.now).Spec)
+		if diff := cmp.Diff(tt.want, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Errorf("%s: -want +got, %v:\n%s", name, err, diff)
+		}
+	}
+}
+
+// TestRecordWithDisk: what was plugged into a guest, or out of it, is no change any more, and what else is pending stays.
+func TestRecordWithDisk(t *testing.T) {
+	disk := func(name, image string) v1alpha1.Disk {
+		return v1alpha1.Disk{Name: name, Image: image, Limits: &v1alpha1.DiskLimits{IOPS: new(int64(5))}}
+	}
+	started := func(s *v1alpha1.VirtualMachineSpec) { // with root and tmp
+		everything(s)
+		s.SSHAuthorizedKeys = []string{"ssh-rsa " + strings.Repeat("A", 500)}
+	}
+	for _, tt := range []struct {
+		name, disk string
+		now        func(*v1alpha1.VirtualMachineSpec)
+		want       []change
+	}{
+		{"a new one", "data", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = append(s.Disks, disk("data", "a")) }, nil},
+		{"one in place of another", "tmp", func(s *v1alpha1.VirtualMachineSpec) { s.Disks[1] = disk("tmp", "b") }, nil},
+		{"one less", "tmp", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = s.Disks[:1] }, nil},
+		{"one less, of those that boot", "root", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = s.Disks[1:] }, nil},
+		{"one that was not there", "data", func(*v1alpha1.VirtualMachineSpec) {}, nil},
+		{"one that is first", "data", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = slices.Insert(s.Disks, 0, disk("data", "a")) }, nil},
+		{"one in between", "data", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = slices.Insert(s.Disks, 1, disk("data", "a")) }, nil},
+		{
+			"one of two", "data", func(s *v1alpha1.VirtualMachineSpec) {
+				s.Disks = slices.Insert(s.Disks, 1, disk("more", "a"), disk("data", "a"))
+			},
+			[]change{leaf("disks[more]", "", "attached", v1alpha1.EffectNewBerth)},
+		},
+		{
+			"among others in another order", "data", func(s *v1alpha1.VirtualMachineSpec) {
+				s.Disks = []v1alpha1.Disk{s.Disks[1], disk("data", "a"), s.Disks[0]}
+			},
+			[]change{leaf("disks", "[root tmp data]", "[tmp data root]", v1alpha1.EffectNewBerth)},
+		},
+		{
+			"beside another change", "tmp", func(s *v1alpha1.VirtualMachineSpec) { s.Disks = s.Disks[:1]; s.CPU.Cores = 4 },
+			[]change{leaf("cpu.cores", "2", "4", v1alpha1.EffectNewBerth)},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := vm(started, tt.now).Spec
+			record, err := RecordWithDisk(recordOf(t, vm(started).Spec), tt.disk, now.Disks)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := Changes(record, &now)
+			if diff := cmp.Diff(tt.want, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+				t.Errorf("-want +got, %v:\n%s", err, diff)
+			}
+			again, err := RecordWithDisk(record, tt.disk, now.Disks)
+			if diff := cmp.Diff(record, again); diff != "" || err != nil {
+				t.Errorf("done once more it is another, %v:\n%s", err, diff)
+			}
+		})
+	}
+	for _, other := range []string{"", "{", `{}`, `{"cpu":"0123456789ab"}`, `{"recordVersion":2,"spec":{}}`} {
+		if text, err := RecordWithDisk(other, "root", nil); err == nil {
+			t.Errorf("%q becomes %q", other, text)
+		}
 	}
 }
 
@@ -223,6 +339,10 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.NetworkData = new("b") },
 		func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"b"} },
 		func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsNone },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Bus = v1alpha1.BusSATA },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Cache = v1alpha1.CacheNone },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].IOThread = true },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Serial = "b" },
 	} {
 		changes, err := Changes(was, &vm(full, change).Spec)
 		if err != nil || len(changes) != 1 || changes[0].Effect != v1alpha1.EffectRestart {
@@ -235,8 +355,10 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		for _, field := range inPlace {
 			seen[field] = seen[field] || strings.HasPrefix(changes[0].Path, field)
 		}
+		_, field, _ := strings.Cut(changes[0].Path, "disks[root].")
+		seen[field] = true
 	}
-	for _, field := range inPlace {
+	for _, field := range slices.Concat(inPlace, inPlaceOfDisk) {
 		if !seen[field] {
 			t.Errorf("nothing here changes %s", field)
 		}
@@ -263,6 +385,11 @@ func FuzzChanges(f *testing.F) {
 		}
 		if !slices.IsSortedFunc(changes, func(a, b change) int { return strings.Compare(a.Path, b.Path) }) {
 			t.Errorf("not sorted: %+v", changes)
+		}
+		if with, err := RecordWithDisk(text, "root", []v1alpha1.Disk{{Name: "root", Image: "b"}}); err == nil {
+			if _, err := Changes(with, &vm(everything).Spec); err != nil {
+				t.Errorf("%q becomes %q: %v", text, with, err)
+			}
 		}
 	})
 }

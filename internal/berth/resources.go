@@ -78,7 +78,7 @@ func resources(vm *v1alpha1.VirtualMachine, o Options) corev1.ResourceRequiremen
 // localStorage is what the guest's disks may grow to on the node.
 func localStorage(vm *v1alpha1.VirtualMachine, o Options) (sum resource.Quantity) {
 	for _, d := range vm.Spec.Disks {
-		if d.PersistentVolumeClaim == nil {
+		if d.PersistentVolumeClaim == nil && d.Type != v1alpha1.DiskTypeCDROM {
 			sum.Add(diskSize(vm, d, o))
 		}
 	}
@@ -97,7 +97,10 @@ func diskSize(vm *v1alpha1.VirtualMachine, d v1alpha1.Disk, o Options) resource.
 	return o.UnsizedDisk
 }
 
-// HasLocalDisks is true when the guest has disks that outlive its berth, on the node where they were made.
+// HasLocalDisks is true when the guest has disks that outlive its berth, on the node where they were made: those of its spec,
+// and those that its node keeps though the spec has them no more.
 func HasLocalDisks(vm *v1alpha1.VirtualMachine) bool {
-	return slices.ContainsFunc(vm.Spec.Disks, func(d v1alpha1.Disk) bool { return !d.Ephemeral && d.PersistentVolumeClaim == nil })
+	return slices.ContainsFunc(vm.Status.Disks, OnNode) || slices.ContainsFunc(vm.Spec.Disks, func(d v1alpha1.Disk) bool {
+		return !d.Ephemeral && d.PersistentVolumeClaim == nil && d.Type != v1alpha1.DiskTypeCDROM
+	})
 }

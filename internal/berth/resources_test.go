@@ -27,6 +27,7 @@ func TestLocalStorage(t *testing.T) {
 		{"one without", []v1alpha1.Disk{{Name: "root", Image: "a"}}, nil, "10Gi"},
 		{"an ephemeral one without", []v1alpha1.Disk{{Name: "root", Image: "a", Ephemeral: true}}, nil, "10Gi"},
 		{"both", []v1alpha1.Disk{{Name: "root", Image: "a"}, {Name: "data", Image: "a", Size: new(resource.MustParse("3Gi"))}}, nil, "13Gi"},
+		{"a CD-ROM", []v1alpha1.Disk{{Name: "cd", Type: v1alpha1.DiskTypeCDROM, Image: "a"}}, nil, "0"},
 		{"one that was made", []v1alpha1.Disk{{Name: "root", Image: "a"}}, []v1alpha1.DiskStatus{made("a", "20Gi")}, "20Gi"},
 		{"one that was made of another image", []v1alpha1.Disk{{Name: "root", Image: "b"}}, []v1alpha1.DiskStatus{made("a", "1Gi")}, "10Gi"},
 	} {
@@ -43,6 +44,31 @@ func TestLocalStorage(t *testing.T) {
 	}
 }
 
+// TestHasLocalDisks: also one that the spec has no more is kept on its node.
+func TestHasLocalDisks(t *testing.T) {
+	cdrom := v1alpha1.Disk{Name: "cd", Type: v1alpha1.DiskTypeCDROM, Image: "a"}
+	for _, tt := range []struct {
+		name string
+		disk v1alpha1.Disk
+		has  []v1alpha1.DiskStatus
+		want bool
+	}{
+		{"a layer", v1alpha1.Disk{Name: "root", Image: "a"}, nil, true},
+		{"an ephemeral one", v1alpha1.Disk{Name: "root", Image: "a", Ephemeral: true}, nil, false},
+		{"a CD-ROM", cdrom, []v1alpha1.DiskStatus{{Name: "cd", Image: "a", Ephemeral: true}}, false},
+		{"one that is detached", cdrom, []v1alpha1.DiskStatus{{Name: "old", Detached: true}}, true},
+	} {
+		vm := vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks = []v1alpha1.Disk{tt.disk} })
+		vm.Status.Disks = tt.has
+		if got := HasLocalDisks(vm); got != tt.want {
+			t.Errorf("%s: %t", tt.name, got)
+		}
+		if stays := len(tolerations(vm)) > len(vm.Spec.Tolerations); stays != tt.want {
+			t.Errorf("%s: its berth waits for its node: %t", tt.name, stays)
+		}
+	}
+}
+
 // TestDisplayMemory: who has no display pays for none, so that one comes with a new berth.
 func TestDisplayMemory(t *testing.T) {
 	without := vm()
@@ -54,8 +80,8 @@ func TestDisplayMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	changes, err := Changes(record, &with.Spec)
-	if err != nil || len(NewBerth(changes)) != 1 {
+	changes, err := Outdated(record, &with.Spec)
+	if err != nil || len(changes) != 1 {
 		t.Errorf("%+v, %v", changes, err)
 	}
 }
