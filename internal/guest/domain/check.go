@@ -9,6 +9,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 const (
@@ -49,25 +51,34 @@ func (g Guest) check() error {
 	if d := g.Display; d != nil && displays[d.Type] == "" {
 		return fmt.Errorf("a display of type %q", d.Type)
 	}
+	sata := 0
 	for _, disk := range g.Disks {
-		if len(disk.Name) > maxSerial {
-			return fmt.Errorf("the disk's name %q has more than %d characters", disk.Name, maxSerial)
+		if err := disk.check(); err != nil {
+			return err
 		}
-		for _, b := range disk.Backing {
-			if b.Format != Raw && b.Format != QCOW2 {
-				return fmt.Errorf("%s has format %q", b.Path, b.Format)
-			}
+		if disk.bus() == v1alpha1.BusSATA {
+			sata++
 		}
 	}
+	if sata > maxSATA {
+		return fmt.Errorf("%d SATA disks, %d at most", sata, maxSATA)
+	}
 	for _, p := range g.paths() {
-		if !path.IsAbs(p) || path.Clean(p) != p {
-			return fmt.Errorf("%q is not a clean absolute path", p)
+		if err := checkPath(p); err != nil {
+			return err
 		}
 	}
 	return checkText(g.texts()...)
 }
 
-// paths are all paths that are set, or must be.
+func checkPath(p string) error {
+	if !path.IsAbs(p) || path.Clean(p) != p {
+		return fmt.Errorf("%q is not a clean absolute path", p)
+	}
+	return nil
+}
+
+// paths are all paths but the disks' that are set, or must be.
 func (g Guest) paths() []string {
 	paths := g.sockets()
 	for _, optional := range []string{g.Seed, g.Tools, g.Partition} {
@@ -79,12 +90,6 @@ func (g Guest) paths() []string {
 		paths = append(paths, k.Path)
 		if k.Initrd != "" {
 			paths = append(paths, k.Initrd)
-		}
-	}
-	for _, disk := range g.Disks {
-		paths = append(paths, disk.Path)
-		for _, b := range disk.Backing {
-			paths = append(paths, b.Path)
 		}
 	}
 	return paths
@@ -106,9 +111,6 @@ func (g Guest) texts() []string {
 	}
 	if g.NIC != nil {
 		texts = append(texts, g.NIC.Tap)
-	}
-	for _, disk := range g.Disks {
-		texts = append(texts, disk.Name)
 	}
 	return texts
 }

@@ -28,7 +28,8 @@ var displays = map[v1alpha1.DisplayType]string{v1alpha1.DisplayVGA: "vga", v1alp
 func (g Guest) devices() *libvirtxml.DomainDeviceList {
 	l := g.layout()
 	devices := &libvirtxml.DomainDeviceList{
-		Controllers: l.controllers(),
+		Controllers: append(l.controllers(), g.scsi()...),
+		Disks:       g.disks(),
 		Serials: []libvirtxml.DomainSerial{{
 			Source: new(socket(g.Console)),
 			Target: &libvirtxml.DomainSerialTarget{Type: "isa-serial", Port: new(uint(0))},
@@ -47,9 +48,6 @@ func (g Guest) devices() *libvirtxml.DomainDeviceList {
 		// The guest hands back memory that it has freed.
 		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio", FreePageReporting: "on", Address: l.balloon.address()},
 		Panics:     []libvirtxml.DomainPanic{{Model: "isa"}},
-	}
-	for i, disk := range g.Disks {
-		devices.Disks = append(devices.Disks, disk.device(i, l.disk.after(i)))
 	}
 	if g.Seed != "" {
 		devices.Disks = append(devices.Disks, seed(g.Seed, len(g.Disks), l.seed))
@@ -98,55 +96,6 @@ func (d Display) add(devices *libvirtxml.DomainDeviceList, l layout) {
 	devices.Inputs = []libvirtxml.DomainInput{{Type: "tablet", Bus: "virtio", Address: l.tablet.address()}}
 }
 
-func (d Disk) device(i int, at place) libvirtxml.DomainDisk {
-	device := libvirtxml.DomainDisk{
-		Device: "disk",
-		// A disk that is full or fails halts the guest, which loses nothing and is resumed: told of errors, it would give up.
-		Driver: &libvirtxml.DomainDiskDriver{
-			Name: "qemu", Type: string(QCOW2), Discard: "unmap", DetectZeros: "unmap", ErrorPolicy: "stop",
-		},
-		Source:       file(d.Path),
-		BackingStore: chain(d.Backing),
-		Target:       target(i),
-		Serial:       d.Name,
-		Boot:         &libvirtxml.DomainDeviceBoot{Order: uint(i) + 1},
-		Address:      at.address(),
-	}
-	if d.Volume != nil {
-		d.Volume.apply(&device, d.Path)
-	}
-	return device
-}
-
-// apply makes a disk one of a volume.
-func (v Volume) apply(d *libvirtxml.DomainDisk, path string) {
-	d.Driver.Type = string(Raw)
-	if v.Block {
-		d.Source = &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
-	}
-	if v.ReadOnly {
-		d.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
-	}
-	if v.Shared {
-		// Each guest is to read what another wrote, and to hear of an error, which another node's guest may be halted by for ever.
-		d.Shareable = &libvirtxml.DomainDiskShareable{}
-		d.Driver.Cache, d.Driver.ErrorPolicy = "none", "report"
-	}
-}
-
-// chain names every file below a disk and ends explicitly: without the end libvirt would look into the last file for more.
-func chain(backing []Backing) *libvirtxml.DomainDiskBackingStore {
-	store := &libvirtxml.DomainDiskBackingStore{}
-	for _, b := range slices.Backward(backing) {
-		store = &libvirtxml.DomainDiskBackingStore{
-			Format:       &libvirtxml.DomainDiskFormat{Type: string(b.Format)},
-			Source:       file(b.Path),
-			BackingStore: store,
-		}
-	}
-	return store
-}
-
 // seed is a file that the guest only reads. It is a disk, not a CD drive: both firmware and guest would wait for that one.
 func seed(path string, i int, at place) libvirtxml.DomainDisk {
 	return libvirtxml.DomainDisk{
@@ -154,7 +103,7 @@ func seed(path string, i int, at place) libvirtxml.DomainDisk {
 		Driver:       &libvirtxml.DomainDiskDriver{Name: "qemu", Type: string(Raw)},
 		Source:       file(path),
 		BackingStore: chain(nil),
-		Target:       target(i),
+		Target:       &libvirtxml.DomainDiskTarget{Dev: target("vd", i), Bus: "virtio"},
 		ReadOnly:     &libvirtxml.DomainDiskReadOnly{},
 		Address:      at.address(),
 	}
@@ -173,8 +122,4 @@ func (n NIC) device(at place) libvirtxml.DomainInterface {
 
 func file(path string) *libvirtxml.DomainDiskSource {
 	return &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
-}
-
-func target(i int) *libvirtxml.DomainDiskTarget {
-	return &libvirtxml.DomainDiskTarget{Dev: "vd" + string(rune('a'+i)), Bus: "virtio"} //nolint:gosec // a letter
 }

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/berth-dev/berth/api/v1alpha1"
 )
 
 // namespace is the XML namespace of our metadata.
@@ -24,11 +26,25 @@ type metadataElement struct {
 	Machine   string   `xml:"machine,attr,omitempty"`
 }
 
-func (g Guest) metadata() (string, error) {
-	i := g.Identity
+func (g Guest) metadata() (string, error) { return metadata(g.Identity, g.Hardware) }
+
+// MetadataXML is the domain's metadata with another record.
+func (f Facts) MetadataXML(record string) (string, error) {
+	if n := f.Hardware.Layout; f.Identity == nil || n < 0 || n > NewestLayout {
+		return "", fmt.Errorf("domain %s is not one of this version's", f.Name)
+	}
+	i := *f.Identity
+	i.Record = record
+	if err := checkText(record); err != nil {
+		return "", err
+	}
+	return metadata(i, f.Hardware)
+}
+
+func metadata(i Identity, h Hardware) (string, error) {
 	m := metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth, Record: i.Record}
-	if g.Hardware != unrecorded {
-		m.Layout, m.Machine = g.Hardware.Layout, g.Hardware.Machine
+	if h != unrecorded {
+		m.Layout, m.Machine = h.Layout, h.Machine
 	}
 	out, err := xml.Marshal(m)
 	if err != nil {
@@ -57,8 +73,28 @@ type Facts struct {
 	AgentConnected bool
 	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if libvirtd itself has that end.
 	AgentPTY int
+	// Disks are those of the spec; neither the first-boot data nor the guest program are among them.
+	Disks []LiveDisk
 	// Paths are all files and devices that the domain has as disks, kernel and initrd.
 	Paths []string
+
+	scsi  bool   // it has a controller for SCSI disks
+	taken []Spot // by whatever disks it has
+}
+
+// LiveDisk is a disk that a guest has.
+type LiveDisk struct {
+	// Name is the disk's in the spec. Whatever has neither our alias nor a serial number is not among Facts' disks.
+	Name string
+	// Alias is libvirt's name for the device, Target that for the disk.
+	Alias, Target string
+	Bus           v1alpha1.DiskBus
+	CDROM         bool
+	// Path is what it reads and writes, "" for an empty drive.
+	Path   string
+	Limits Limits
+
+	at Spot
 }
 
 // live is the little of a domain's XML that Facts reads. Foreign domains may
@@ -79,9 +115,12 @@ type live struct {
 			Machine   string `xml:"machine,attr"`
 		} `xml:"https://berth.dev/domain/v1 guest"`
 	} `xml:"metadata"`
-	Kernel     string      `xml:"os>kernel"`
-	Initrd     string      `xml:"os>initrd"`
-	Disks      []liveLayer `xml:"devices>disk"`
+	Kernel      string     `xml:"os>kernel"`
+	Initrd      string     `xml:"os>initrd"`
+	Disks       []liveDisk `xml:"devices>disk"`
+	Controllers []struct {
+		Type string `xml:"type,attr"`
+	} `xml:"devices>controller"`
 	Interfaces []struct {
 		Target struct {
 			Dev string `xml:"dev,attr"`
@@ -111,8 +150,45 @@ type live struct {
 	} `xml:"devices>graphics"`
 }
 
-type liveLayer struct {
+type liveDisk struct {
+	liveLayer
+	Device string `xml:"device,attr"`
 	Serial string `xml:"serial"`
+	Target struct {
+		Dev string `xml:"dev,attr"`
+		Bus string `xml:"bus,attr"`
+	} `xml:"target"`
+	Alias struct {
+		Name string `xml:"name,attr"`
+	} `xml:"alias"`
+	Address struct {
+		Bus    number `xml:"bus,attr"`
+		Slot   number `xml:"slot,attr"`
+		Target number `xml:"target,attr"`
+		Unit   number `xml:"unit,attr"`
+	} `xml:"address"`
+	Tune struct {
+		IOPS         number `xml:"total_iops_sec"`
+		Bytes        number `xml:"total_bytes_sec"`
+		BurstIOPS    number `xml:"total_iops_sec_max"`
+		BurstBytes   number `xml:"total_bytes_sec_max"`
+		IOPSSeconds  number `xml:"total_iops_sec_max_length"`
+		BytesSeconds number `xml:"total_bytes_sec_max_length"`
+	} `xml:"iotune"`
+}
+
+// number is decimal, or hexadecimal with 0x; what is none is 0.
+type number int64
+
+func (n *number) UnmarshalText(text []byte) error {
+	i, err := strconv.ParseInt(string(text), 0, 64)
+	if err == nil {
+		*n = number(i)
+	}
+	return nil
+}
+
+type liveLayer struct {
 	Source struct {
 		File string `xml:"file,attr"`
 		Dev  string `xml:"dev,attr"`
@@ -164,15 +240,46 @@ func ParseFacts(doc string) (Facts, error) {
 			f.Paths = append(f.Paths, p)
 		}
 	}
+	for _, c := range l.Controllers {
+		f.scsi = f.scsi || c.Type == "scsi"
+	}
 	for _, disk := range l.Disks {
-		f.Tools = f.Tools || disk.Serial == toolsSerial
-		for layer := &disk; layer != nil; layer = layer.Backing {
+		live := disk.live()
+		f.taken = append(f.taken, live.at)
+		tools := disk.Serial == toolsSerial && live.Name == toolsSerial
+		f.Tools = f.Tools || tools
+		if live.Name != "" && !tools {
+			f.Disks = append(f.Disks, live)
+		}
+		for layer := &disk.liveLayer; layer != nil; layer = layer.Backing {
 			if path := cmp.Or(layer.Source.File, layer.Source.Dev); path != "" {
 				f.Paths = append(f.Paths, path)
 			}
 		}
 	}
 	return f, nil
+}
+
+func (d liveDisk) live() LiveDisk {
+	live := LiveDisk{
+		Name: d.Serial, Alias: d.Alias.Name, Target: d.Target.Dev, CDROM: d.Device == "cdrom", Path: cmp.Or(d.Source.File, d.Source.Dev),
+		Limits: Limits{IOPS: int64(d.Tune.IOPS), Bytes: int64(d.Tune.Bytes), BurstIOPS: int64(d.Tune.BurstIOPS), BurstBytes: int64(d.Tune.BurstBytes)},
+	}
+	if name, ours := strings.CutPrefix(live.Alias, userAlias); ours {
+		live.Name = name // without: a guest that was started when disks had no alias of ours
+	}
+	for bus, words := range buses {
+		if words.name == d.Target.Bus {
+			live.Bus = bus
+		}
+	}
+	// libvirt keeps a length of 1 where a burst was taken back, and QEMU has that one where none was given.
+	if live.Limits.BurstIOPS > 0 || live.Limits.BurstBytes > 0 {
+		live.Limits.BurstSeconds = int64(max(d.Tune.IOPSSeconds, d.Tune.BytesSeconds, 1))
+	}
+	slots := map[v1alpha1.DiskBus]number{v1alpha1.BusVirtio: d.Address.Slot, v1alpha1.BusSCSI: d.Address.Target, v1alpha1.BusSATA: d.Address.Unit}
+	live.at = Spot{live.Bus, live.Target, place{int(d.Address.Bus), int(slots[live.Bus])}}
+	return live
 }
 
 // hardware reads what metadata says of it. What it does not say is as it was before it said anything.

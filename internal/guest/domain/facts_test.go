@@ -6,9 +6,13 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
+
+// seen is what others see of Facts.
+var seen = cmpopts.IgnoreUnexported(Facts{}, LiveDisk{})
 
 func TestParseFacts(t *testing.T) {
 	for name, want := range map[string]Facts{
@@ -17,6 +21,7 @@ func TestParseFacts(t *testing.T) {
 			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b", Record: `{"recordVersion":1,"spec":{"cpu":{"cores":2}}}`},
 			Hardware: unrecorded,
 			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true, AgentPTY: -1,
+			Disks: []LiveDisk{{Name: "root", Target: "vda", Bus: v1alpha1.BusVirtio, Path: "/disks/root.qcow2"}},
 			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
 		},
 		"live-foreign": {
@@ -33,7 +38,7 @@ func TestParseFacts(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(want, got); diff != "" {
+			if diff := cmp.Diff(want, got, seen); diff != "" {
 				t.Errorf("facts (-want +got):\n%s", diff)
 			}
 		})
@@ -127,7 +132,7 @@ func TestParseFactsTrustsNoDoubledIdentity(t *testing.T) {
 }
 
 func FuzzFacts(f *testing.F) {
-	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel", "layout1"} {
+	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel", "layout1", "buses"} {
 		doc, err := os.ReadFile(filepath.Join("testdata", name+".xml"))
 		if err != nil {
 			f.Fatal(err)
@@ -136,7 +141,7 @@ func FuzzFacts(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, doc string) {
 		facts, err := ParseFacts(doc)
-		if err != nil && !cmp.Equal(facts, Facts{}) {
+		if err != nil && !cmp.Equal(facts, Facts{}, seen) {
 			t.Errorf("facts %v with error %v", facts, err)
 		}
 	})

@@ -74,15 +74,38 @@ type Kernel struct {
 	CommandLine  string
 }
 
-// Disk is a disk of the guest: a qcow2 file of its own, or what is on a volume.
+// Disk is a disk of the guest: a qcow2 file of its own, what is on a volume, or a CD-ROM drive.
 type Disk struct {
-	// Name is the disk's serial number, at most 20 characters.
+	// Name is the disk's in the spec: what Facts knows it by.
 	Name string
-	Path string
+	// Serial is the serial number that the guest sees, at most 20 characters; Name if it is empty.
+	Serial string
+	// CDROM: the guest only reads it, and its medium can be changed. Path "" is an empty drive.
+	CDROM bool
+	Path  string
+	// Format is Path's on a CD-ROM. Elsewhere it is as Volume says.
+	Format Format
 	// Backing is the chain of read-only files below Path, nearest first. It is all of the chain: what is not named is not opened.
 	Backing []Backing
 	// Volume says how Path is on a volume; nil for a qcow2 file.
 	Volume *Volume
+	// Bus is by default Virtio, of a CD-ROM SATA.
+	Bus v1alpha1.DiskBus
+	// Cache is by default none where Direct says that it can be, else writeback; an Ephemeral disk ignores flushes. A
+	// CD-ROM has none to choose, and a Shared volume is never cached.
+	Cache             v1alpha1.DiskCache
+	Direct, Ephemeral bool
+	// IOThread: a thread of QEMU's own serves it, or all SCSI disks, from the guest's next start on. Not on SATA.
+	IOThread bool
+	Limits   Limits
+}
+
+// Limits are what a disk may do in a second; 0 is no limit.
+type Limits struct {
+	// IOPS are requests, Bytes what they read and write.
+	IOPS, Bytes int64
+	// BurstIOPS and BurstBytes are allowed for BurstSeconds, each above its limit. With any of them, BurstSeconds is at least 1.
+	BurstIOPS, BurstBytes, BurstSeconds int64
 }
 
 // Volume is where a disk's bytes are as they are: in a raw file, or on a block device.

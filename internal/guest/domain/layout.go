@@ -35,6 +35,8 @@ type layout struct {
 	nic, disk place
 	// seed and tools are behind the disks: the first of them is the guest's vda.
 	seed, tools place
+	// scsi is the controller of SCSI disks, if there are any.
+	scsi place
 	// These are never plugged.
 	serial, rng, balloon, video, tablet place
 	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most.
@@ -58,7 +60,7 @@ type place struct{ bus, slot int }
 var layouts = [NewestLayout + 1]layout{
 	// Everything on the root bus, where nothing can be plugged.
 	{
-		nic: place{0, 2}, serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, disk: place{0, 6}, seed: place{0, 30},
+		nic: place{0, 2}, serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, disk: place{0, 6}, seed: place{0, 30}, scsi: place{0, 27},
 		video: place{0, 1}, tablet: place{0, 28}, tools: place{0, 29},
 		growth: 1,
 		mac:    macOfNetwork,
@@ -68,11 +70,11 @@ var layouts = [NewestLayout + 1]layout{
 }
 
 // onBridge is a layout with what can be plugged behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, the
-// tools in 30, and whatever comes later in 25 to 29. On the root bus, the slots from 7 on are free.
+// controller of SCSI disks in 25, the tools in 30, and whatever comes later in 26 to 29. On the root bus, the slots from 7 on are free.
 func onBridge(mac func(types.UID, string, int) net.HardwareAddr) layout {
 	return layout{
 		bridges: []bridge{{"pcie-root-port", place{0, 6}}, {"pcie-to-pci-bridge", place{1, 0}}},
-		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31}, tools: place{2, 30},
+		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31}, tools: place{2, 30}, scsi: place{2, 25},
 		serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, video: place{0, 1}, tablet: place{0, 2},
 		growth: 4,
 		mac:    mac,

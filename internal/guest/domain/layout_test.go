@@ -29,6 +29,7 @@ func TestLayoutsHaveRoom(t *testing.T) {
 		put("balloon", l.balloon)
 		put("video", l.video)
 		put("tablet", l.tablet)
+		put("scsi", l.scsi)
 		put("seed", l.seed)
 		put("tools", l.tools)
 		for i := range nics {

@@ -23,6 +23,7 @@ func XML(g Guest) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	own, shared := g.ioThreads()
 	d := libvirtxml.Domain{
 		Type:       "kvm",
 		Name:       g.Name,
@@ -30,6 +31,7 @@ func XML(g Guest) (string, error) {
 		Metadata:   &libvirtxml.DomainMetadata{XML: metadata},
 		Memory:     &libvirtxml.DomainMemory{Value: uint(g.Memory / kibi), Unit: "KiB"}, //nolint:gosec // check allows no negative size
 		VCPU:       g.vcpu(),
+		IOThreads:  own + shared,
 		OS:         g.os(),
 		Features:   g.features(),
 		CPU:        g.cpu(),

@@ -44,6 +44,22 @@ func edited(edit func(*Guest)) Guest {
 	return g
 }
 
+// buses16 gives a guest disks of every kind.
+func buses16(g *Guest) {
+	g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
+	g.Tools = "/tools.iso"
+	g.Disks = []Disk{
+		{Name: "root", Path: "/root.qcow2", Direct: true, IOThread: true},
+		{Name: "scratch", Path: "/scratch.qcow2", Ephemeral: true, Direct: true},
+		{Name: "fast", Path: "/fast.qcow2", Bus: v1alpha1.BusSCSI, IOThread: true, Direct: true, Limits: Limits{500, 50 << 20, 2000, 200 << 20, 10}},
+		{Name: "install", CDROM: true, Path: "/install.iso", Format: Raw},
+		{Name: "tools", CDROM: true, Bus: v1alpha1.BusSCSI},
+		{Name: "old", Path: "/old.qcow2", Bus: v1alpha1.BusSATA, Cache: v1alpha1.CacheWritethrough, Serial: "WD-1234"},
+		{Name: "log", Path: "/log.raw", Volume: &Volume{Block: true}, IOThread: true, Direct: true, Limits: Limits{IOPS: 100}},
+		{Name: "kept", Path: "/kept.qcow2", Ephemeral: true, Cache: v1alpha1.CacheNone},
+	}
+}
+
 func TestXML(t *testing.T) {
 	for name, g := range map[string]Guest{
 		"disks":   web(),
@@ -57,6 +73,8 @@ func TestXML(t *testing.T) {
 				{Name: "cluster", Path: volumes + "cluster.raw", Volume: &Volume{Block: true, Shared: true}},
 			}
 		}),
+		"buses":         edited(buses16),
+		"layout0-buses": edited(func(g *Guest) { buses16(g); g.Hardware = unrecorded }),
 		"display": edited(func(g *Guest) {
 			g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
 			g.Display = &Display{Type: v1alpha1.DisplayVGA, Socket: "/run/berth/displays/u/vnc.sock"}
@@ -98,16 +116,28 @@ func TestXML(t *testing.T) {
 
 func TestXMLRefuses(t *testing.T) {
 	for what, edit := range map[string]func(*Guest){
-		"a name for a UUID":             func(g *Guest) { g.UUID = "web" },
-		"a UUID in another form":        func(g *Guest) { g.UUID = strings.ToUpper(g.UUID) },
-		"a layout of a newer Berth":     func(g *Guest) { g.Hardware.Layout = NewestLayout + 1 },
-		"no layout":                     func(g *Guest) { g.Hardware.Layout = -1 },
-		"no machine type":               func(g *Guest) { g.Hardware.Machine = "" },
-		"no CPU":                        func(g *Guest) { g.CPU.Cores = 0 },
-		"no memory":                     func(g *Guest) { g.Memory = 0 },
-		"root":                          func(g *Guest) { g.UID = 0 },
-		"root's group":                  func(g *Guest) { g.GID = 0 },
-		"too many disks":                func(g *Guest) { g.Disks = make([]Disk, MaxDisks+1) },
+		"a name for a UUID":                    func(g *Guest) { g.UUID = "web" },
+		"a UUID in another form":               func(g *Guest) { g.UUID = strings.ToUpper(g.UUID) },
+		"a layout of a newer Berth":            func(g *Guest) { g.Hardware.Layout = NewestLayout + 1 },
+		"no layout":                            func(g *Guest) { g.Hardware.Layout = -1 },
+		"no machine type":                      func(g *Guest) { g.Hardware.Machine = "" },
+		"no CPU":                               func(g *Guest) { g.CPU.Cores = 0 },
+		"no memory":                            func(g *Guest) { g.Memory = 0 },
+		"root":                                 func(g *Guest) { g.UID = 0 },
+		"root's group":                         func(g *Guest) { g.GID = 0 },
+		"too many disks":                       func(g *Guest) { g.Disks = make([]Disk, MaxDisks+1) },
+		"a serial number of the guest program": func(g *Guest) { g.Disks[0].Serial = toolsSerial },
+		"a CD-ROM on virtio":                   func(g *Guest) { g.Disks[0] = Disk{Name: "a", CDROM: true, Bus: v1alpha1.BusVirtio} },
+		"a medium to guess":                    func(g *Guest) { g.Disks[0] = Disk{Name: "a", CDROM: true, Path: "/a"} },
+		"a bus of another machine":             func(g *Guest) { g.Disks[0].Bus = "IDE" },
+		"an IO thread on SATA":                 func(g *Guest) { g.Disks[0].Bus, g.Disks[0].IOThread = v1alpha1.BusSATA, true },
+		"limits below nothing":                 func(g *Guest) { g.Disks[0].Limits.BurstBytes = -1 },
+		"more SATA disks than ports": func(g *Guest) {
+			g.Disks = nil
+			for range maxSATA + 1 {
+				g.Disks = append(g.Disks, Disk{Name: "a", CDROM: true})
+			}
+		},
 		"a format to guess":             func(g *Guest) { g.Disks[0].Backing[0].Format = "" },
 		"a disk nowhere":                func(g *Guest) { g.Disks[0].Path = "" },
 		"a path that climbs":            func(g *Guest) { g.Disks[0].Path = "/var/../etc/shadow" },
@@ -169,7 +199,10 @@ func FuzzXML(f *testing.F) {
 			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
 			GuestPort: g.GuestPort, ExitPort: g.ExitPort, AgentPTY: -1, Paths: []string{path, path, path},
 		}
-		if diff := cmp.Diff(want, facts); diff != "" {
+		if serial != "" {
+			want.Disks = []LiveDisk{{Name: serial, Alias: "ua-" + serial, Target: "vda", Bus: v1alpha1.BusVirtio, Path: path}}
+		}
+		if diff := cmp.Diff(want, facts, seen); diff != "" {
 			t.Fatalf("facts (-want +got):\n%s", diff)
 		}
 	})

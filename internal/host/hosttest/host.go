@@ -109,6 +109,8 @@ type qemu struct {
 	shutdownAsked bool
 	nmis          int
 	sizes         map[string]int64 // of disks by path, as ResizeDisk told
+	holds         bool             // its guest holds what it is asked for
+	leaving       []string         // aliases of disks that it is asked for
 	files, taps   []string
 	helper        *proc
 	// cause is how it ended, as libvirt will notice; "" while it lives.

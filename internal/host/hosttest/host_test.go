@@ -25,7 +25,11 @@ func xml(h *hosttest.Host, id, name string) string {
 func TestLibvirt(t *testing.T) {
 	h := hosttest.New()
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt, Resizer: h.Libvirt,
+		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt, Resizer: h.Libvirt, Plugger: h.Libvirt, Annotator: h.Libvirt,
+		Disk: func(*testing.T) string {
+			i := h.AddImage(store.Content{Digest: "sha256:" + strings.Repeat("5", 64)}, 1)
+			return fmt.Sprintf(`<disk type="file" device="disk"><source file="%s"/><target dev="vdp" bus="virtio"/><alias name="ua-data"/></disk>`, i.DiskPath())
+		},
 		XML: func(_ *testing.T, id, name string) string { return xml(h, id, name) },
 		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
 			id, name = uuid.NewString(), "end_"+uuid.NewString()
@@ -70,7 +74,7 @@ func TestStore(t *testing.T) {
 	hosttest.TestStore(t, func(*testing.T) hosttest.StoreSetup {
 		h := hosttest.New()
 		return hosttest.StoreSetup{
-			Guests: h.Store, Disks: h.Store, Images: h.Store, Seeds: h.Store, FirstStarts: h.Store,
+			Guests: h.Store, Disks: h.Store, LiveDisks: h.Store, Images: h.Store, Seeds: h.Store, FirstStarts: h.Store,
 			AddImage: func(_ *testing.T, c store.Content, size int64) { h.AddImage(c, size) },
 		}
 	})

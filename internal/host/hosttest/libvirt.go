@@ -334,6 +334,7 @@ func (l *Libvirt) Resume(ctx context.Context, id string) error {
 		return err
 	}
 	d.process.qemu.state, d.process.qemu.pause = libvirtd.Running, ""
+	d.letGo()
 	return nil
 }
 

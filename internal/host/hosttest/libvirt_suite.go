@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/xml"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,12 +46,30 @@ type Resizer interface {
 	ResizeDisk(ctx context.Context, uuid, path string, size int64) error
 }
 
+// Plugger is what TestLibvirt has a libvirtd.Client do with the disks of domains that run.
+type Plugger interface {
+	AttachDisk(ctx context.Context, uuid, xml string) error
+	DetachDisk(ctx context.Context, uuid, alias string) error
+	ChangeMedium(ctx context.Context, uuid, xml string, force bool) error
+	SetDiskLimits(ctx context.Context, uuid, target string, l libvirtd.DiskLimits) error
+	BlockStats(ctx context.Context) (map[string][]libvirtd.BlockStats, error)
+}
+
+// Annotator has a libvirtd.Client keep something with a domain.
+type Annotator interface {
+	SetMetadata(ctx context.Context, uuid, xml string) error
+}
+
 // LibvirtSetup is a libvirtd to be tested, and the world around it.
 type LibvirtSetup struct {
 	Domains
 	Power
 	Buttons
 	Resizer
+	Plugger
+	Annotator
+	// Disk describes one that a domain of XML can be plugged.
+	Disk func(t *testing.T) string
 	// XML describes a domain whose guest has no guest agent and ignores the power button. Each has another name.
 	XML func(t *testing.T, uuid, name string) string
 	// End starts a guest, has it run and then end for the cause. It returns when libvirt has noticed.
@@ -133,6 +153,11 @@ func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
 		"resetting":          s.Reset(t.Context(), id),
 		"injecting an NMI":   s.InjectNMI(t.Context(), id),
 		"resizing a disk":    s.ResizeDisk(t.Context(), id, "/d.qcow2", mib),
+		"plugging a disk":    s.AttachDisk(t.Context(), id, `<disk device="disk"><target dev="vdp" bus="virtio"/></disk>`),
+		"unplugging":         s.DetachDisk(t.Context(), id, "ua-data"),
+		"changing a medium":  s.ChangeMedium(t.Context(), id, `<disk device="cdrom"><target dev="sda" bus="sata"/></disk>`, true),
+		"limiting a disk":    s.SetDiskLimits(t.Context(), id, "vdp", libvirtd.DiskLimits{}),
+		"its metadata":       s.SetMetadata(t.Context(), id, `<a:b xmlns:a="https://example.org"/>`),
 		"shutting it down":   s.Shutdown(t.Context(), id, libvirtd.ByACPI),
 		"by its guest agent": s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent),
 		"destroying":         s.Destroy(t.Context(), id),
@@ -145,7 +170,8 @@ func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
 	s.expectNone(t, id)
 	for doing, err := range s.calls(t, id) {
 		switch doing {
-		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI", "resizing a disk":
+		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI", "resizing a disk",
+			"plugging a disk", "changing a medium", "limiting a disk", "its metadata":
 			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
 		default:
 			if err != nil {
@@ -212,6 +238,7 @@ func TestLibvirt(t *testing.T, s LibvirtSetup) {
 		}
 	})
 	t.Run("a domain is refused", s.testRefusals)
+	t.Run("a disk comes, changes and goes", s.testPlug)
 	for cause, seen := range map[libvirtd.Cause]libvirtd.State{
 		libvirtd.CausePoweredOff: "", libvirtd.CauseFailed: "", libvirtd.CauseSignalled: "", libvirtd.CausePanicked: libvirtd.Crashed,
 	} {
@@ -307,6 +334,61 @@ func (s LibvirtSetup) testLife(t *testing.T) {
 		t.Error("two lives have one ID")
 	}
 	s.expectStop(t, id, name, libvirtd.CauseUnknown)
+}
+
+func (s LibvirtSetup) testPlug(t *testing.T) {
+	id, _, _ := s.create(t, "plug")
+	doc := s.Disk(t)
+	disk, err := readDevice(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	has := func() (found device) {
+		t.Helper()
+		for _, d := range (&domain{xml: s.look(t, id).XML}).devices() {
+			if d.Alias == disk.Alias {
+				found = d
+			}
+		}
+		return found
+	}
+	if err := s.AttachDisk(t.Context(), id, doc); err != nil {
+		t.Fatal(err)
+	}
+	if d := has(); d.file() != disk.file() || d.Target != disk.Target {
+		t.Errorf("plugged %+v, it has %+v", disk, d)
+	}
+	expectFault(t, "plugging it again", s.AttachDisk(t.Context(), id, doc), fault.Transient, v1alpha1.ReasonLibvirtRefused)
+	all, err := s.BlockStats(t.Context())
+	if err != nil || !slices.ContainsFunc(all[id], func(b libvirtd.BlockStats) bool { return b.Target == disk.Target.Dev }) {
+		t.Errorf("its disks have done %+v, %v", all[id], err)
+	}
+	for _, limits := range []libvirtd.DiskLimits{
+		{IOPS: 500, Bytes: 50 << 20, BurstIOPS: 2000, BurstBytes: 200 << 20, BurstSeconds: 10}, {Bytes: 10 << 20}, {},
+	} {
+		for range 2 {
+			if err := s.SetDiskLimits(t.Context(), id, disk.Target.Dev, limits); err != nil {
+				t.Errorf("limits of %+v: %v", limits, err)
+			}
+		}
+		want := fmt.Sprintf("<total_bytes_sec>%d<", limits.Bytes)
+		if d := has(); strings.Contains(d.doc, want) != (limits.Bytes > 0) || strings.Contains(d.doc, "sec_max>") != (limits.BurstIOPS > 0) {
+			t.Errorf("with limits of %+v: %s", limits, d.doc)
+		}
+	}
+	err = s.SetDiskLimits(t.Context(), id, "vdz", libvirtd.DiskLimits{IOPS: 1})
+	expectFault(t, "limiting a disk that is not there", err, fault.Transient, v1alpha1.ReasonLibvirtRefused)
+	for range 2 { // its guest is halted, so it cannot let go
+		if err := s.DetachDisk(t.Context(), id, disk.Alias.Name); err != nil {
+			t.Errorf("unplugging: %v", err)
+		}
+		if d := has(); d.doc == "" {
+			t.Error("a halted guest let go")
+		}
+	}
+	if err := s.DetachDisk(t.Context(), id, "ua-none"); err != nil {
+		t.Errorf("unplugging what is not there: %v", err)
+	}
 }
 
 func (s LibvirtSetup) testRefusals(t *testing.T) {

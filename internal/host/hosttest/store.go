@@ -38,6 +38,7 @@ type guest struct {
 	hardware *store.Hardware
 	seed     *bool // that it first started with
 	disks    map[string]store.GuestDisk
+	media    map[string]store.GuestDisk
 	tools    bool          // it has the disk with the guest program
 	kernel   store.Content // that it keeps
 }
@@ -137,7 +138,7 @@ func (s *Store) EnsureGuest(id store.Identity) (user int, err error) {
 	}
 	user = store.FirstUser + s.h.claims
 	s.h.claims++
-	s.h.guests[id.UID] = &guest{Guest: store.Guest{Identity: id, User: user}, disks: map[string]store.GuestDisk{}}
+	s.h.guests[id.UID] = &guest{Guest: store.Guest{Identity: id, User: user}, disks: map[string]store.GuestDisk{}, media: map[string]store.GuestDisk{}}
 	return user, nil
 }
 
@@ -257,10 +258,65 @@ func (s *Store) Disks(uid string) (disks []store.GuestDisk, err error) {
 	if g == nil {
 		return nil, nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(g.disks)) {
-		disks = append(disks, g.disks[name])
+	for _, all := range []map[string]store.GuestDisk{g.disks, g.media} {
+		disks = slices.AppendSeq(disks, maps.Values(all))
 	}
+	slices.SortFunc(disks, func(a, b store.GuestDisk) int { return strings.Compare(a.Name, b.Name) })
 	return disks, nil
+}
+
+// SetMedium is as store.Store's.
+func (s *Store) SetMedium(uid, name, reference string, c store.Content) error {
+	return s.change("recording the medium of", uid, name, func(g *guest) error {
+		if c == (store.Content{}) {
+			delete(g.media, name)
+			return nil
+		}
+		base, ok := s.h.images[c]
+		if !ok {
+			return fs.ErrNotExist
+		}
+		g.media[name] = store.GuestDisk{
+			Name: name, CDROM: true, Path: base.DiskPath(), Record: store.Record{Image: reference, Ephemeral: true}, Base: base, VirtualSize: base.VirtualSize,
+		}
+		return nil
+	})
+}
+
+// RemoveDisk is as store.Store's.
+func (s *Store) RemoveDisk(uid, name string) error {
+	err := s.change("removing", uid, name, func(g *guest) error {
+		if d, ok := g.disks[name]; ok {
+			s.h.removed(uid, d.Path)
+		}
+		delete(g.disks, name)
+		delete(g.media, name)
+		return nil
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// change does what concerns one disk of a guest.
+func (s *Store) change(doing, uid, name string, do func(g *guest) error) error {
+	if err := checkUID(uid); err != nil {
+		return err
+	}
+	if !validName.MatchString(name) {
+		return fmt.Errorf("%q is no name of a disk", name)
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	err := fs.ErrNotExist
+	if g := s.h.guests[uid]; g != nil {
+		err = do(g)
+	}
+	if err != nil {
+		return fmt.Errorf("%s disk %s of guest %s: %w", doing, name, uid, err)
+	}
+	return nil
 }
 
 // Overlay is as store.Store's.
@@ -361,8 +417,10 @@ func (s *Store) RemoveImage(c store.Content) error {
 	defer s.h.mu.Unlock()
 	for _, g := range s.h.guests {
 		used := g.kernel == c
-		for _, d := range g.disks {
-			used = used || d.Base.Content == c
+		for _, all := range []map[string]store.GuestDisk{g.disks, g.media} {
+			for _, d := range all {
+				used = used || d.Base.Content == c
+			}
 		}
 		if used {
 			return fmt.Errorf("removing image %s: %w", c.Digest, store.ErrInUse)
@@ -429,3 +487,6 @@ func (s *Store) RemoveSeed(uid string) error {
 	}
 	return nil
 }
+
+// TakesDirectIO is as store.Store's, on an ordinary file system.
+func (s *Store) TakesDirectIO(string) bool { return true }

@@ -34,6 +34,12 @@ type Disks interface {
 	PinKernel(uid string, c store.Content) error
 }
 
+// LiveDisks is what TestStore asks a store.Store of disks that change while their guest runs.
+type LiveDisks interface {
+	SetMedium(uid, name, reference string, c store.Content) error
+	RemoveDisk(uid, name string) error
+}
+
 // Images is what TestStore asks a store.Store of images.
 type Images interface {
 	Image(c store.Content) (store.Image, error)
@@ -59,6 +65,7 @@ type FirstStarts interface {
 type StoreSetup struct {
 	Guests
 	Disks
+	LiveDisks
 	Images
 	Seeds
 	FirstStarts
@@ -86,6 +93,8 @@ func TestStore(t *testing.T, open func(t *testing.T) StoreSetup) {
 		"a disk is made once":                             testOverlay,
 		"an ephemeral disk is made anew":                  testRecreate,
 		"a disk is refused":                               testOverlayRefused,
+		"a CD-ROM keeps its medium":                       testMedium,
+		"a disk is removed":                               testRemoveDisk,
 		"what guests need stays":                          testKeep,
 		"a seed comes and goes":                           testSeed,
 		"nothing is left of a guest":                      testRemove,
@@ -267,6 +276,82 @@ func testOverlayRefused(t *testing.T, s StoreSetup) {
 	s.expectDisks(t, uid)
 }
 
+func testMedium(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	set := func(reference string, c store.Content) {
+		t.Helper()
+		for range 2 {
+			if err := s.SetMedium(uid, "install", reference, c); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	medium := func(reference string, c store.Content) store.GuestDisk {
+		t.Helper()
+		image, err := s.Image(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return store.GuestDisk{
+			Name: "install", CDROM: true, Path: image.DiskPath(), Record: store.Record{Image: reference, Ephemeral: true}, Base: image, VirtualSize: image.VirtualSize,
+		}
+	}
+	set("", store.Content{})
+	s.expectDisks(t, uid)
+	root := s.make(t, s.Overlay, uid, store.Overlay{Name: "root", Base: small, User: user}, mib)
+	set("a", small)
+	s.expectDisks(t, uid, medium("a", small), root)
+	set("b", large)
+	s.expectDisks(t, uid, medium("b", large), root)
+	set("c", large)
+	s.expectDisks(t, uid, medium("c", large), root)
+	if err := s.RemoveImage(large); !errors.Is(err, store.ErrInUse) {
+		t.Errorf("removing the medium's image: %v", err)
+	}
+	expectAbsence(t, "a medium that is absent", s.SetMedium(uid, "install", "d", absent))
+	s.expectDisks(t, uid, medium("c", large), root)
+	expectAbsence(t, "one of no guest", s.SetMedium(uuid.NewString(), "install", "a", small))
+	set("", store.Content{})
+	s.expectDisks(t, uid, root)
+	if err := s.RemoveImage(large); err != nil {
+		t.Errorf("removing the image of a medium that was taken out: %v", err)
+	}
+	set("a", small)
+	if err := s.RemoveDisk(uid, "install"); err != nil {
+		t.Error(err)
+	}
+	s.expectDisks(t, uid, root)
+}
+
+func testRemoveDisk(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	root := s.make(t, s.Overlay, uid, store.Overlay{Name: "root", Base: small, User: user}, mib)
+	for _, o := range []store.Overlay{
+		{Name: "data", Record: store.Record{Image: "b"}, Base: large, Size: 3 * mib, User: user}, {Name: "data", Size: 5 * mib, User: user},
+	} {
+		data := s.make(t, s.Overlay, uid, o, o.Size)
+		s.expectDisks(t, uid, data, root)
+		for range 2 {
+			if err := s.RemoveDisk(uid, "data"); err != nil {
+				t.Error(err)
+			}
+			s.expectDisks(t, uid, root)
+		}
+	}
+	if err := s.RemoveImage(large); err != nil {
+		t.Errorf("removing the image of a disk that was removed: %v", err)
+	}
+	for _, name := range []string{"", "..", "a/b", "root.qcow2"} {
+		if err := s.RemoveDisk(uid, name); err == nil {
+			t.Errorf("name %q was taken", name)
+		}
+	}
+	if err := s.RemoveDisk(uuid.NewString(), "data"); err != nil {
+		t.Errorf("one of no guest: %v", err)
+	}
+	s.expectDisks(t, uid, root)
+}
+
 func testKeep(t *testing.T, s StoreSetup) {
 	remove := func(c store.Content, want error) {
 		t.Helper()
@@ -428,7 +513,8 @@ func testUIDs(t *testing.T, s StoreSetup) {
 		_, hasSeedErr := s.HasSeed(uid)
 		for doing, err := range map[string]error{
 			"claiming": claimErr, "its hardware": hardwareErr, "looking for it": hasErr, "its disks": disksErr, "making a disk": overlayErr,
-			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "removing it": s.Remove(uid),
+			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "its medium": s.SetMedium(uid, "root", "a", small),
+			"removing a disk": s.RemoveDisk(uid, "root"), "removing it": s.Remove(uid),
 			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil),
 			"its first start": withoutErr, "recording that": s.RecordSeed(uid, true), "its tools": toolsErr, "removing its seed": s.RemoveSeed(uid),
 		} {

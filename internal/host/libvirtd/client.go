@@ -42,7 +42,8 @@ func (o Options) withDefaults() Options {
 // Watcher has callbacks. They only take note, since they run where events are
 // read: they must not block, call the Client or be nil.
 type Watcher struct {
-	// Changed: something happened to the domain with this UUID, or to its guest agent. Of many resets some are told.
+	// Changed: something happened to the domain with this UUID, to its guest agent, or to a device
+	// that its guest was asked for. Of many resets some are told.
 	Changed func(uuid string)
 	// Resync: anything may have happened to any domain.
 	Resync func()
@@ -56,7 +57,7 @@ type Client struct {
 	options Options
 	watcher Watcher
 	// A pool for each kind of call, so that guests that answer slowly, or domains that start slowly, hold up only their kind.
-	queries, control, starts, agents *callPool
+	queries, control, starts, agents, statistics *callPool
 
 	monitor eventMonitor
 	exits   exitLog
@@ -83,6 +84,7 @@ func New(o Options, w Watcher) *Client {
 	c.queries = newCallPool("queries", "", c.options.QueryTimeout, dial)
 	c.control = newCallPool("control", "QEMUs that do not answer", controlTimeout, dial)
 	c.starts = newCallPool("starts", "domains that start slowly", startTimeout, dial)
+	c.statistics = newCallPool("statistics", "QEMUs that do not answer", controlTimeout, dial)
 	c.agents = newCallPool("agents", "guest agents that do not answer", c.options.QueryTimeout+agentTimeout, dial)
 	return c
 }
@@ -129,7 +131,7 @@ func (c *Client) disconnected(err error) {
 	before := c.err
 	c.err = err
 	c.mu.Unlock()
-	for _, p := range []*callPool{c.queries, c.control, c.starts, c.agents} {
+	for _, p := range []*callPool{c.queries, c.control, c.starts, c.agents, c.statistics} {
 		p.close()
 	}
 	if before == nil || errors.Is(before, ErrNotConnected) {

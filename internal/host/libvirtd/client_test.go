@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/uuid"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -170,7 +171,18 @@ func TestContract(t *testing.T) {
 		libvirtd.CauseSignalled:  {signal: syscall.SIGTERM},
 	}
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: c, Power: c, Buttons: c, Resizer: c,
+		Domains: c, Power: c, Buttons: c, Resizer: c, Plugger: c, Annotator: c,
+		Disk: func(t *testing.T) string {
+			path := filepath.Join(l.Dir, "data.qcow2")
+			env.EmptyDisk(t, path, l.UID, l.GID)
+			at, _ := domain.Facts{Hardware: domain.Hardware{Layout: domain.NewestLayout}}.Spot(v1alpha1.BusVirtio)
+			doc, err := domain.DiskXML(domain.Disk{Name: "data", Path: path}, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Its first slot and letter are those of a guest's first disk.
+			return strings.NewReplacer(`slot="0x09"`, `slot="0x18"`, "vda", "vdp").Replace(doc)
+		},
 		XML: func(t *testing.T, id, name string) string {
 			g := guest(t, l, name, env.Idle)
 			g.UUID, g.Name, g.Identity.VM = id, name, id
@@ -214,11 +226,12 @@ func TestLifeOfADomain(t *testing.T) {
 		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware, Emulated: true, Console: g.Console,
 		GuestPort: g.GuestPort, ExitPort: g.ExitPort, AgentPTY: facts.AgentPTY, // whichever is free
 		Paths: []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
+		Disks: []domain.LiveDisk{{Name: "root", Alias: "ua-root", Target: "vda", Bus: v1alpha1.BusVirtio, Path: g.Disks[0].Path}},
 	}
 	if facts.AgentPTY < 0 {
 		t.Error("libvirtd itself has the guest agent's channel")
 	}
-	if diff := cmp.Diff(want, facts); diff != "" {
+	if diff := cmp.Diff(want, facts, cmpopts.IgnoreUnexported(domain.Facts{}, domain.LiveDisk{})); diff != "" {
 		t.Errorf("facts (-want +got):\n%s", diff)
 	}
 	env.Eventually(t, "an event", func() bool { return k.of(g.UUID) > 0 })

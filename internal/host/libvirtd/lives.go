@@ -88,6 +88,10 @@ func (c *Client) handleEvents(events <-chan any) {
 			continue
 		case *golibvirt.DomainEventCallbackAgentLifecycleMsg:
 			id = uuidText(e.Dom.UUID)
+		case *golibvirt.DomainEventCallbackDeviceRemovedMsg:
+			id = uuidText(e.Msg.Dom.UUID)
+		case *golibvirt.DomainEventCallbackDeviceRemovalFailedMsg:
+			id = uuidText(e.Dom.UUID)
 		default:
 			continue
 		}

@@ -75,7 +75,10 @@ func (c *Client) connectEvents(ctx context.Context) (*connection, error) {
 	c.monitor.reset()
 	err = events.guarded(ctx, func(l *golibvirt.Libvirt) error {
 		// The library ends a subscription with this context; a connection's end does that too.
-		for _, id := range []golibvirt.DomainEventID{golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDReboot, golibvirt.DomainEventIDAgentLifecycle} {
+		for _, id := range []golibvirt.DomainEventID{
+			golibvirt.DomainEventIDLifecycle, golibvirt.DomainEventIDReboot, golibvirt.DomainEventIDAgentLifecycle,
+			golibvirt.DomainEventIDDeviceRemoved, golibvirt.DomainEventIDDeviceRemovalFailed,
+		} {
 			stream, err := l.SubscribeEvents(context.WithoutCancel(ctx), id, nil)
 			if err != nil {
 				return fmt.Errorf("subscribing to events %d: %w", id, err)

@@ -26,7 +26,9 @@ const (
 	procRegister       = 316
 	procLifecycle      = 318
 	procReboot         = 319
+	procDeviceRemoved  = 333
 	procAgentLifecycle = 348
+	procRemovalFailed  = 367
 )
 
 type procedure struct{ program, number uint32 }
@@ -49,23 +51,30 @@ var (
 		{remoteProgram, procAuthList}: reflect.TypeFor[golibvirt.AuthListRet](),
 		{remoteProgram, 70}:           reflect.TypeFor[golibvirt.AuthPolkitRet](),
 		{remoteProgram, 157}:          reflect.TypeFor[golibvirt.ConnectGetLibVersionRet](),
+		{remoteProgram, 160}:          noResult, // domain attach device flags
+		{remoteProgram, 174}:          noResult, // domain update device flags
 		{remoteProgram, 210}:          noResult, // domain inject NMI
 		{remoteProgram, 212}:          reflect.TypeFor[golibvirt.DomainGetStateRet](),
 		{remoteProgram, 234}:          noResult, // domain destroy flags
 		{remoteProgram, 245}:          noResult, // domain reset
 		{remoteProgram, 251}:          noResult, // domain block resize
+		{remoteProgram, 252}:          noResult, // domain set block I/O tune
 		{remoteProgram, 258}:          noResult, // domain shutdown flags
+		{remoteProgram, 264}:          noResult, // domain set metadata
 		{remoteProgram, 273}:          reflect.TypeFor[golibvirt.ConnectListAllDomainsRet](),
 		{remoteProgram, procRegister}: reflect.TypeFor[golibvirt.ConnectDomainEventCallbackRegisterAnyRet](),
 		{remoteProgram, 317}:          noResult, // domain event callback deregister, at the end of a connection
 		{remoteProgram, 342}:          reflect.TypeFor[golibvirt.ConnectGetDomainCapabilitiesRet](),
 		{remoteProgram, 344}:          reflect.TypeFor[golibvirt.ConnectGetAllDomainStatsRet](),
+		{remoteProgram, 392}:          noResult, // domain detach device alias
 		{qemuProgram, 3}:              reflect.TypeFor[golibvirt.QEMUDomainAgentCommandRet](),
 	}
 	events = map[procedure]reflect.Type{
 		{remoteProgram, procLifecycle}:      reflect.TypeFor[golibvirt.DomainEventCallbackLifecycleMsg](),
 		{remoteProgram, procReboot}:         reflect.TypeFor[golibvirt.DomainEventCallbackRebootMsg](),
+		{remoteProgram, procDeviceRemoved}:  reflect.TypeFor[golibvirt.DomainEventCallbackDeviceRemovedMsg](),
 		{remoteProgram, procAgentLifecycle}: reflect.TypeFor[golibvirt.DomainEventCallbackAgentLifecycleMsg](),
+		{remoteProgram, procRemovalFailed}:  reflect.TypeFor[golibvirt.DomainEventCallbackDeviceRemovalFailedMsg](),
 	}
 	// remoteError is how the library reads the head of remote_error.
 	remoteError = reflect.TypeFor[struct {

@@ -55,7 +55,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		check(t, dir, seen)
 	}
 	t.Logf("found whole: %v", seen)
-	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 || seen["hardware"] == 0 {
+	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 || seen["medium"] == 0 || seen["hardware"] == 0 {
 		t.Error("the child never got far enough for this to prove anything")
 	}
 }
@@ -80,6 +80,11 @@ func work(t *testing.T, dir string) {
 		_, decided := s.Hardware(uid, Hardware{Layout: i, Machine: "pc-q35-7.2"})
 		_, made := s.Overlay(uid, Overlay{Name: "root", Base: disk(n), Size: 1 << 40, User: user})
 		_, remade := s.RecreateOverlay(uid, Overlay{Name: "scratch", Base: disk(n), User: user})
+		inserted := s.SetMedium(uid, "install", fmt.Sprint(n), disk(n))
+		var gone error
+		if i%3 > 0 {
+			gone = errors.Join(s.RemoveDisk(uid, "scratch"), s.SetMedium(uid, "install", "", Content{}))
+		}
 		kept := errors.Join(s.GrantAccess(disk(n), "proof"), s.SetTag("quay.io/a", disk(n).Digest))
 		var removed error
 		if i%4 == 3 {
@@ -88,7 +93,7 @@ func work(t *testing.T, dir string) {
 		if err := s.RemoveImage(disk(byte((i + 1) % 5))); err != nil && !errors.Is(err, ErrInUse) {
 			removed = errors.Join(removed, err)
 		}
-		if err := errors.Join(err, claimed, decided, made, remade, kept, removed); err != nil {
+		if err := errors.Join(err, claimed, decided, made, remade, inserted, gone, kept, removed); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -139,10 +144,28 @@ func check(t *testing.T, dir string, seen map[string]int) {
 			if d.Base.Format == "" {
 				t.Errorf("disk %s of %s has lost its base", d.Name, g.UID)
 			}
+			if d.CDROM {
+				if d.Image != "" && disk(d.Image[0]-'0') != d.Base.Content {
+					t.Errorf("the medium of %s is image %s under the name %s", g.UID, d.Base.Digest, d.Image)
+				}
+				seen["medium"]++
+				continue
+			}
 			if perm, user := mode(t, d.Path); perm != 0o600 || user != g.User {
 				t.Errorf("disk %s has mode %o and user %d", d.Name, perm, user)
 			}
 			seen["disk"]++
+		}
+	}
+	links, err := filepath.Glob(filepath.Join(s.vms, "*", "*[a-z]"+baseSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		left := strings.TrimSuffix(link, baseSuffix)
+		_, diskErr := os.Stat(left + overlaySuffix)
+		if _, err := os.Stat(left + recordSuffix); err != nil && diskErr != nil && !strings.HasSuffix(left, mediumSuffix) {
+			t.Errorf("left %s", link)
 		}
 	}
 	if _, err := s.ResolveTag("quay.io/a"); err != nil {

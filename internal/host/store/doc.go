@@ -3,7 +3,8 @@
 //
 //	<root>/images/<key>/   disk.qcow2 or disk.raw, or kernel.img and initrd.img; meta.json, access.json
 //	<root>/images/         refs.json: what tags meant here; salt
-//	<root>/vms/<uid>/      vm.json: the VM's record; <disk>.qcow2; <disk>.base, a link to the image below it
+//	<root>/vms/<uid>/      vm.json: the VM's record; <disk>.qcow2; <disk>.base, a link to the image below it;
+//	                       <disk>.cdrom.base, one to the image in a CD-ROM drive
 //	<root>/tools/<digest>.iso  the disk with the guest program, of which each guest's directory has a link, tools.iso
 //	<run>/seeds/<uid>.iso  on tmpfs
 //

@@ -44,6 +44,7 @@ type Record struct {
 // GuestDisk is a disk of a guest that is there.
 type GuestDisk struct {
 	Name string
+	// Path is the disk's own file, of a CD-ROM its image's.
 	Path string
 	Record
 	// VirtualSize is what the guest sees, in bytes.
@@ -52,6 +53,8 @@ type GuestDisk struct {
 	Allocated int64
 	// Base is the image below it, zero if it was made blank; only Content is set if it is missing.
 	Base Image
+	// CDROM: it is the medium of a CD-ROM drive, as SetMedium keeps it. Without its image it has no Path.
+	CDROM bool
 }
 
 // Overlay makes a disk, or returns the one that is there as it is, with its own base and size. Errors: DiskTooSmall,
@@ -67,16 +70,7 @@ func (s *Store) RecreateOverlay(uid string, o Overlay) (GuestDisk, error) {
 
 // overlay makes a disk unless, after prepare, there is one at its path.
 func (s *Store) overlay(uid string, o Overlay, prepare func(path string) error) (GuestDisk, error) {
-	return ofGuest(s, uid, shared, fmt.Sprintf("making disk %s of", o.Name), func(dir string) (disk GuestDisk, err error) {
-		if !validName.MatchString(o.Name) {
-			return disk, fmt.Errorf("%q is not a valid disk name", o.Name)
-		}
-		// Two makers with different bases would leave a disk over the one and a link to the other.
-		held, err := lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
-		if err != nil {
-			return disk, err
-		}
-		defer held.Close()
+	return ofDisk(s, "making", uid, o.Name, func(dir string) (disk GuestDisk, err error) {
 		path := filepath.Join(dir, o.Name+overlaySuffix)
 		if err := prepare(path); err != nil {
 			return disk, err
@@ -140,24 +134,28 @@ func onBase(base Image, o Overlay) (options diskformat.OverlayOptions, err error
 	return diskformat.OverlayOptions{Size: o.Size, Backing: base.DiskPath(), BackingFormat: base.Format}, nil
 }
 
+// base reads which image a link names, and where it is or was. That there is no link is an error.
+func (s *Store) base(link string) (image Image, dir string, err error) {
+	key, err := readBase(link)
+	if err != nil {
+		return Image{}, "", err
+	}
+	dir = filepath.Join(s.images, key)
+	image, err = readImage(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Image{Content: Content{Digest: "sha256:" + key}}, dir, nil
+	}
+	return image, dir, err
+}
+
 // guestDisk inspects a disk that is there, without trust in it: QEMU may write all of its bytes.
 func (s *Store) guestDisk(dir, name string) (GuestDisk, error) {
 	disk := GuestDisk{Name: name, Path: filepath.Join(dir, name+overlaySuffix)}
-	backing := "" // the directory of what shows through
-	key, err := readBase(filepath.Join(dir, name+baseSuffix))
-	switch {
-	case errors.Is(err, fs.ErrNotExist): // it was made blank
-	case err != nil:
+	image, backing, err := s.base(filepath.Join(dir, name+baseSuffix)) // whose directory is what shows through
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {                 // without a link it was made blank
 		return disk, err
-	default:
-		backing = filepath.Join(s.images, key)
-		disk.Base, err = readImage(backing)
-		if errors.Is(err, fs.ErrNotExist) {
-			disk.Base = Image{Content: Content{Digest: "sha256:" + key}}
-		} else if err != nil {
-			return disk, err
-		}
 	}
+	disk.Base = image
 	if err := readJSON(filepath.Join(dir, name+recordSuffix), &disk.Record); err != nil {
 		return disk, err
 	}
@@ -189,18 +187,29 @@ func (s *Store) Disks(uid string) ([]GuestDisk, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, nil
 		}
+		if err != nil {
+			return nil, err
+		}
 		for _, e := range entries {
-			name, ok := strings.CutSuffix(e.Name(), overlaySuffix)
-			if !ok {
-				continue
+			name, isDisk := strings.CutSuffix(e.Name(), overlaySuffix)
+			read := s.guestDisk
+			if !isDisk {
+				var isMedium bool
+				if name, isMedium = strings.CutSuffix(e.Name(), mediumSuffix+baseSuffix); !isMedium {
+					continue
+				}
+				read = s.medium
 			}
-			d, err := s.guestDisk(dir, name)
+			d, err := read(dir, name)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // removed meanwhile
+			}
 			if err != nil {
 				return disks, fmt.Errorf("disk %s: %w", name, err)
 			}
 			disks = append(disks, d)
 		}
-		return disks, err
+		return disks, nil
 	})
 }
 

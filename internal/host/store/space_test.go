@@ -13,11 +13,13 @@ func TestCollect(t *testing.T) {
 		limits Limits
 		after  time.Duration
 		used   bool
+		medium bool
 		goes   bool
 	}{
 		"an old one that nothing uses goes":      {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: 2 * keep, goes: true},
 		"a young one stays":                      {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: keep / 2},
 		"an old one in use stays":                {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 100}, after: 2 * keep, used: true},
+		"an old one in a CD-ROM drive stays":     {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: 2 * keep, medium: true},
 		"one in use stays on a full disk":        {limits: Limits{MaxUsagePercent: 0}, after: 2 * keep, used: true},
 		"a full disk makes a young one go":       {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: keep / 2, goes: true},
 		"one that was just brought stays":        {limits: Limits{MaxUnusedAge: keep, MaxUsagePercent: 0}, after: time.Minute},
@@ -30,6 +32,12 @@ func TestCollect(t *testing.T) {
 			if c.used {
 				user := claim(t, s, web)
 				if _, err := s.Overlay(web, Overlay{Name: "root", Base: disk(1), User: user}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.medium {
+				claim(t, s, web)
+				if err := s.SetMedium(web, "install", "a", disk(1)); err != nil {
 					t.Fatal(err)
 				}
 			}

@@ -105,7 +105,7 @@ func (s *Store) sweep() error {
 			errs = append(errs, os.RemoveAll(path))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.sweepLinks())...)
 }
 
 // How the store is locked, on this node.
