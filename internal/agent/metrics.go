@@ -9,8 +9,7 @@ import (
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
 )
 
-// agentMetrics are what the agent counts itself. Guests are not told apart: kubelet's metrics of containers do that, and count
-// QEMU.
+// agentMetrics are what the agent counts itself.
 type agentMetrics struct {
 	guests         virtualmachine.Metrics
 	pulls          pulls.Metrics
@@ -18,7 +17,7 @@ type agentMetrics struct {
 }
 
 // newAgentMetrics makes the metrics known, with those that are read at each scrape.
-func newAgentMetrics(r prometheus.Registerer, stateDir string, connected func() bool, strayBytes func() int64) *agentMetrics {
+func newAgentMetrics(r prometheus.Registerer, stateDir string, connected func() bool, strayBytes func() int64, disks virtualmachine.BlockStats) *agentMetrics {
 	metric := promauto.With(r)
 	counter := func(name, help string) prometheus.Counter {
 		return metric.NewCounter(prometheus.CounterOpts{Namespace: "berth", Name: name, Help: help})
@@ -48,7 +47,7 @@ func newAgentMetrics(r prometheus.Registerer, stateDir string, connected func() 
 	gauge("store_available_bytes", "What is free of it.", size(func(fs *unix.Statfs_t) uint64 { return fs.Bavail }))
 	gauge("stray_disk_bytes", "What disks take whose VirtualMachine nobody knows.", func() float64 { return float64(strayBytes()) })
 	states := virtualmachine.NewStates()
-	r.MustRegister(states)
+	r.MustRegister(states, virtualmachine.DiskMetrics{States: states, Stats: disks})
 	return &agentMetrics{
 		guests: virtualmachine.Metrics{
 			Steps: metric.NewHistogramVec(prometheus.HistogramOpts{

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -9,11 +10,14 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
+
+func noStats(context.Context) (map[string][]libvirtd.BlockStats, error) { return nil, nil }
 
 func TestMetrics(t *testing.T) {
 	registry := prometheus.NewPedanticRegistry()
-	m := newAgentMetrics(registry, t.TempDir(), func() bool { return true }, func() int64 { return 0 })
+	m := newAgentMetrics(registry, t.TempDir(), func() bool { return true }, func() int64 { return 0 }, noStats)
 	m.guests.Steps.WithLabelValues("CreateDomain").Observe(0.3)
 	m.guests.StepFailures.WithLabelValues("CreateDomain", string(v1alpha1.ReasonLibvirtRefused)).Inc()
 	m.guests.Exits.WithLabelValues(string(v1alpha1.ReasonPoweredOff)).Inc()

@@ -94,7 +94,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			w.resync()
 		},
 	})
-	counted := newAgentMetrics(metrics.Registry, o.StateDir, w.libvirt.Connected, func() int64 { return w.host.StrayBytes() })
+	counted := newAgentMetrics(metrics.Registry, o.StateDir, w.libvirt.Connected, func() int64 { return w.host.StrayBytes() }, w.libvirt.BlockStats)
 	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), func(context.Context) (int, error) { return w.libvirt.PID() })
 	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
 	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
@@ -206,7 +206,7 @@ func (w *wiring) listen(ctx context.Context, q queue) error {
 	w.queue.Store(&q)
 	go w.libvirt.Run(ctx)
 	go func() {
-		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, w.resync) //nolint:contextcheck // it has the agent's whole life
+		err := w.runtime.Events(ctx, func(pod string) { w.onContainer(types.UID(pod)) }, w.resync)
 		if err != nil && ctx.Err() == nil {
 			ctrl.Log.WithName("host").Info("The container runtime has no event stream: container changes are learnt from kubelet, later", "err", err.Error())
 		}

@@ -62,6 +62,18 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 		return r.growDisk(ctx, uid, s)
 	case plan.MakeDisk:
 		return r.makeDisk(g, s)
+	case plan.DeleteDisk:
+		return r.Host.Store.RemoveDisk(uid, s.Disk)
+	case plan.SetRecord:
+		return r.setRecord(ctx, uid, &o.Facts, s.Record)
+	case plan.PlugDisk:
+		return r.plugDisk(ctx, g, o, s)
+	case plan.UnplugDisk:
+		return r.Host.Libvirt.DetachDisk(ctx, uid, s.Disk.Alias)
+	case plan.TuneDisk:
+		return r.Host.Libvirt.SetDiskLimits(ctx, uid, s.Disk.Target, libvirtd.DiskLimits(s.Limits))
+	case plan.ChangeMedium:
+		return r.changeMedium(ctx, g, s)
 	case plan.KeepKernel:
 		return r.keepKernel(g, s.Image)
 	case plan.CreateDomain:
@@ -73,7 +85,7 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 	case plan.WriteSeed:
 		return r.writeSeed(&s.Machine, o.session)
 	case plan.HandOver:
-		return r.handOver(ctx, &s.Machine, &o.facts, o.session)
+		return r.handOver(ctx, &s.Machine, &o.Facts, o.session)
 	case plan.Resume:
 		return r.resume(ctx, g, o, s.PausedExternally)
 	case plan.Pause:
@@ -91,10 +103,10 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 	case plan.ConfirmActions:
 		return o.session.Send(ctx, shimproto.Acted{Resets: s.Resets, NMIs: s.NMIs})
 	case plan.StartTools:
-		go r.startTools(g.uid, o.facts.AgentPTY) //nolint:contextcheck // it outlives the step, and ends with the agent
+		go r.startTools(g.uid, o.Facts.AgentPTY) //nolint:contextcheck // it outlives the step, and ends with the agent
 		return nil
 	case plan.Shutdown:
-		return r.shutdown(ctx, g.uid, s.GuestAgent, o.facts.AgentPTY)
+		return r.shutdown(ctx, g.uid, s.GuestAgent, o.Facts.AgentPTY)
 	case plan.Destroy:
 		return r.destroy(ctx, uid, o)
 	case plan.Kill:
@@ -128,6 +140,9 @@ func (r *Reconciler) makeDisk(g *target, s plan.MakeDisk) error {
 		return err
 	}
 	d := s.Disk
+	if d.CDROM {
+		return r.Host.Store.SetMedium(string(g.uid), d.Name, d.Image.Reference, contentOf(d.Image))
+	}
 	make := r.Host.Store.Overlay
 	if s.Anew {
 		make = r.Host.Store.RecreateOverlay

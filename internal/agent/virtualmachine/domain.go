@@ -61,7 +61,7 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 	if err := r.Host.Libvirt.CreatePaused(ctx, xml); err != nil {
 		return err
 	}
-	o.facts, err = domain.ParseFacts(xml)
+	o.Facts, err = domain.ParseFacts(xml)
 	return err
 }
 
@@ -112,21 +112,9 @@ func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID, user int) 
 		return g, fmt.Errorf("reading disks: %w", err)
 	}
 	for _, want := range m.Disks {
-		if want.Claim != nil {
-			disk, err := r.volumeDisk(uid, want)
-			if err != nil {
-				return g, err
-			}
-			g.Disks = append(g.Disks, disk)
-			continue
-		}
-		i := slices.IndexFunc(made, func(d store.GuestDisk) bool { return d.Name == want.Name })
-		if i < 0 {
-			return g, fmt.Errorf("disk %s of the spec is missing in the VM's directory on node %s", want.Name, r.Node)
-		}
-		disk := domain.Disk{Name: want.Name, Path: made[i].Path}
-		if base := made[i].Base; base.Digest != "" {
-			disk.Backing = []domain.Backing{{Path: base.DiskPath(), Format: domain.Format(base.Format)}}
+		disk, err := r.disk(uid, want, made)
+		if err != nil {
+			return g, err
 		}
 		g.Disks = append(g.Disks, disk)
 	}

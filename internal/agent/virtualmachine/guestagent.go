@@ -69,7 +69,7 @@ func (i *agentInfo) due(now time.Time) bool { return !i.asking && !now.Before(i.
 func (r *Reconciler) observeGuestAgent(g *target, o *observed) {
 	known, ask := r.guests.guestAgent(g.uid, o.AgentChannelOpen, o.Domain == plan.DomainRunning, r.Now())
 	if ask != nil {
-		go r.askGuestAgent(g.uid, o.facts.AgentPTY, ask)
+		go r.askGuestAgent(g.uid, o.Facts.AgentPTY, ask)
 	} else if o.AgentChannelOpen && !known.asked {
 		o.askAgentIn = max(0, known.again.Sub(r.Now()))
 	}

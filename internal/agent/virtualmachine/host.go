@@ -31,7 +31,7 @@ type Host struct {
 		DomainLogs
 		Power
 		Buttons
-		Resizer
+		LiveDisks
 	}
 	Processes interface {
 		Processes
@@ -41,6 +41,7 @@ type Host struct {
 	Store   interface {
 		Guests
 		Disks
+		ChangingDisks
 		Seeds
 		FirstStarts
 	}
@@ -67,6 +68,7 @@ type Host struct {
 type Domains interface {
 	Domain(ctx context.Context, uuid string) (libvirtd.Domain, error)
 	States(ctx context.Context) (map[string]libvirtd.Domain, error)
+	SetMetadata(ctx context.Context, uuid, xml string) error
 	KVMGroup() uint32
 	AgentCommand(ctx context.Context, uuid, command string) (string, error)
 }
@@ -92,9 +94,13 @@ type Buttons interface {
 	InjectNMI(ctx context.Context, uuid string) error
 }
 
-// Resizer tells guests of disks that have grown.
-type Resizer interface {
+// LiveDisks changes the disks of guests that run.
+type LiveDisks interface {
 	ResizeDisk(ctx context.Context, uuid, path string, size int64) error
+	AttachDisk(ctx context.Context, uuid, xml string) error
+	DetachDisk(ctx context.Context, uuid, alias string) error
+	ChangeMedium(ctx context.Context, uuid, xml string, force bool) error
+	SetDiskLimits(ctx context.Context, uuid, target string, l libvirtd.DiskLimits) error
 }
 
 // Attachments are the claims' volumes of guests on the host.
@@ -153,6 +159,13 @@ type Disks interface {
 	RecreateOverlay(uid string, o store.Overlay) (store.GuestDisk, error)
 	PinKernel(uid string, c store.Content) error
 	Image(c store.Content) (store.Image, error)
+}
+
+// ChangingDisks are what guests' disks in the store become while the guests live.
+type ChangingDisks interface {
+	SetMedium(uid, name, reference string, c store.Content) error
+	RemoveDisk(uid, name string) error
+	TakesDirectIO(path string) bool
 }
 
 // Seeds are guests' cloud-init data in the store.

@@ -747,7 +747,7 @@ type libvirtAPI interface {
 	Domains
 	DomainLogs
 	Power
-	Resizer
+	LiveDisks
 }
 
 func (l hangingAgent) Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error {

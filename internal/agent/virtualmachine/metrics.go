@@ -8,10 +8,12 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 )
 
-// Metrics are what a Reconciler counts. Guests are not told apart: kubelet's metrics of containers do that, and count QEMU.
+// Metrics are what a Reconciler counts. Guests are told apart by their disks alone: of all else kubelet's metrics of
+// containers do that, and count QEMU.
 type Metrics struct {
 	Steps              *prometheus.HistogramVec // how long, by step
 	StepFailures       *prometheus.CounterVec   // by step and reason
@@ -41,6 +43,8 @@ type standing struct {
 	state     string
 	pid       int    // 0 is none
 	uncharged uint64 // bytes
+	vm        types.NamespacedName
+	disks     map[string]domain.LiveDisk // by libvirt's names for them
 }
 
 // NewStates returns the metrics, of no guests yet.

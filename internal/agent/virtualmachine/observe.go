@@ -37,13 +37,11 @@ type observed struct {
 	fingerprint string
 	// askAgentIn is when its guest agent, which has connected once more, is to be asked; 0 if there is nothing to wait for.
 	askAgentIn time.Duration
-	// facts are those of the domain, of which there may be none.
-	facts domain.Facts
 }
 
 // observe reads all that the host has of a guest. It cannot fail: what cannot be read is unknown, and hides nothing else.
 func (r *Reconciler) observe(ctx context.Context, g *target) (o observed) {
-	o.facts.AgentPTY = -1
+	o.Facts.AgentPTY = -1
 	if g.Berth != nil {
 		o.berth = g.Berth.UID
 	}
@@ -84,7 +82,7 @@ func (r *Reconciler) observeDomain(ctx context.Context, g *target, o *observed) 
 			return found, fault.NewUser(v1alpha1.ReasonDomainNameTaken, fmt.Errorf(
 				"domain %s on node %s has this guest's UUID and is not Berth's: undefine or destroy it with virsh", found.Name, r.Node))
 		}
-		o.facts, o.AgentChannelOpen, o.Tools = facts, facts.AgentConnected, facts.Tools
+		o.Facts, o.AgentChannelOpen = facts, facts.AgentConnected
 		if o.berth == "" {
 			o.berth = types.UID(facts.Identity.Berth)
 		}
@@ -108,7 +106,7 @@ func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 	if err = errors.Join(err, seedErr); err != nil || g.VM == nil {
 		return err
 	}
-	if o.Pending, err = g.pending(&o.facts); err != nil {
+	if o.Pending, err = g.pending(&o.Facts); err != nil {
 		return err
 	}
 	if s := g.Machine.Seed; s != nil && s.Implied {
@@ -244,7 +242,8 @@ func (r *Reconciler) observeDisks(g *target, o *observed) error {
 	for _, d := range made {
 		kept[d.Name] = !d.Ephemeral
 		o.Disks = append(o.Disks, machine.Disk{
-			Name: d.Name, Image: machine.Image{For: d.Name, Reference: d.Image, Digest: d.Base.Digest}, Size: d.VirtualSize, Ephemeral: d.Ephemeral,
+			Name: d.Name, Image: machine.Image{For: d.Name, Reference: d.Image, Digest: d.Base.Digest}, Size: d.VirtualSize,
+			Ephemeral: d.Ephemeral, CDROM: d.CDROM, Path: d.Path,
 		})
 	}
 	for _, v := range o.Volumes {

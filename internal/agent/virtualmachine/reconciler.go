@@ -103,6 +103,7 @@ func (r *Reconciler) sync(ctx context.Context, uid types.UID) (time.Duration, er
 	}
 	r.guests.remember(uid, memory)
 	r.Metrics.States.set(uid, stateOf(g, &have))
+	r.Metrics.States.setDisks(uid, &have.Facts)
 	if err := r.measure(uid, &have); err != nil {
 		ctrl.LoggerFrom(ctx).Info("Leaving QEMU's memory out of berth_uncharged_memory_bytes", "err", err.Error())
 	}

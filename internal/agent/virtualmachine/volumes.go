@@ -7,7 +7,6 @@ import (
 	"slices"
 
 	"github.com/berth-dev/berth/internal/berth"
-	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/sandbox"
@@ -74,6 +73,9 @@ func (r *Reconciler) makeVolumes(m *machine.Machine, in Container, disks []machi
 
 // growDisk tells QEMU of a disk that has grown, and remembers that.
 func (r *Reconciler) growDisk(ctx context.Context, uid string, s plan.GrowDisk) error {
+	if s.Path != "" {
+		return r.Host.Libvirt.ResizeDisk(ctx, uid, s.Path, s.Size)
+	}
 	v, err := r.attachedVolume(uid, s.Disk)
 	if err != nil {
 		return err
@@ -94,10 +96,4 @@ func (r *Reconciler) attachedVolume(uid, disk string) (volume.Attached, error) {
 		return volume.Attached{}, fmt.Errorf("the volume of disk %s is not attached on node %s", disk, r.Node)
 	}
 	return attached[i], nil
-}
-
-// volumeDisk is a disk as QEMU gets it from a volume.
-func (r *Reconciler) volumeDisk(uid string, d machine.Disk) (domain.Disk, error) {
-	v, err := r.attachedVolume(uid, d.Name)
-	return domain.Disk{Name: d.Name, Path: v.File, Volume: &domain.Volume{Block: v.Block, ReadOnly: v.ReadOnly, Shared: v.Shared}}, err
 }

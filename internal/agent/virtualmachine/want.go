@@ -69,14 +69,14 @@ func (r *Reconciler) want(ctx context.Context, uid types.UID) (*target, error) {
 
 // berthOf is what a berth's pod says of itself.
 func berthOf(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) (*plan.Berth, error) {
-	changes, err := berth.Changes(pod.Annotations[berth.AnnotationSpec], &vm.Spec)
+	outdated, err := berth.Outdated(pod.Annotations[berth.AnnotationSpec], &vm.Spec)
 	if err != nil {
 		return nil, err
 	}
 	b := &plan.Berth{
 		UID: pod.UID, Created: pod.CreationTimestamp.Time, Terminating: !pod.DeletionTimestamp.IsZero(),
 		Completed:    pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-		NeverStarted: true, Outdated: berth.NewBerth(changes), Mutation: berth.Mutation(pod, vm),
+		NeverStarted: true, Outdated: outdated, Mutation: berth.Mutation(pod, vm),
 	}
 	if pod.Status.StartTime != nil {
 		b.Accepted = pod.Status.StartTime.Time

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -70,8 +71,16 @@ type Disk struct {
 	Image Image
 	// Size is what the guest sees, in bytes; 0 asks for the image's own, if that is at most MaxSize.
 	Size, MaxSize int64
-	// Ephemeral: it is made anew at each start.
-	Ephemeral bool
+	// Ephemeral: it is made anew at each start, as a CDROM is, which is its image, or an empty drive.
+	Ephemeral, CDROM bool
+	// Path is that of one that is on the node's storage.
+	Path string
+	// Bus, Cache, Serial and IOThread are as in domain.Disk.
+	Bus      v1alpha1.DiskBus
+	Cache    v1alpha1.DiskCache
+	Serial   string
+	IOThread bool
+	Limits   domain.Limits
 	// Claim is the PersistentVolumeClaim that has it; nil for the node's own storage.
 	Claim *Claim
 }
@@ -164,7 +173,15 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 
 // diskOf is what a disk of the spec is to be, by what the status says that it was.
 func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
-	disk := Disk{Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral}
+	cdrom := d.Type == v1alpha1.DiskTypeCDROM
+	disk := Disk{
+		Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral || cdrom, CDROM: cdrom,
+		Bus:   d.Bus,
+		Cache: d.Cache, Serial: d.Serial, IOThread: d.IOThread, Limits: limitsOf(d.Limits),
+	}
+	if cdrom {
+		disk.Bus = cmp.Or(d.Bus, v1alpha1.BusSATA)
+	}
 	if d.Size != nil {
 		disk.Size = d.Size.Value()
 	}
@@ -190,6 +207,28 @@ func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
 		disk.MaxSize = max(disk.MaxSize, had.Size.Value())
 	}
 	return disk
+}
+
+// limitsOf are a disk's limits; a burst lasts a second by default.
+func limitsOf(l *v1alpha1.DiskLimits) (limits domain.Limits) {
+	if l == nil {
+		return limits
+	}
+	requests, bytes := value(l.IOPS), value(l.BytesPerSecond)
+	limits = domain.Limits{IOPS: requests, Bytes: bytes.Value()}
+	if b := l.Burst; b != nil {
+		bytes = value(b.BytesPerSecond)
+		limits.BurstIOPS, limits.BurstBytes, limits.BurstSeconds = value(b.IOPS), bytes.Value(), max(1, int64(value(b.Seconds)))
+	}
+	return limits
+}
+
+// value is zero for nil.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }
 
 // seedOf is the seed of a guest that gets tools, or none.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -70,6 +71,7 @@ func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 		}
 	}
 	next, m.tools = m.tools.startTools(next, h, now)
+	m.asked = asked(w, h, m, next.Steps, now)
 	return next, m
 }
 
@@ -149,13 +151,18 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	case h.Shim.Terminating:
 		return stop(w, h)
 	default:
-		return keep(w, h, age(m.diskError, now), now)
+		next := keep(w, h, age(m.diskError, now), now)
+		if len(next.Steps) == 0 {
+			next = withLive(next, liveChanges(w, h, m, now))
+			next.Steps = append(next.Steps, unwanted(w, h)...)
+		}
+		return next
 	}
 }
 
 // start goes on with a guest whose QEMU exists and whose shim waits.
 func start(w Want, h Have) []Step {
-	list := append([]Step{MoveToCgroup{}}, grown(h)...)
+	list := slices.Concat([]Step{MoveToCgroup{}}, grown(h), growth(w, h))
 	if len(w.Machine.NICs) > 0 {
 		list = append(list, ConnectNICs{w.Machine.NICs, w.Machine.ReservedPorts()})
 	}
@@ -260,6 +267,8 @@ func decideEmpty(w Want, h Have, m Memory, now time.Time) Next {
 		return steps(exit(w, h)...)
 	case h.StartUnknown != nil:
 		return Next{}
+	case len(unwanted(w, h)) > 0:
+		return steps(unwanted(w, h)...)
 	case w.Elsewhere && h.Kept && !h.keepsDisks():
 		return steps(RemoveDisks{})
 	case w.accepts(&h) && (h.Shim != nil || m.early(w.Berth, now) > 0 && h.Container != ContainerDead && !w.ran()):
@@ -371,13 +380,9 @@ func create(w Want, h Have) (list []Step) {
 		list = append(list, KeepKernel{kernel.Image})
 	}
 	for _, d := range m.Disks {
-		has := h.disk(d.Name)
-		if d.Claim != nil || has != nil && !has.Ephemeral {
-			continue
+		if d.Claim == nil {
+			list = append(list, makeDisk(d, h)...)
 		}
-		d.Image.Digest = h.Images[d.Name].Digest
-		// One that is to be kept from now on is made anew once more, or it would go like the other.
-		list = append(list, MakeDisk{Disk: d, Anew: d.Ephemeral || has != nil})
 	}
 	return append(list, CreateDomain{m, w.Berth.UID})
 }

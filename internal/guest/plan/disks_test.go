@@ -23,7 +23,8 @@ func TestADiskThatExistsIsWhatTheSpecAsksFor(t *testing.T) {
 		"no size":                      {v1alpha1.Disk{Name: "root", Image: "a"}, true},
 		"another disk":                 {v1alpha1.Disk{Name: "data", Image: "b"}, true},
 		"another image":                {v1alpha1.Disk{Name: "root", Image: "b"}, false},
-		"another size":                 {v1alpha1.Disk{Name: "root", Image: "a", Size: size("2Gi")}, false},
+		"a larger size":                {v1alpha1.Disk{Name: "root", Image: "a", Size: size("2Gi")}, true},
+		"a smaller one":                {v1alpha1.Disk{Name: "root", Image: "a", Size: size("1Mi")}, false},
 		"one that is not kept, though": {v1alpha1.Disk{Name: "root", Image: "a", Ephemeral: true}, false},
 	} {
 		t.Run(name, func(t *testing.T) {

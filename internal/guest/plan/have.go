@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
 )
 
@@ -44,10 +45,10 @@ type Have struct {
 	// matter; zero for those that were not.
 	Resets       int32
 	LatestResets [resetLoop]time.Time
+	// Facts are what the guest's domain says of itself; zero without one.
+	Facts domain.Facts
 	// Pending are the changes of the spec since the guest was started; read only while there is one.
 	Pending []v1alpha1.PendingChange
-	// Tools: its domain has the disk with the guest program.
-	Tools bool
 	// Guest is what the guest agent told; nil if it did not.
 	Guest *v1alpha1.GuestInfo
 	// AgentChannelOpen: libvirt says that the guest agent has opened its channel.

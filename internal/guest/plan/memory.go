@@ -30,6 +30,8 @@ type Memory struct {
 	// draining: the guest is gone, and its shim still reads; see Shim.Draining.
 	draining time.Time
 	tools    tools
+	// asked is when the guest was last asked to let go of these disks, or of what is in these CD-ROMs.
+	asked map[string]time.Time
 }
 
 // after is the memory after a look. What could not be seen stays as it was, but a contradiction has to be seen each time.

@@ -81,7 +81,7 @@ func TestPendingIsBounded(t *testing.T) {
 		h.Pending = append(h.Pending, v1alpha1.PendingChange{Path: strings.Repeat(fmt.Sprintf("%03d", i), 300)})
 	}
 	h.Pending = append(h.Pending[:1], h.Pending...) // the same path twice
-	changes, _ := pending(h)
+	changes, _ := pending(Want{}, h, Memory{}, nil, now)
 	seen := map[string]bool{}
 	for _, c := range changes {
 		if len(c.Path) > maxPath || seen[c.Path] {

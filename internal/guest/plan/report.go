@@ -69,7 +69,7 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 	if h.Domain == DomainRunning && h.Unknown == nil {
 		conditions = append(conditions, agentConnected(h))
 	}
-	if changes, c := pending(h); c != nil {
+	if changes, c := pending(w, h, m, failure, now); c != nil {
 		s.PendingChanges, conditions = changes, append(conditions, *c)
 	} else if c := meta.FindStatusCondition(had.Conditions, v1alpha1.ConditionUpToDate); c != nil && h.Unknown == nil && h.StartUnknown != nil && h.guest() {
 		conditions = append(conditions, *c)
@@ -160,7 +160,7 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	var reason v1alpha1.Reason
 	for _, image := range w.Machine.Images() {
 		switch has, known := h.Images[image.For]; {
-		case !known, has.State == ImageReady:
+		case !known, has.State == ImageReady, h.guest() && has.State == ImageMissing:
 		case has.Err != nil:
 			failed, reason = append(failed, has.Err.Error()), fault.ReasonOf(has.Err)
 		default:
@@ -171,9 +171,9 @@ func disksReady(w Want, h Have, failure error) metav1.Condition {
 	switch {
 	case unmade != nil:
 		return *unmade
-	case h.guest() || !w.accepts(&h):
-		return is(len(h.Disks)+len(volumeStatus(w, h)) >= len(w.VM.Spec.Disks), v1alpha1.ReasonDisksReady, "")
-	case unusable != nil:
+	case h.guest() && len(failed) == 0 && len(pulling) == 0, !h.guest() && !w.accepts(&h):
+		return is(disksMade(w, h), v1alpha1.ReasonDisksReady, "")
+	case unusable != nil && !h.guest():
 		return is(false, fault.ReasonOf(unusable), unusable.Error())
 	case len(failed) > 0:
 		return is(false, reason, strings.Join(failed, "; "))

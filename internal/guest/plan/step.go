@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/machine"
 )
 
@@ -26,15 +27,37 @@ type (
 	// MakeVolumes has workers make the disks on them, from images that have their digests, or look how large those can be,
 	// and does not wait.
 	MakeVolumes struct{ Disks []machine.Disk }
-	// GrowDisk tells QEMU that a disk has so many bytes, which are more than it had.
+	// GrowDisk tells QEMU that a disk has so many bytes, which are more than it had. Path is empty of one on a volume.
 	GrowDisk struct {
-		Disk string
-		Size int64
+		Disk, Path string
+		Size       int64
 	}
-	// MakeDisk makes an overlay, whose image has its digest. Anew replaces one that is there.
+	// MakeDisk makes an overlay, or says what is in a CD-ROM; the image has its digest. Anew replaces one that is there.
 	MakeDisk struct {
 		Disk machine.Disk
 		Anew bool
+	}
+	// DeleteDisk deletes a disk that is on the node's storage, and that no QEMU has.
+	DeleteDisk struct{ Disk string }
+	// SetRecord has the domain tell with what spec its guest runs.
+	SetRecord struct{ Record string }
+	// PlugDisk gives a disk, which is made, to a guest that runs.
+	PlugDisk struct {
+		Disk machine.Disk
+		At   domain.Spot
+	}
+	// UnplugDisk asks a guest that runs to let go of a disk, and does not wait.
+	UnplugDisk struct{ Disk domain.LiveDisk }
+	// TuneDisk sets the limits of a guest's disk.
+	TuneDisk struct {
+		Disk   domain.LiveDisk
+		Limits domain.Limits
+	}
+	// ChangeMedium puts what the VM's directory has for a CD-ROM into the drive, or takes out what is in it. A guest that
+	// holds it is asked, or not if it is done by Force.
+	ChangeMedium struct {
+		Disk  domain.LiveDisk
+		Force bool
 	}
 	// KeepKernel keeps the kernel's image, which has its digest, for as long as the guest is kept.
 	KeepKernel struct{ Image machine.Image }
@@ -93,6 +116,12 @@ func (AttachVolumes) name() string  { return "AttachVolumes" }
 func (MakeVolumes) name() string    { return "MakeVolumes" }
 func (GrowDisk) name() string       { return "GrowDisk" }
 func (MakeDisk) name() string       { return "MakeDisk" }
+func (DeleteDisk) name() string     { return "DeleteDisk" }
+func (SetRecord) name() string      { return "SetRecord" }
+func (PlugDisk) name() string       { return "PlugDisk" }
+func (UnplugDisk) name() string     { return "UnplugDisk" }
+func (TuneDisk) name() string       { return "TuneDisk" }
+func (ChangeMedium) name() string   { return "ChangeMedium" }
 func (KeepKernel) name() string     { return "KeepKernel" }
 func (CreateDomain) name() string   { return "CreateDomain" }
 func (MoveToCgroup) name() string   { return "MoveToCgroup" }

@@ -58,7 +58,7 @@ func (t tools) pending(h Have) bool {
 // toolsMissing: a guest agent can be asked to start the guest program, which is on a disk of the guest's, and nothing says
 // that it runs. What answered before a reset says nothing of the time after.
 func (h *Have) toolsMissing() bool {
-	return h.Tools && h.AgentConnected && h.Domain == DomainRunning && h.Shim != nil && h.Shim.Attached && !h.Shim.Terminating &&
+	return h.Facts.Tools && h.AgentConnected && h.Domain == DomainRunning && h.Shim != nil && h.Shim.Attached && !h.Shim.Terminating &&
 		(h.Shim.GuestTools == "" || h.Resets > 0)
 }
 

@@ -11,13 +11,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/guest/domain"
 )
 
 // runs is a guest that runs well, with changes.
 func runs(changes ...func(*Have)) Have {
 	h := Have{
 		Domain: DomainRunning, Process: ProcessInContainer, Container: ContainerAlive,
-		Shim: &Shim{Attached: true, Running: true, RunningFor: 20 * time.Second}, AgentConnected: true, Tools: true,
+		Shim: &Shim{Attached: true, Running: true, RunningFor: 20 * time.Second}, AgentConnected: true, Facts: domain.Facts{Tools: true},
 	}
 	for _, change := range changes {
 		change(&h)
@@ -36,7 +37,7 @@ func TestAGuestAgentStartsTheGuestProgram(t *testing.T) {
 		"the program has":                        {runs(func(h *Have) { h.Shim.GuestTools = "1.0" }), false},
 		"it had, before the guest was reset":     {runs(func(h *Have) { h.Shim.GuestTools, h.Resets = "1.0", 1 }), true},
 		"there is no guest agent":                {runs(func(h *Have) { h.AgentConnected = false }), false},
-		"the guest has no disk with it":          {runs(func(h *Have) { h.Tools = false }), false},
+		"the guest has no disk with it":          {runs(func(h *Have) { h.Facts.Tools = false }), false},
 		"the guest stands still":                 {runs(func(h *Have) { h.Domain = DomainPausedOnIOError }), false},
 		"it is about to end":                     {runs(func(h *Have) { h.Shim.Terminating = true }), false},
 		"its shim has not spoken":                {runs(func(h *Have) { h.Shim = nil }), false},
@@ -224,11 +225,11 @@ func TestActions(t *testing.T) {
 		"an NMI comes before a reset":      {Shim{Resets: 1, NMIs: 1}, []Step{InjectNMI{}, Reset{}, ConfirmActions{1, 1}}},
 		"a shim that counts back is right": {Shim{ResetsDone: 5}, nil},
 	} {
-		for domain, state := range map[string]Domain{"runs": DomainRunning, "has a full disk": DomainPausedOnIOError} {
-			t.Run(name+", the guest "+domain, func(t *testing.T) {
+		for does, state := range map[string]Domain{"runs": DomainRunning, "has a full disk": DomainPausedOnIOError} {
+			t.Run(name+", the guest "+does, func(t *testing.T) {
 				s := tt.shim
 				s.Attached, s.Running = true, true
-				h := runs(func(h *Have) { h.Domain, h.Shim, h.Tools = state, &s, false })
+				h := runs(func(h *Have) { h.Domain, h.Shim, h.Facts.Tools = state, &s, false })
 				next, _ := Decide(resolved(t, Want{VM: vm(), Berth: fresh(used)}), h, Memory{}, now)
 				if diff := cmp.Diff(tt.want, next.Steps, cmpopts.EquateEmpty()); diff != "" {
 					t.Errorf("-want +got:\n%s", diff)

@@ -80,7 +80,7 @@ func withDigest(d machine.Disk, h Have) machine.Disk {
 func grown(h Have) (list []Step) {
 	for _, v := range h.Volumes {
 		if v.Made && v.Target > v.Size {
-			list = append(list, GrowDisk{v.Disk, v.Target})
+			list = append(list, GrowDisk{Disk: v.Disk, Size: v.Target})
 		}
 	}
 	return list
