@@ -36,10 +36,10 @@ func Read(file *os.File, call func(fd int) error) error {
 	}
 	var failure error
 	err = raw.Read(func(fd uintptr) bool {
-		for failure = unix.EINTR; failure == unix.EINTR; {
+		for failure = unix.EINTR; errors.Is(failure, unix.EINTR); {
 			failure = call(int(fd))
 		}
-		return failure != unix.EAGAIN
+		return !errors.Is(failure, unix.EAGAIN)
 	})
 	return cmp.Or(err, failure)
 }

@@ -292,8 +292,8 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 		extensions = binary.BigEndian.AppendUint32(extensions, uint32(len(format))) //nolint:gosec // a few letters
 		extensions = append(extensions, format...)
 		extensions = append(extensions, make([]byte, -len(format)&7+8)...) // up to a multiple of 8, and the end
-		h.BackingFileOffset = uint64(headerSize + len(extensions))         //nolint:gosec // positive
-		h.BackingFileSize = uint32(len(o.Backing))                         //nolint:gosec // checked above
+		h.BackingFileOffset = uint64(headerSize + len(extensions))
+		h.BackingFileSize = uint32(len(o.Backing)) //nolint:gosec // checked above
 		extensions = append(extensions, o.Backing...)
 	}
 
