@@ -78,7 +78,7 @@ func makeDisk(d machine.Disk, h Have) []Step {
 // unwanted are disks on the node's storage that nobody will want again, and no guest has: the spec says so, or they are
 // made anew at each start and the spec has them no more.
 func unwanted(w Want, h Have) (list []Step) {
-	if w.VM == nil || h.StartUnknown != nil {
+	if w.VM == nil || h.StartUnknown != nil || h.guest() && h.Facts.Identity == nil {
 		return nil
 	}
 	for _, d := range h.Disks {

@@ -113,7 +113,9 @@ func imageReady(w Want, h Have, d machine.Disk, now time.Time) (bool, liveChange
 func medium(w Want, h Have, m Memory, d machine.Disk, drive *domain.LiveDisk, now time.Time) []liveChange {
 	c := liveChange{disk: d.Name, field: ".image"}
 	has := cmp.Or(h.disk(d.Name), &machine.Disk{})
-	if want := withDigest(d, h).Image; has.Image.Reference != want.Reference || want.Digest != "" && has.Image.Digest != want.Digest {
+	want := withDigest(d, h).Image
+	lost := want.Reference != "" && has.Path == "" // what it was is not in the cache any more
+	if lost || has.Image.Reference != want.Reference || want.Digest != "" && has.Image.Digest != want.Digest {
 		if ready, waits := imageReady(w, h, d, now); !ready {
 			waits.disk, waits.field = c.disk, c.field
 			return []liveChange{waits}

@@ -129,6 +129,10 @@ func TestLiveChanges(t *testing.T) {
 		{"taken by somebody else", list(root, scratch), list(root, scratch), func(h *Have) { h.Facts.Disks = h.Facts.Disks[:1] }, Memory{}, "SetRecord PlugDisk", 0, ""},
 		{"something into the drive", list(root, drive), list(root, full), image("cd", Image{State: ImageReady, Digest: "sha256:1"}), Memory{}, "MakeDisk ChangeMedium", 0, ""},
 		{"which is in it", list(root, drive), list(root, full), inDrive, Memory{}, "", 0, ""},
+		{"which is in it, and not in the cache", list(root, drive), list(root, full), func(h *Have) {
+			inDrive(h)
+			h.disk("cd").Path = ""
+		}, Memory{}, "MakeDisk ChangeMedium", 0, ""},
 		{"and out", list(root, drive), list(root, drive), inDrive, Memory{}, "MakeDisk ChangeMedium", 0, ""},
 		{"which the guest may hold", list(root, drive), list(root, drive), func(h *Have) {
 			inDrive(h)
@@ -206,6 +210,7 @@ func TestUnwantedDisks(t *testing.T) {
 		"until the spec says otherwise":        {[]string{"old"}, []v1alpha1.Disk{root}, nil, "old tmp"},
 		"not while the guest has it":           {[]string{"old"}, []v1alpha1.Disk{root}, func(h *Have) { h.Facts.Disks = append(h.Facts.Disks, domain.LiveDisk{Name: "old"}) }, "tmp"},
 		"not while it is wanted":               {nil, []v1alpha1.Disk{root, {Name: "tmp", Empty: scratch.Empty, Size: scratch.Size, Ephemeral: true}}, nil, ""},
+		"not while nobody knows what it has":   {[]string{"old"}, []v1alpha1.Disk{root}, func(h *Have) { h.Facts = domain.Facts{} }, ""},
 		"not while nobody knows what is there": {[]string{"old"}, []v1alpha1.Disk{root}, func(h *Have) { h.StartUnknown = errors.New("no answer") }, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
