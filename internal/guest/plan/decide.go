@@ -61,6 +61,9 @@ func steps(s ...Step) Next { return Next{Steps: s} }
 func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 	m = m.after(w, h, now)
 	next := decide(w, h, m, now)
+	if h.Domain == DomainPausedOnIOError && slices.Contains(next.Steps, Step(Resume{})) {
+		m.diskError = now // it may fail again before anybody sees it run, and is not to be resumed at each look then
+	}
 	if h.ShimStarting && h.Unknown == nil && len(next.Steps) == 0 {
 		look := min(max(age(m.shimStarting, now), shimLook), lastShimLook) // each takes twice as long to come as the one before
 		next.Wake = min(cmp.Or(next.Wake, look), look)
