@@ -60,7 +60,7 @@ func TestStoreFails(t *testing.T) {
 		sh("rm -r " + store + ".real")
 		agent.revive()
 	})
-	sh("mkdir " + store + ".real; cp " + store + "/id " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
+	sh("rm -rf " + store + ".real; mkdir " + store + ".real; cp " + store + "/id " + store + ".real; test -e /dev/fuse || mknod /dev/fuse c 10 229")
 	disk := l.sabotage(node, breakDisk, store)
 
 	t.Log("before the agent begins")
@@ -88,6 +88,8 @@ func TestStoreFails(t *testing.T) {
 	one, qemu := watchOne(string(vm.UID)), fmt.Sprint(qemus(string(vm.UID)))
 	disk.order(brokendisk.Break)
 	l.say("disked", "write 8")
+	// The agent may tell first that it cannot read the store, and the guest is to have met the error, too.
+	l.onNode(node, "sh", "-ec", "until virsh domstate --reason "+l.ns+"_disked | grep -q I/O; do sleep 0.1; done")
 	l.vm("disked", "to tell of it", func(vm *v1alpha1.VirtualMachine) bool {
 		return has(vm, v1alpha1.ConditionRunning, "False", v1alpha1.ReasonDiskIOError) || has(vm, v1alpha1.ConditionRunning, "Unknown", v1alpha1.ReasonStoreFailed)
 	})

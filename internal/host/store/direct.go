@@ -8,7 +8,7 @@ import (
 )
 
 // buffered are the file systems that may refuse O_DIRECT, or fake it.
-var buffered = []int64{unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.FUSE_SUPER_MAGIC, unix.V9FS_MAGIC, unix.ECRYPTFS_SUPER_MAGIC}
+var buffered = []int64{unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.V9FS_MAGIC, unix.ECRYPTFS_SUPER_MAGIC}
 
 // TakesDirectIO tells whether the file system of a disk can do without the host's cache. The file itself, which may be a
 // tenant's, is not opened for that, only its directory is looked at, which is ours.
