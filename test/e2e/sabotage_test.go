@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
 	"flag"
 	"fmt"
 	"io"
@@ -63,7 +64,8 @@ func (l *lab) sabotage(node, variable, value string) *saboteur {
 	if err != nil {
 		l.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
 	if err := cmd.Start(); err != nil {
 		l.Fatal(err)
 	}
@@ -78,7 +80,7 @@ func (l *lab) sabotage(node, variable, value string) *saboteur {
 		_ = s.orders.Close()
 		<-read
 		if err := cmd.Wait(); err != nil {
-			l.Errorf("%s %s on node %s: %v", variable, value, node, err)
+			l.Errorf("%s %s on node %s: %v: %s", variable, value, node, err, complaint.String())
 		}
 	})
 	l.Cleanup(s.end)
