@@ -130,7 +130,7 @@ func TestExec(t *testing.T) {
 		t.Errorf("the session ended with %d: %s", code, session)
 	}
 	l.vm("cloud", "to have been reset", func(vm *v1alpha1.VirtualMachine) bool { return vm != nil && vm.Status.Resets == 1 })
-	env.Eventually(t, "the guest program to answer after the reboot", func() bool { return l.exec("cloud", nil, "true").code == 0 })
+	env.Within(t, waitTimeout, "the guest program to answer after the reboot", func() bool { return l.exec("cloud", nil, "true").code == 0 })
 
 	t.Log("its exit code")
 	l.exec("cloud", nil, "sh", "-c", "echo 3 >/dev/virtio-ports/dev.berth.exit.0")

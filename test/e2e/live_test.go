@@ -78,10 +78,10 @@ func TestLiveDisks(t *testing.T) {
 	l.hasDisks(all, "base")
 	vm := l.vm("live", "to have detached disks", func(vm *v1alpha1.VirtualMachine) bool {
 		d := diskStatus(vm, "kept")
-		return d != nil && d.Detached && diskStatus(vm, "tmp") == nil
+		return d != nil && d.Detached && diskStatus(vm, "tmp") == nil && len(vm.Status.PendingChanges) == 0
 	})
-	if vm.Status.NodeName == "" || len(vm.Status.PendingChanges) > 0 {
-		t.Errorf("on node %q, pending are %v", vm.Status.NodeName, vm.Status.PendingChanges)
+	if vm.Status.NodeName == "" {
+		t.Error("it lost its node")
 	}
 
 	t.Log("one comes back, and grows")

@@ -57,9 +57,10 @@ func TestNetwork(t *testing.T) {
 
 	t.Log("in by its Service's name, out by the pod's")
 	l.endpoint("true")
-	if page := l.kubectl("", "exec", "client", "--", "/tools", "get", "http://tiny"); !strings.HasPrefix(page, "tiny ") {
-		t.Errorf("the guest answers %q", page)
-	}
+	env.Eventually(t, "kube-proxy to know the endpoint, and the guest to answer", func() bool {
+		page, err := l.tryKubectl("", "exec", "client", "--", "/tools", "get", "http://tiny")
+		return err == nil && strings.HasPrefix(page, "tiny ")
+	})
 	l.say("tiny", "fetch http://client")
 	console.await("hello from a pod")
 

@@ -89,14 +89,20 @@ const patience = 3 * time.Minute
 // Eventually waits until a claim is true, patiently.
 func Eventually(t testing.TB, what string, claim func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(patience)
+	Within(t, patience, what, claim)
+}
+
+// Within waits until a claim is true, at most so long.
+func Within(t testing.TB, limit time.Duration, what string, claim func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !claim() {
 		select {
 		case <-deadline.C:
-			t.Fatalf("waited %v for %s", patience, what)
+			t.Fatalf("waited %v for %s", limit, what)
 		case <-tick.C:
 		}
 	}
