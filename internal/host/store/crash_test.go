@@ -157,7 +157,7 @@ func check(t *testing.T, dir string, seen map[string]int) {
 			seen["disk"]++
 		}
 	}
-	links, err := filepath.Glob(filepath.Join(s.vms, "*", "*[a-z]"+baseSuffix))
+	links, err := filepath.Glob(filepath.Join(s.vms, "*", "[^.]*[a-z]"+baseSuffix)) // one under a temporary name keeps nothing, and is replaced
 	if err != nil {
 		t.Fatal(err)
 	}
