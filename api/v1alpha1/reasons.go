@@ -106,6 +106,7 @@ const (
 	ReasonTTLExpired    Reason = "TTLExpired"    // the VM of a finished guest was deleted
 	ReasonClaimNotBlank Reason = "ClaimNotBlank" // a claim with an image had data, and was not seeded
 	ReasonClaimNotGrown Reason = "ClaimNotGrown" // a claim does not take its template's request
+	ReasonPulled        Reason = "Pulled"        // an image has come to the node
 	ReasonMediumForced  Reason = "MediumForced"  // a CD-ROM's medium was taken from the guest
 
 	// Reasons of a VirtualMachineHost's conditions.

@@ -312,13 +312,13 @@ type Disk struct {
 	// without one it is empty.
 	// +optional
 	Type DiskType `json:"type,omitempty"`
-	// image is an OCI image that holds a raw or qcow2 disk, as a containerDisk (/disk/*) or an artifact. The disk is a
-	// copy-on-write layer over it on the node's own storage, and is kept until the VirtualMachine is deleted. Beside a
-	// persistentVolumeClaim it is what the claim is seeded from once, while it is blank.
+	// image holds a raw or qcow2 disk: an OCI image, as a containerDisk (/disk/*) or an artifact, or https://host/file, with
+	// #sha256=… perhaps. The disk is a copy-on-write layer over it on the node's own storage, and is kept until the
+	// VirtualMachine is deleted. Beside a persistentVolumeClaim it is what the claim is seeded from once, while it is blank.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
-	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case and without https:// or spaces"
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(https?://[^\s@/?#]+/[^\s#]*(#sha(256=[0-9a-f]{64}|512=[0-9a-f]{128}))?|(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?)$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case, or https://host/file, with #sha256=… perhaps, without a password or spaces"
 	Image string `json:"image,omitempty"`
 	// empty makes a blank disk on the node's own storage, which is kept until the VirtualMachine is deleted. It needs a size.
 	// +optional

@@ -160,6 +160,9 @@ type HostImage struct {
 	// +kubebuilder:validation:XIntOrString
 	// +kubebuilder:validation:MaxLength=64
 	Size *resource.Quantity `json:"size,omitempty"`
+	// lastUsed is when a guest on the host was last seen to need it; absent while one does.
+	// +optional
+	LastUsed *metav1.Time `json:"lastUsed,omitempty"`
 }
 
 // HostProblem is something that is misconfigured on a host.

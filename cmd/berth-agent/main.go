@@ -46,7 +46,7 @@ func run() error {
 		return fmt.Errorf("entering the host's cgroup namespace: %w", err)
 	}
 	o := agent.Options{Version: version}
-	var registries string
+	var insecure string
 	size, reserve, unsized := quantity("256Gi"), quantity("0"), quantity("10Gi")
 	var verbosity int
 	flag.StringVar(&o.Node, "node", os.Getenv("NODE_NAME"), "name of the node; $NODE_NAME by default")
@@ -57,7 +57,8 @@ func run() error {
 	flag.StringVar(&o.RunDir, "run-dir", "/run/berth", "runtime state directory, on tmpfs")
 	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "directory of libvirt's sockets")
 	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "CRI socket of the container runtime")
-	flag.StringVar(&registries, "insecure-registries", "", "registries to reach by plain HTTP: host:port, comma-separated")
+	flag.StringVar(&insecure, "insecure-registries", "", "registries to reach by plain HTTP: host:port, comma-separated")
+	flag.TextVar(&o.Registries, "registries", o.Registries, `mirrors and certificates of registries: [{"host": "…", "mirrors": ["https://…"], "ca": "PEM"}]`)
 	flag.TextVar(&o.GuestSubnet, "guest-subnet", netip.MustParsePrefix("10.0.2.0/24"), "private subnet between a berth and its guest")
 	flag.Var(size, "max-image-size", "largest unpacked size of an image")
 	flag.IntVar(&o.Pulls.PerNode, "max-pulls", 6, "how many images are pulled at once")
@@ -67,6 +68,7 @@ func run() error {
 	flag.Var(unsized, "max-unsized-disk", "largest size of a disk whose spec has none")
 	flag.DurationVar(&o.Images.MaxUnusedAge, "keep-images", 7*24*time.Hour, "how long an image is kept after its last use; 0 is for ever")
 	flag.IntVar(&o.Images.MaxUsagePercent, "full-percent", 85, "usage of -state-dir's file system in percent above which unused images are removed early; 100 disables it")
+	flag.IntVar(&o.Images.LowUsagePercent, "low-percent", 75, "usage in percent at which that ends; -full-percent if that is less")
 	flag.StringVar(&o.GuestProgram, "guest-program", "/berth-guest", "path of the program berth-guest, which guests are offered")
 	flag.StringVar(&o.MetricsAddress, "metrics-address", ":9760", "address of /metrics: HTTPS, guarded by TokenReview and SubjectAccessReview; 0 disables it")
 	flag.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:9761", "address of /healthz and /readyz; 0 disables them")
@@ -80,7 +82,7 @@ func run() error {
 	if o.Node == "" {
 		return fmt.Errorf("-node is missing: name the node")
 	}
-	o.InsecureRegistries = strings.FieldsFunc(registries, func(r rune) bool { return r == ',' || r == ' ' })
+	o.InsecureRegistries = strings.FieldsFunc(insecure, func(r rune) bool { return r == ',' || r == ' ' })
 	o.MaxImageSize, o.Reserve.Bytes, o.MaxUnsizedDisk = size.Value(), reserve.Value(), unsized.Value()
 	if !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30 {
 		return fmt.Errorf("-guest-subnet %s: write an IPv4 prefix of at most 30 bits, such as 10.0.2.0/24", o.GuestSubnet)
@@ -91,8 +93,8 @@ func run() error {
 	if o.Pulls.PerNode < 1 || o.Pulls.PerNamespace < 1 {
 		return fmt.Errorf("-max-pulls is %d, -max-pulls-per-namespace is %d: write numbers of at least 1", o.Pulls.PerNode, o.Pulls.PerNamespace)
 	}
-	if o.Images.MaxUnusedAge < 0 || o.Images.MaxUsagePercent < 0 || o.Images.MaxUsagePercent > 100 {
-		return fmt.Errorf("-keep-images is %s, -full-percent is %d: write a duration of at least 0, and a percentage from 0 to 100", o.Images.MaxUnusedAge, o.Images.MaxUsagePercent)
+	if i := o.Images; i.MaxUnusedAge < 0 || i.MaxUsagePercent < 0 || i.MaxUsagePercent > 100 || i.LowUsagePercent < 0 {
+		return fmt.Errorf("-keep-images is %s, -full-percent is %d, -low-percent is %d: write a duration of at least 0, and percentages from 0 to 100", i.MaxUnusedAge, i.MaxUsagePercent, i.LowUsagePercent)
 	}
 	if o.KeepStrayDisks < 0 {
 		return fmt.Errorf("-keep-stray-disks is %s: write a duration of at least 0", o.KeepStrayDisks)

@@ -26,6 +26,7 @@ import (
 	"github.com/berth-dev/berth/internal/agent/pulls"
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/kube"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	LibvirtDir, RuntimeSocket string
 	// InsecureRegistries are spoken to by plain HTTP; host:port.
 	InsecureRegistries []string
+	// Registries have mirrors, or certificates of their own.
+	Registries image.Registries
 	// MaxImageSize limits what is unpacked from an image, in bytes.
 	MaxImageSize int64
 	// Pulls say how many images are pulled at once, Reserve what they leave free of StateDir's file system.

@@ -97,7 +97,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	counted := newAgentMetrics(metrics.Registry, o.StateDir, w.libvirt.Connected, func() int64 { return w.host.StrayBytes() }, w.libvirt.BlockStats)
 	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), func(context.Context) (int, error) { return w.libvirt.PID() })
 	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
-	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
+	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, Registries: o.Registries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
 	w.pulls = pulls.New(ctx, pulls.Options{
 		Store: images, Limits: o.Pulls, Import: images.Import,
 		Resolve: func(ctx context.Context, ref image.Reference, keys image.Keychain) (pulls.Resolved, error) {
@@ -105,10 +105,12 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			if err != nil {
 				return pulls.Resolved{}, err
 			}
-			return pulls.Resolved{Digest: found.Digest, Fingerprint: found.Fingerprint, Layers: found}, nil
+			return pulls.Resolved{Digest: func() string { return found.Digest }, Fingerprint: found.Fingerprint, Layers: found}, nil
 		},
-		Collect: func(now time.Time) ([]store.Image, error) { return images.Collect(o.Images, now) },
-		Wake:    w.enqueue, Removed: func() { w.host.Wake() }, Metrics: counted.pulls, Now: time.Now,
+		Fingerprints: registry.Fingerprints,
+		Collect:      func(now time.Time) ([]store.Image, error) { return images.Collect(o.Images, now) },
+		Wake:         w.enqueue, Pulled: func(vm types.UID, said string) { go w.guests.TellPulled(vm, said) },
+		Removed: func() { w.host.Wake() }, Metrics: counted.pulls, Now: time.Now,
 	})
 	w.host = host.New(ctx, host.Options{
 		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: w.cgroups.Unified(), RequireConfinement: o.RequireConfinement, KeepStrayDisks: o.KeepStrayDisks, Client: mgr.GetClient(),

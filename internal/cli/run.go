@@ -151,8 +151,9 @@ func (o *runOptions) boot(spec *v1alpha1.VirtualMachineSpec, image string, words
 	return nil
 }
 
-// nameOf makes a name of an image's, without registry, tag and digest.
+// nameOf makes a name of an image's, without registry, tag and digest, or of a URL's last part.
 func nameOf(image string) string {
+	image = image[:strings.IndexAny(image+"#", "#?")]
 	base, _, _ := strings.Cut(image[strings.LastIndex(image, "/")+1:], "@")
 	base, _, _ = strings.Cut(base, ":")
 	base = regexp.MustCompile("[^a-z0-9]+").ReplaceAllString(strings.ToLower(base), "-")

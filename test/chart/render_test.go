@@ -84,6 +84,9 @@ func TestValues(t *testing.T) {
 			{"a directory that is relative", "agent.stateDir=var/lib/berth", "stateDir"},
 			{"a port out of range", "agent.metricsPort=70000", "metricsPort"},
 			{"a registry with a scheme", "agent.insecureRegistries={http://r}", "insecureRegistries"},
+			{"a mirror without a scheme", "agent.registries[0].host=quay.io,agent.registries[0].mirrors={mirror.example.com}", "mirrors"},
+			{"a certificate that is none", "agent.registries[0].host=quay.io,agent.registries[0].ca=MII", "ca"},
+			{"a mirror of nothing", "agent.registries[0].mirrors={https://mirror.example.com}", "host"},
 			{"an annotation with a comma", `operator.allowedAnnotations={a\,b}`, "allowedAnnotations"},
 			{"a subnet that is none", "agent.guestSubnet=10.0.2.0", "guestSubnet"},
 			{"no pulls at all", "agent.pulls.perNode=0", "perNode"},
@@ -107,6 +110,7 @@ func TestValues(t *testing.T) {
 		tests := []struct{ name, value, says string }{
 			{"a mirror", "image.registry=mirror:5000/berth", "mirror:5000/berth/berth-operator:"},
 			{"a whole CPU for each vCPU", "operator.cpuRequestPerVCPU=1", "-cpu-request-per-vcpu=1\n"},
+			{"a mirror of a registry", "agent.registries[0].host=quay.io,agent.registries[0].mirrors={https://m/q}", `"-registries=[{\"host\":\"quay.io\",\"mirrors\":[\"https://m/q\"]}]"` + "\n"},
 			{"a group for volumes", "operator.volumeGroup=1879113729", "-volume-group=1879113729\n"},
 			{"a share of one", "operator.cpuRequestPerVCPU=0.5", "-cpu-request-per-vcpu=0.5\n"},
 			{"a tag", "image.tag=v9", "ghcr.io/berth-dev/berth-shim:v9"},

@@ -8,9 +8,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -133,7 +135,11 @@ func (r *Reconciler) images(old []v1alpha1.HostImage) []v1alpha1.HostImage {
 	}
 	var list []v1alpha1.HostImage
 	for _, i := range images {
-		list = append(list, v1alpha1.HostImage{Digest: i.Digest, Size: resource.NewQuantity(i.Allocated, resource.BinarySI)})
+		one := v1alpha1.HostImage{Digest: i.Digest, Size: resource.NewQuantity(i.Allocated, resource.BinarySI)}
+		if !i.LastUse.IsZero() {
+			one.LastUsed = &metav1.Time{Time: i.LastUse.Truncate(time.Second)}
+		}
+		list = append(list, one)
 	}
 	slices.SortFunc(list, func(a, b v1alpha1.HostImage) int { return strings.Compare(a.Digest, b.Digest) })
 	return list[:min(len(list), maxListed)]

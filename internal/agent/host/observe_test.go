@@ -66,10 +66,11 @@ func TestForeignDomains(t *testing.T) {
 }
 
 func TestImages(t *testing.T) {
-	s := &fakeStore{images: []store.Image{{Content: store.Content{Digest: "sha256:b"}, Allocated: 2}, {Content: store.Content{Digest: "sha256:a"}, Allocated: 1}}}
+	used := time.Unix(1e9, 5)
+	s := &fakeStore{images: []store.Image{{Content: store.Content{Digest: "sha256:b"}, Allocated: 2, LastUse: used}, {Content: store.Content{Digest: "sha256:a"}, Allocated: 1}}}
 	r := &Reconciler{Options: Options{Store: s}}
 	want := []v1alpha1.HostImage{
-		{Digest: "sha256:a", Size: resource.NewQuantity(1, resource.BinarySI)}, {Digest: "sha256:b", Size: resource.NewQuantity(2, resource.BinarySI)},
+		{Digest: "sha256:a", Size: resource.NewQuantity(1, resource.BinarySI)}, {Digest: "sha256:b", Size: resource.NewQuantity(2, resource.BinarySI), LastUsed: &metav1.Time{Time: time.Unix(1e9, 0)}},
 	}
 	if diff := cmp.Diff(want, r.images(nil)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -94,6 +94,9 @@ func (m *memory) Import(ctx context.Context, i store.Import) error {
 	if err := i.Fetch(ctx, func(string, int64) (io.Writer, error) { return w, nil }); err != nil {
 		return err
 	}
+	if i.Content.Digest == "" {
+		i.Content.Digest = i.Fetched()
+	}
 	if err := m.do("Import", func() {}); err != nil {
 		return err
 	}
@@ -112,6 +115,7 @@ func (c *counter) Write(b []byte) (int, error) {
 // remote is an image in a registry.
 type remote struct {
 	digest  string
+	late    bool // nothing but its bytes tells the digest
 	private bool // only who has the password of team may have it
 	size    int
 	// hold and then err come in the midst of the transfer, after half the bytes; begun is told of it.
@@ -120,6 +124,17 @@ type remote struct {
 	err   error
 
 	transfers atomic.Int32
+}
+
+func (r *remote) named() string {
+	if r.late && r.transfers.Load() == 0 {
+		return ""
+	}
+	return r.digest
+}
+
+func (r *remote) Received() (taken, of int64) {
+	return int64(r.size) / 2 * min(int64(r.transfers.Load()), 1), int64(r.size)
 }
 
 func (r *remote) transfer(ctx context.Context, w io.Writer) error {
@@ -182,6 +197,7 @@ type fixture struct {
 
 	woken   chan types.UID
 	removed int
+	said    []string
 }
 
 func newFixture(t *testing.T) *fixture {
@@ -197,9 +213,15 @@ func newFixture(t *testing.T) *fixture {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "n_total", Help: "n"})
 	}
 	f.Puller = New(t.Context(), Options{
-		Store: f.store, Limits: Limits{PerNode: 9, PerNamespace: 9}, Import: f.store.Import, Resolve: f.resolve,
+		Store: f.store, Limits: Limits{PerNode: 9, PerNamespace: 9}, Import: f.store.Import, Resolve: f.resolve, Fingerprints: fingerprints,
 		Collect: func(time.Time) ([]store.Image, error) { return f.collected() },
-		Wake:    func(vm types.UID) { f.woken <- vm }, Removed: func() { f.removed++ },
+		Wake:    func(vm types.UID) { f.woken <- vm },
+		Pulled: func(vm types.UID, said string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.said = append(f.said, string(vm)+": "+said)
+		},
+		Removed: func() { f.removed++ },
 		Metrics: Metrics{
 			Pulls: counter(), Bytes: counter(), Removals: counter(),
 			Failures: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "n_total", Help: "n"}, []string{"reason"}),
@@ -240,12 +262,15 @@ func (f *fixture) resolve(ctx context.Context, ref image.Reference, keys image.K
 	case r == nil:
 		return Resolved{}, fault.NewUser(v1alpha1.ReasonImageNotFound, fmt.Errorf("image %s: not found", ref))
 	case !r.private:
-		return Resolved{Digest: r.digest, Fingerprint: image.Anonymous, Layers: r}, nil
-	case slices.Contains(keys.Fingerprints(ref), proof(ref)):
-		return Resolved{Digest: r.digest, Fingerprint: proof(ref), Layers: r}, nil
+		return Resolved{Digest: r.named, Fingerprint: image.Anonymous, Layers: r}, nil
+	case slices.Contains(fingerprints(keys, ref), proof(ref)):
+		return Resolved{Digest: r.named, Fingerprint: proof(ref), Layers: r}, nil
 	}
 	return Resolved{}, fault.NewUser(v1alpha1.ReasonImageUnauthorized, fmt.Errorf("image %s: refused", ref))
 }
+
+// fingerprints are those of a client without mirrors.
+var fingerprints = image.New(image.Options{}).Fingerprints
 
 // count is what a counter has counted.
 func count(t *testing.T, c prometheus.Collector) float64 {
@@ -303,5 +328,5 @@ func proof(ref image.Reference) string {
 	if err != nil {
 		panic(err)
 	}
-	return keys.Fingerprints(ref)[0]
+	return fingerprints(keys, ref)[0]
 }

@@ -42,14 +42,14 @@ type source struct {
 	vm             types.UID // whose credentials cannot be read; "" otherwise
 }
 
-func sourceOf(vm types.UID, i machine.Image, keys image.Keychain, err error) source {
+func (p *Puller) sourceOf(vm types.UID, i machine.Image, keys image.Keychain, err error) source {
 	s := source{reference: i.Reference, kernel: i.Kernel, initrd: i.Initrd}
 	if err != nil {
 		s.vm = vm
 		return s
 	}
 	if ref, err := image.ParseReference(i.Reference); err == nil {
-		s.reference, s.fingerprints = ref.At(i.Digest).String(), strings.Join(keys.Fingerprints(ref), " ")
+		s.reference, s.fingerprints = ref.At(i.Digest).String(), strings.Join(p.Fingerprints(keys, ref), " ")
 	}
 	return s
 }
@@ -68,6 +68,7 @@ type pull struct {
 	cancel    context.CancelFunc
 	namespace string          // whose place it is
 	progress  *store.Progress // once the registry has answered
+	received  func() (taken, of int64)
 }
 
 // need is the space in bytes that a content is known to take at least, as there was too little for it.
@@ -78,7 +79,9 @@ type need struct {
 
 // run is one attempt of a pull that has a place.
 func (p *Puller) run(ctx context.Context, u *pull) {
+	began := p.Now()
 	err := p.fetch(ctx, u)
+	took := p.Now().Sub(began)
 	if fault.ReasonOf(err) == v1alpha1.ReasonStoreFull {
 		p.collect() // before it is tried again
 	}
@@ -88,8 +91,20 @@ func (p *Puller) run(ctx context.Context, u *pull) {
 	delete(p.running, u)
 	p.dispatch()                //nolint:contextcheck // a pull ends with those that want it, not with another
 	if p.pulls[u.source] == u { // else nobody wants it any more
+		if err == nil {
+			for vm := range u.wanted {
+				p.Pulled(vm, u.said(took))
+			}
+		}
 		p.end(u, err)
 	}
+}
+
+// said is what people are told of a pull that took so long.
+func (u *pull) said(took time.Duration) string {
+	taken, _ := u.received()
+	mib := float64(taken) / (1 << 20)
+	return fmt.Sprintf("Pulled image %s: %.1f MiB in %.1f s, %.1f MiB/s", u.image.Reference, mib, took.Seconds(), mib/max(took.Seconds(), 0.001))
 }
 
 // end notes how an attempt ended, and wakes who waited for it.
@@ -130,13 +145,13 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	if err != nil {
 		return err
 	}
-	content := contentOf(i, found.Digest)
+	content := contentOf(i, found.Digest())
 	if err := p.verdict(u.source, content); err != nil {
 		return err
 	}
 	progress := &store.Progress{}
 	p.mu.Lock()
-	u.state, u.progress = plan.Image{State: plan.ImagePulling}, progress
+	u.state, u.progress, u.received = plan.Image{State: plan.ImagePulling}, progress, found.Layers.Received
 	if u.needs.content != content {
 		u.needs = need{content: content}
 	}
@@ -150,8 +165,9 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 		whole = true
 		return nil
 	}
-	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Needs: needs, Progress: progress})
+	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Fetched: found.Digest, Needs: needs, Progress: progress})
 	if err == nil {
+		content = contentOf(i, found.Digest())
 		err = p.prove(content, ref, found.Fingerprint, func() error {
 			if whole {
 				return nil
@@ -160,7 +176,7 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 		})
 	}
 	if err == nil && i.Digest == "" { // otherwise what the name means now is another question
-		err = p.Store.SetTag(ref.String(), found.Digest)
+		err = p.Store.SetTag(ref.String(), content.Digest)
 	}
 	p.Metrics.Bytes.Add(float64(progress.Bytes.Load()))
 	named, is := errors.AsType[imageError](err)
@@ -199,7 +215,7 @@ func (c checked) Write(b []byte) (int, error) {
 // may read the manifest of a private image can serve it from a registry of his own: the repository must have served
 // the whole content to this node once.
 func (p *Puller) prove(c store.Content, ref image.Reference, fingerprint string, transfer func() error) error {
-	repository := "repository " + ref.Registry + "/" + ref.Repository
+	repository := "repository " + ref.Source()
 	served, err := p.Store.HasAccess(c, []string{repository})
 	if err == nil && !served {
 		if err = transfer(); err == nil {
@@ -241,10 +257,11 @@ func (p *Puller) verdict(s source, c store.Content) error {
 	return nil
 }
 
-// remember keeps the verdict on a content whose every byte was there, if it is one.
+// remember keeps the verdict on a content whose every byte was there, if it is one. That of a URL without a checksum may
+// be another tomorrow.
 func (p *Puller) remember(s source, c store.Content, err error) {
 	final := []v1alpha1.Reason{v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge}
-	if !slices.Contains(final, fault.ReasonOf(err)) {
+	if c.Digest == "" || !slices.Contains(final, fault.ReasonOf(err)) {
 		return
 	}
 	p.mu.Lock()

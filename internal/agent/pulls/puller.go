@@ -38,8 +38,10 @@ type Store interface {
 
 // Resolved is an image that a registry has, and gave access to.
 type Resolved struct {
-	Digest, Fingerprint string // as in image.Image
-	Layers              interface {
+	Digest      func() string // as in image.Image: "" until all has come, if only that tells
+	Fingerprint string        // as in image.Image
+	Layers      interface {
+		Received() (taken, of int64)
 		Disk(ctx context.Context, create image.Create) error
 		Files(ctx context.Context, paths map[string]image.File, create image.Create) error
 	}
@@ -51,11 +53,14 @@ type Options struct {
 	Limits  Limits
 	Import  func(context.Context, store.Import) error                                // brings a content into the store
 	Resolve func(context.Context, image.Reference, image.Keychain) (Resolved, error) // asks a registry
-	Collect func(now time.Time) ([]store.Image, error)                               // removes images that nothing uses, and returns them
-	Wake    func(vm types.UID)                                                       // a pull of the VM has ended; it never waits
-	Removed func()                                                                   // images were removed
-	Metrics Metrics
-	Now     func() time.Time
+	// Fingerprints are what keys prove of an image; see image.Client.
+	Fingerprints func(image.Keychain, image.Reference) []string
+	Collect      func(now time.Time) ([]store.Image, error) // removes images that nothing uses, and returns them
+	Wake         func(vm types.UID)                         // a pull of the VM has ended; it never waits
+	Pulled       func(vm types.UID, said string)            // that it has its image, and how; it never waits
+	Removed      func()                                     // images were removed
+	Metrics      Metrics
+	Now          func() time.Time
 }
 
 // Metrics are what a Puller counts.
@@ -104,10 +109,13 @@ func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, er
 	state, from := u.state, u.source
 	if u.progress != nil {
 		state.Progress = fmt.Sprintf("%d MiB", u.progress.Bytes.Load()>>20)
+		if taken, of := u.received(); of > 0 {
+			state.Progress += fmt.Sprintf(", %d %% of what is sent", min(taken*100/of, 100))
+		}
 	}
 	p.mu.Unlock()
 	if state.State == plan.ImageFailed {
-		if held, err := keys(); err == nil && sourceOf(vm, i, held, nil) != from { // with other credentials it may be had at once
+		if held, err := keys(); err == nil && p.sourceOf(vm, i, held, nil) != from { // with other credentials it may be had at once
 			return plan.Image{State: plan.ImageMissing}, nil
 		}
 	}
@@ -141,7 +149,7 @@ func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
 	if err != nil {
 		return missing, nil //nolint:nilerr // the pull says it
 	}
-	allowed, err := p.Store.HasAccess(content, held.Fingerprints(ref))
+	allowed, err := p.Store.HasAccess(content, p.Fingerprints(held, ref))
 	if err != nil || !allowed {
 		return missing, err
 	}

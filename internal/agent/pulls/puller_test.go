@@ -27,6 +27,7 @@ const (
 	web  = types.UID("web")
 	db   = types.UID("db")
 	full = "quay.io/a/debian:12"
+	afar = "https://example.com/disk.qcow2"
 	mib  = 1 << 20
 )
 
@@ -116,12 +117,14 @@ func TestAPullMakesAnImageReady(t *testing.T) {
 		"by a tag":                    {root, full, true, mib},
 		"by the digest that a VM had": {pinned, full + "@sha256:old", false, mib},
 		"a kernel and its initrd":     {kernel, full, true, 2 * mib},
+		"a URL without a checksum":    {machine.Image{For: "root", Reference: afar}, afar, true, mib},
 		"a kernel alone":              {machine.Image{For: machine.ForKernel, Reference: full, Kernel: "/boot/kernel"}, full, true, mib},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
 			f.push(full, &remote{digest: "sha256:new", size: mib})
 			f.push(full+"@sha256:old", &remote{digest: "sha256:old", size: mib})
+			f.push(afar, &remote{digest: "sha256:new", late: true, size: mib})
 			f.pull(t, web, tt.image, none)
 			want := plan.Image{State: plan.ImageReady, Digest: "sha256:new"}
 			if tt.image.Digest != "" {
@@ -133,7 +136,7 @@ func TestAPullMakesAnImageReady(t *testing.T) {
 			if diff := cmp.Diff([]string{tt.asked}, f.asked); diff != "" {
 				t.Errorf("asked for, -want +got:\n%s", diff)
 			}
-			if _, remembers := f.store.tags[full]; remembers != tt.remembers {
+			if _, remembers := f.store.tags[tt.asked]; remembers != tt.remembers {
 				t.Errorf("remembers the tag: %t", remembers)
 			}
 			if pulls, bytes := count(t, f.Metrics.Pulls), count(t, f.Metrics.Bytes); pulls != 1 || bytes != tt.bytes {
@@ -164,9 +167,13 @@ func TestAPullTellsItsProgress(t *testing.T) {
 	progress("resolving the reference")
 	close(answer)
 	<-r.begun
-	progress("3 MiB")
+	progress("3 MiB, 50 % of what is sent")
+	f.pass(2 * time.Second)
 	close(r.hold)
 	<-f.woken
+	if diff := cmp.Diff([]string{"web: Pulled image " + full + ": 3.0 MiB in 2.0 s, 1.5 MiB/s"}, f.said); diff != "" {
+		t.Errorf("told, -want +got:\n%s", diff)
+	}
 	if len(f.asked) != 1 {
 		t.Errorf("asked the registry for %q", f.asked)
 	}
@@ -178,7 +185,7 @@ func TestOneSourceIsAskedOnceForAllThatNameIt(t *testing.T) {
 	f.Start(web, "default", root, none)
 	<-r.begun
 	f.Start(db, "shop", root, none)
-	if diff := cmp.Diff(plan.Image{State: plan.ImagePulling, Progress: "0 MiB"}, f.state(t, db, root, none)); diff != "" {
+	if diff := cmp.Diff(plan.Image{State: plan.ImagePulling, Progress: "0 MiB, 50 % of what is sent"}, f.state(t, db, root, none)); diff != "" {
 		t.Errorf("who joins it, -want +got:\n%s", diff)
 	}
 	close(r.hold)

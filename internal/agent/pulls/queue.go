@@ -47,7 +47,7 @@ func (p *Puller) Retain(vm types.UID, images []machine.Image) {
 
 // join has a VM want the image from the source that its credentials make.
 func (p *Puller) join(vm types.UID, namespace string, i machine.Image, keys image.Keychain, err error) *pull {
-	s := sourceOf(vm, i, keys, err)
+	s := p.sourceOf(vm, i, keys, err)
 	p.leaveAll(func(w want, u *pull) bool { return w == (want{vm, i}) && u.source != s })
 	u := p.pulls[s]
 	if u == nil {

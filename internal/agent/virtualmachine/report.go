@@ -10,6 +10,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -69,6 +70,15 @@ func (r *Reconciler) announce(ctx context.Context, vm *v1alpha1.VirtualMachine, 
 		case reason.IsWarning() && c.Message != "" && (has.LastExit == nil || reason != has.LastExit.Reason):
 			r.Events.Eventf(vm, nil, reason.Event(), c.Reason, "Prepare", "%s", c.Message)
 		}
+	}
+}
+
+// TellPulled raises an Event for an image that has come for a guest.
+func (r *Reconciler) TellPulled(uid types.UID, said string) {
+	vm, err := r.VirtualMachine(r.life, uid)
+	if err == nil && vm != nil {
+		reason := v1alpha1.ReasonPulled
+		r.Events.Eventf(vm, nil, reason.Event(), string(reason), "Pull", "%s", said)
 	}
 }
 

@@ -26,7 +26,7 @@ const (
 var (
 	validUID    = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	validName   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	validDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	validDigest = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`)
 )
 
 // Store is the host's store, as a store.Store is. No disk takes any space.

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
 )
 
@@ -21,6 +23,11 @@ const (
 	minProgress      = 64 << 10
 )
 
+// changedError tells why what is left would not fit what is there.
+type changedError string
+
+func (e changedError) Error() string { return string(e) }
+
 // blob reads the bytes of a layer, and no more, through as many answers as that takes: proxies and bad lines cut long
 // downloads. It hashes them on their way.
 type blob struct {
@@ -28,11 +35,12 @@ type blob struct {
 	ctx        context.Context //nolint:containedctx // it is the pull's, and ends with the layer
 	layer      descriptor
 	turn       turn
-	verifier   digest.Verifier
+	digester   digest.Digester
 
 	body          io.ReadCloser // nil before the first answer and between two
 	at            int64         // how many bytes have come
-	etag          string
+	count         *atomic.Int64 // those of all layers
+	mark          string        // of what is served: an ETag, or a date
 	resumedAt     int64
 	interruptions int
 	// received and waited tell the throughput of the window that goes on. Time that the reader spends elsewhere does not
@@ -43,9 +51,12 @@ type blob struct {
 	err error
 }
 
-// open asks for the layer from its beginning.
-func (r *repository) open(ctx context.Context, layer descriptor) (*blob, error) {
-	b := &blob{repository: r, ctx: ctx, layer: layer, turn: turn{turns: r.client.turns}, verifier: layer.Digest.Verifier()}
+// open asks for the layer from its beginning. What comes of it is added to count.
+func (r *repository) open(ctx context.Context, layer descriptor, count *atomic.Int64) (*blob, error) {
+	b := &blob{repository: r, ctx: ctx, layer: layer, count: count, turn: turn{turns: r.client.turns}, digester: digest.SHA256.Digester()}
+	if layer.Digest != "" {
+		b.digester = layer.Digest.Algorithm().Digester()
+	}
 	return b, b.ask()
 }
 
@@ -54,8 +65,8 @@ func (b *blob) ask() error {
 	header := http.Header{}
 	if b.at > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-", b.at))
-		if b.etag != "" {
-			header.Set("If-Range", b.etag)
+		if b.mark != "" {
+			header.Set("If-Range", b.mark)
 		}
 	}
 	resp, err := b.repository.get(b.ctx, "blobs/"+b.layer.Digest.String(), header)
@@ -63,9 +74,22 @@ func (b *blob) ask() error {
 		return err
 	}
 	b.body, b.resumedAt = resp.Body, b.at
-	if tag := resp.Header.Get("ETag"); !strings.HasPrefix(tag, "W/") {
-		b.etag = tag
+	mark := resp.Header.Get("Last-Modified")
+	if tag := resp.Header.Get("ETag"); tag != "" && !strings.HasPrefix(tag, "W/") {
+		mark = tag
 	}
+	changed := changedError("")
+	switch {
+	case b.repository.ref.URL != "" && length(resp) != b.layer.Size:
+		changed = "the file has another length now"
+	case b.layer.Digest == "" && b.at > 0 && (mark == "" || mark != b.mark): // nothing else tells that two answers are of one file
+		changed = "the connection was cut, and the server does not tell (by ETag or Last-Modified) that what follows is of the same file"
+	}
+	if changed != "" {
+		b.close()
+		return b.repository.unreachable(changed)
+	}
+	b.mark = mark
 	if resp.StatusCode == http.StatusPartialContent {
 		if got := resp.Header.Get("Content-Range"); !strings.HasPrefix(got, fmt.Sprintf("bytes %d-", b.at)) {
 			return b.repository.unreachable(fmt.Errorf("asked for the bytes from %d on, it sends %q", b.at, printable(got)))
@@ -87,7 +111,8 @@ func (b *blob) Read(p []byte) (n int, err error) {
 		}
 	})
 	b.at += int64(n)
-	_, _ = b.verifier.Write(p[:n]) // it never fails
+	b.count.Add(int64(n))
+	_, _ = b.digester.Hash().Write(p[:n]) // it never fails
 	return n, b.err
 }
 
@@ -128,7 +153,8 @@ func (b *blob) interrupted(err error) error {
 	if _, stalled := errors.AsType[stallError](err); stalled && b.at == b.resumedAt { // it was asked anew, and sent nothing
 		return err
 	}
-	if b.ctx.Err() != nil || fault.ClassOf(err) == fault.User || RetryAfter(err) > 0 || b.interruptions >= maxInterruptions {
+	_, changed := errors.AsType[changedError](err)
+	if b.ctx.Err() != nil || fault.ClassOf(err) == fault.User || RetryAfter(err) > 0 || changed || b.interruptions >= maxInterruptions {
 		return err
 	}
 	b.resumedAt = b.at
@@ -142,16 +168,22 @@ func (b *blob) interrupted(err error) error {
 	}
 }
 
-// verify reads what is left and compares the digest.
+// verify reads what is left and compares the digest, if one is known.
 func (b *blob) verify() error {
 	if _, err := io.Copy(io.Discard, b); err != nil {
 		return err
 	}
 	var more [1]byte
-	if n, _ := io.ReadFull(b.body, more[:]); n > 0 || !b.verifier.Verified() {
+	n, _ := io.ReadFull(b.body, more[:])
+	switch {
+	case n == 0 && (b.layer.Digest == "" || b.layer.Digest == b.digester.Digest()):
+		return nil
+	case b.repository.ref.URL != "":
+		return b.repository.ref.refuse(v1alpha1.ReasonImageDigestMismatch,
+			"what it serves is not %s: correct the checksum, or serve that file again; nothing of it was kept", b.layer.Digest)
+	default:
 		return b.repository.ref.mismatch("layer " + b.layer.Digest.String())
 	}
-	return nil
 }
 
 func (b *blob) close() {

@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"regexp"
 	"runtime"
@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
@@ -27,11 +28,11 @@ const dialTimeout = 15 * time.Second
 
 // Options of a Client. The zero value is usable.
 type Options struct {
-	// PlainHTTP lists the registries, as host[:port], that are reached without TLS. No other address is, whatever
-	// a registry redirects to.
+	// PlainHTTP lists the servers, as host[:port], that are reached without TLS, and may be at an address of the node's own
+	// or of its link. No other is, whatever a server redirects to.
 	PlainHTTP []string
-	// RootCAs verify the registries; the system's by default.
-	RootCAs *x509.CertPool
+	// Registries are what the administrator says of some servers.
+	Registries Registries
 	// Architecture selects from an index, by Go's name; the program's own by default.
 	Architecture string
 	// MaxBytes is the most that one image may unpack to; 256 GiB by default.
@@ -49,13 +50,18 @@ type Options struct {
 	UserAgent string
 }
 
-// Client speaks to registries. It is safe for concurrent use.
+// Client speaks to registries and web servers. It is safe for concurrent use.
 type Client struct {
-	options   Options
-	transport *http.Transport
-	// largeWindow is taken by the one pull that may use a large zstd window.
+	options    Options
+	transports map[string]http.RoundTripper // by host[:port]; those of all others at ""
+	trusted    []string                     // hosts that may be at any address
+	mirrors    map[string][]Reference       // by registry: those of no image, with the prefix as the repository
+	// largeWindow is taken by the one pull that may use a large zstd window, or a large dictionary of xz.
 	largeWindow sync.Mutex
 	turns       *turns
+
+	mu     sync.Mutex
+	failed map[Reference]time.Time // when a mirror did
 }
 
 // New makes a Client.
@@ -66,11 +72,14 @@ func New(o Options) *Client {
 	o.MinThroughput = cmp.Or(o.MinThroughput, 16<<10)
 	o.ThroughputWindow = cmp.Or(o.ThroughputWindow, 5*time.Minute)
 	o.ResumeDelay = cmp.Or(o.ResumeDelay, time.Second)
-	turns := newTurns(max(1, runtime.GOMAXPROCS(0)/2), patience)
-	return &Client{options: o, turns: turns, transport: &http.Transport{
+	c := &Client{
+		options: o, turns: newTurns(max(1, runtime.GOMAXPROCS(0)/2), patience),
+		transports: map[string]http.RoundTripper{}, mirrors: map[string][]Reference{}, failed: map[Reference]time.Time{},
+	}
+	base := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
-		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
-		TLSClientConfig:     &tls.Config{RootCAs: o.RootCAs, MinVersion: tls.VersionTLS12},
+		DialContext:         c.dial,
+		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTimeout,
 		ForceAttemptHTTP2:   true,
 		MaxIdleConnsPerHost: 2,
@@ -78,44 +87,83 @@ func New(o Options) *Client {
 		// Layers are compressed already, and a digest is of what is on the wire.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
-	}}
+	}
+	c.transports[""] = base
+	c.configure(base)
+	c.trusted = slices.Concat(c.trusted, c.options.PlainHTTP, proxies())
+	return c
 }
 
-// repository is a repository of a registry, with one credential. It asks one question at a time.
+// dial connects to a server. Users name servers, and the name servers say where those are: neither may lead to what only
+// the node itself can reach, such as a cloud's metadata, unless the administrator said so.
+func (c *Client) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	dialer := &net.Dialer{Timeout: dialTimeout}
+	host, port, _ := net.SplitHostPort(address)
+	if !slices.Contains(c.trusted, address) && (port != "80" && port != "443" || !slices.Contains(c.trusted, host)) {
+		dialer.Control = refuseLocal
+	}
+	return dialer.DialContext(ctx, network, address)
+}
+
+func refuseLocal(_, address string, _ syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	if a := to.Addr().Unmap(); a.IsLoopback() || a.IsLinkLocalUnicast() || a.IsMulticast() || a.IsUnspecified() {
+		return fmt.Errorf("%s is an address of the node itself or of its link: list its host in agent.registries", a)
+	}
+	return nil
+}
+
+// proxies are the addresses of those that the environment names.
+func proxies() (addresses []string) {
+	ports := map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}
+	for _, scheme := range []string{"http", "https"} {
+		through, err := http.ProxyFromEnvironment(&http.Request{URL: &url.URL{Scheme: scheme, Host: "example.com"}})
+		if err == nil && through != nil {
+			addresses = append(addresses, net.JoinHostPort(through.Hostname(), cmp.Or(through.Port(), ports[through.Scheme])))
+		}
+	}
+	return addresses
+}
+
+// repository is a repository of a registry, or a file on a web server, with one credential. It asks one question at a time.
 type repository struct {
 	client      *Client
-	ref         Reference
+	ref         Reference // what it is called
+	at          Reference // and where it is asked for
 	auth        *auth.Client
 	talk        conversation // since the question that was asked last
 	fingerprint string
 }
 
-func (c *Client) repository(ref Reference, with entry) *repository {
-	r := &repository{client: c, ref: ref, fingerprint: with.fingerprint, talk: conversation{client: c}}
+func (c *Client) repository(ref, at Reference, with entry) *repository {
+	r := &repository{client: c, ref: ref, at: at, fingerprint: with.fingerprint, talk: conversation{client: c}}
 	r.auth = &auth.Client{
 		Client:     &http.Client{Transport: &r.talk},
 		Cache:      auth.NewCache(),
-		Credential: auth.StaticCredential(ref.host(), with.credential),
+		Credential: auth.StaticCredential(at.host(), with.credential),
 	}
 	r.auth.SetUserAgent(c.options.UserAgent)
 	return r
 }
 
-// get asks for /v2/<repository>/<what> and returns the answer, if it is a 200, or a 206 to a question for a range. Its
+// get asks for /v2/<repository>/<what>, or for the file, and returns the answer, if it is a 200, or a 206 to a question for a range. Its
 // body ends with an error when the registry stalls. Errors are classified.
 func (r *repository) get(ctx context.Context, what string, header http.Header) (*http.Response, error) {
 	scheme := "https"
-	if slices.Contains(r.client.options.PlainHTTP, r.ref.host()) {
+	if slices.Contains(r.client.options.PlainHTTP, r.at.host()) {
 		scheme = "http"
 	}
-	ctx = auth.WithScopesForHost(ctx, r.ref.host(), auth.ScopeRepository(r.ref.Repository, auth.ActionPull))
+	ctx = auth.WithScopesForHost(ctx, r.at.host(), auth.ScopeRepository(r.at.Repository, auth.ActionPull))
 	ctx, cancel := context.WithCancelCause(ctx)
 	limit := r.client.options.StallTimeout
 	watch := &stallTimeoutBody{repository: r, ctx: ctx, cancel: cancel}
 	watch.timer = time.AfterFunc(limit, func() { cancel(stallError{limit}) })
 
-	url := fmt.Sprintf("%s://%s/v2/%s/%s", scheme, r.ref.host(), r.ref.Repository, what)
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	at := cmp.Or(r.at.URL, fmt.Sprintf("%s://%s/v2/%s/%s", scheme, r.at.host(), r.at.Repository, what))
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
 		cancel(err)
 		return nil, r.ref.refuse(v1alpha1.ReasonImageInvalid, "%w", err)
@@ -196,7 +244,11 @@ func (c *conversation) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL.Scheme != "https" && !slices.Contains(c.client.options.PlainHTTP, req.URL.Host) {
 		return nil, fmt.Errorf("plain HTTP to %s is not allowed: list it in agent.insecureRegistries", req.URL.Host)
 	}
-	resp, err := c.client.transport.RoundTrip(req)
+	transport, is := c.client.transports[req.URL.Host]
+	if !is {
+		transport = c.client.transports[""]
+	}
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return nil, err
 	}

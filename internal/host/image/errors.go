@@ -41,7 +41,7 @@ func (r *repository) unreachable(err error) error {
 		when, err = fmt.Sprintf(" after %s, as it says", after), laterError{err, after}
 	}
 	return fault.NewTransient(v1alpha1.ReasonRegistryUnreachable,
-		fmt.Errorf("pulling image %s from %s failed, retrying%s: %w", r.ref, r.ref.Registry, when, err))
+		fmt.Errorf("pulling image %s from %s failed, retrying%s: %w", r.ref, r.at.Registry, when, err))
 }
 
 // laterError is that of a registry that said when to ask again.
@@ -97,7 +97,7 @@ func printable(text string) string {
 // refusal classifies an answer that is no success, to the question for what.
 func (r *repository) refusal(what string, status int, said words) error {
 	answer := strings.TrimSpace(fmt.Sprintf("%d %s", status, http.StatusText(status)))
-	if said.text != "" {
+	if said.text != "" && r.ref.URL == "" { // what a web server says is for nobody else
 		answer += ": " + said.text
 	}
 	answer = r.whose() + answer
@@ -106,7 +106,14 @@ func (r *repository) refusal(what string, status int, said words) error {
 	}
 	unauthorized := status == http.StatusUnauthorized || status == http.StatusForbidden
 	layer, ofLayer := strings.CutPrefix(what, "blobs/")
+	ofFile := r.ref.URL != "" && !r.talk.tokenServer
 	switch {
+	case ofFile && (status == http.StatusNotFound || status == http.StatusGone):
+		return refuse(v1alpha1.ReasonImageNotFound, "the server has no such file: correct the URL")
+	case ofFile && status == http.StatusRequestedRangeNotSatisfiable:
+		return refuse(v1alpha1.ReasonImageNotDisk, "it is empty")
+	case ofFile && unauthorized && r.fingerprint == Anonymous:
+		return refuse(v1alpha1.ReasonImageUnauthorized, "the server requires credentials: name a Secret for %s in imagePullSecrets", r.ref.Registry)
 	case r.talk.tokenServer && !unauthorized, r.redirected():
 		return r.unreachable(errors.New(answer))
 	case status == http.StatusNotFound && ofLayer:
@@ -122,7 +129,7 @@ func (r *repository) refusal(what string, status int, said words) error {
 		return refuse(v1alpha1.ReasonImageUnauthorized,
 			"the registry requires credentials, or has no such image: name a Secret in imagePullSecrets")
 	case unauthorized:
-		return refuse(v1alpha1.ReasonImageUnauthorized, "the registry refuses the credentials of imagePullSecrets: correct the Secret")
+		return refuse(v1alpha1.ReasonImageUnauthorized, "the server refuses the credentials of imagePullSecrets: correct the Secret")
 	case status == http.StatusBadRequest && (said.code == "NAME_INVALID" || said.code == "TAG_INVALID"):
 		return refuse(v1alpha1.ReasonImageInvalid, "the registry does not take the name: correct it")
 	case status == http.StatusBadRequest:
@@ -134,7 +141,7 @@ func (r *repository) refusal(what string, status int, said words) error {
 
 // redirected: the last request went to another server, which has no part in who may have what.
 func (r *repository) redirected() bool {
-	return !r.talk.tokenServer && r.talk.asked != "" && r.talk.asked != r.ref.host()
+	return !r.talk.tokenServer && r.talk.asked != "" && r.talk.asked != r.at.host()
 }
 
 // whose tells, for messages, which server it was, if it was not the registry.

@@ -204,6 +204,8 @@ func TestRegistryThatIsNotThere(t *testing.T) {
 	must(err)
 
 	_, err = New(Options{}).Resolve(t.Context(), ref, Keychain{})
+	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "127.0.0.1 is an address of the node itself or of its link: list its host in agent.registries")
+	_, err = New(Options{Registries: []Registry{{Host: host}}}).Resolve(t.Context(), ref, Keychain{})
 	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "serves plain HTTP: list it in agent.insecureRegistries")
 	server.Close()
 	_, err = New(Options{PlainHTTP: []string{host}}).Resolve(t.Context(), ref, Keychain{})
@@ -213,11 +215,12 @@ func TestRegistryThatIsNotThere(t *testing.T) {
 func TestRegistryWithAStrangersCertificate(t *testing.T) {
 	server := httptest.NewTLSServer(http.NotFoundHandler())
 	t.Cleanup(server.Close)
-	ref, err := ParseReference(strings.TrimPrefix(server.URL, "https://") + "/a")
+	host := strings.TrimPrefix(server.URL, "https://")
+	ref, err := ParseReference(host + "/a")
 	must(err)
-	_, err = New(Options{}).Resolve(t.Context(), ref, Keychain{})
+	_, err = New(Options{Registries: []Registry{{Host: host}}}).Resolve(t.Context(), ref, Keychain{})
 	expect(t, err, fault.Transient, v1alpha1.ReasonRegistryUnreachable, "certificate")
-	_, err = New(Options{RootCAs: server.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}).Resolve(t.Context(), ref, Keychain{})
+	_, err = New(Options{Registries: []Registry{{Host: host, CA: certificate(server)}}}).Resolve(t.Context(), ref, Keychain{})
 	expect(t, err, fault.User, v1alpha1.ReasonImageNotFound, "404")
 }
 

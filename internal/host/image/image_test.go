@@ -340,11 +340,11 @@ func TestCredentialsAreTriedInTurn(t *testing.T) {
 
 	image, err := s.client.Resolve(t.Context(), private, keys(good))
 	must(err)
-	if proofs := keys(good).Fingerprints(private); image.Fingerprint == Anonymous || proofs[0] != image.Fingerprint {
+	if proofs := s.client.Fingerprints(keys(good), private); image.Fingerprint == Anonymous || proofs[0] != image.Fingerprint {
 		t.Errorf("proof %q, of %q", image.Fingerprint, proofs)
 	}
 	for _, other := range []Keychain{keys(), keys(stale)} {
-		for _, proof := range other.Fingerprints(private) {
+		for _, proof := range s.client.Fingerprints(other, private) {
 			if proof == image.Fingerprint {
 				t.Error("a keychain without the credential has its proof")
 			}

@@ -91,16 +91,6 @@ func splitKey(key string) (host, repository string) {
 	return host, repository
 }
 
-// Fingerprints are fingerprints of the credentials that fit an image, and Anonymous: who holds one that Resolve has
-// found to give access to a digest may use that digest without asking the registry again.
-func (k Keychain) Fingerprints(ref Reference) []string {
-	var proofs []string
-	for _, c := range k.candidates(ref) {
-		proofs = append(proofs, c.fingerprint)
-	}
-	return proofs
-}
-
 // candidates are the credentials to try, in order, as kubelet does; without any at last, so that a stale secret
 // does not block a public image.
 func (k Keychain) candidates(ref Reference) []entry {

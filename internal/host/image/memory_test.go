@@ -120,7 +120,7 @@ func TestZstdWindowsAreCounted(t *testing.T) {
 	}()
 	<-begun
 	_, err = s.disk(large, Keychain{})
-	expect(t, err, fault.Transient, v1alpha1.ReasonPullingImage, "compress it with one of at most 8 MiB (zstd -19)")
+	expect(t, err, fault.Transient, v1alpha1.ReasonPullingImage, "compress it with one of at most 8 MiB (zstd -19, xz -6)")
 	if _, err := s.disk(small, Keychain{}); err != nil {
 		t.Errorf("with a small window: %v", err)
 	}

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,8 +36,8 @@ type File struct {
 	MaxBytes int64
 }
 
-// Disk streams the image's disk: the one file in /disk of a containerDisk, or the one blob of an artifact that is a
-// disk, decompressed. What was written counts only when it returns nil: only then has every byte matched its digest.
+// Disk streams the image's disk: the one file in /disk of a containerDisk, the one blob of an artifact that is a disk,
+// or a URL's file, decompressed. What was written counts only when it returns nil: only then has every byte matched its digest.
 // It does not inspect the disk itself. Errors: as Resolve.
 func (i *Image) Disk(ctx context.Context, create Create) error {
 	p := &pull{image: i, create: create, remaining: i.repository.client.options.MaxBytes}
@@ -99,7 +100,7 @@ func (i *Image) artifact() (descriptor, error) {
 // namesDisk: a media type, or the name of a file, tells that it is a disk.
 func namesDisk(name string) bool {
 	name = strings.ToLower(name)
-	for _, compression := range []string{".gz", ".zst", "+gzip", "+zstd"} {
+	for _, compression := range []string{".gz", ".zst", ".xz", ".bz2", "+gzip", "+zstd", "+xz", "+bzip2"} {
 		name = strings.TrimSuffix(name, compression)
 	}
 	return strings.HasSuffix(name, "qcow2") || strings.HasSuffix(name, ".raw") || strings.HasSuffix(name, ".img")
@@ -149,8 +150,9 @@ func (p *pull) find(ctx context.Context, wants map[string]*want) error {
 // layer streams one layer through read, which is told whether it was not compressed, and then checks its digest.
 func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, plain bool) error) error {
 	client, ref := p.image.repository.client, p.image.Reference
-	wire, err := p.image.repository.open(ctx, l)
+	wire, err := p.image.repository.open(ctx, l, &p.image.received)
 	if err != nil {
+		p.image.repository.passOver(err)
 		return err
 	}
 	defer wire.close()
@@ -162,15 +164,21 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 	case isSink:
 		return sink.error
 	case wire.err != nil:
+		p.image.repository.passOver(wire.err)
 		return wire.err
 	case errors.Is(err, errWindowTaken):
 		return fault.NewTransient(v1alpha1.ReasonPullingImage, fmt.Errorf(
-			"image %s: it waits, as %w: compress it with one of at most %d MiB (zstd -19) to have it at once", ref, err, smallWindow>>20))
+			"image %s: it waits, as %w: compress it with one of at most %d MiB (zstd -19, xz -6) to have it at once", ref, err, smallWindow>>20))
+	}
+	what := "layer " + l.Digest.String()
+	if ref.URL != "" {
+		what = "it"
 	}
 	// What is wrong is the registry's fault if the digest does not match, and the image's if it does.
 	if err := wire.verify(); err != nil {
 		return err
 	}
+	p.image.Digest = cmp.Or(p.image.Digest, wire.digester.Digest().String())
 	switch {
 	case err == nil, fault.ClassOf(err) == fault.User:
 		return err
@@ -178,7 +186,7 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 		return ref.refuse(v1alpha1.ReasonImageTooLarge,
 			"it unpacks to more than %d bytes: shrink it, or raise the agent's limit", client.options.MaxBytes)
 	default:
-		return ref.notDisk("layer %s cannot be unpacked: %w", l.Digest, err)
+		return ref.notDisk("%s cannot be unpacked: %w", what, err)
 	}
 }
 

@@ -3,6 +3,8 @@ package image
 import (
 	"cmp"
 	"fmt"
+	"net/url"
+	"strings"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -11,20 +13,26 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// Reference names an image in a registry.
+// Reference names an image in a registry, or a file on a web server.
 type Reference struct {
 	// Registry is host[:port] as written; docker.io if none was.
 	Registry string
-	// Repository is the path in the registry, such as library/debian.
+	// Repository is the path in the registry, such as library/debian; of a URL its path, without the slash before it.
 	Repository string
 	// Tag is the tag; "latest" if neither tag nor digest was written, "" if only a digest was.
 	Tag string
-	// Digest pins the manifest or index, as sha256:…; "" if it does not.
+	// Digest pins the manifest or index, as sha256:…, or the file, as sha256:… or sha512:…; "" if it does not.
 	Digest string
+	// URL is the file's, without its checksum; "" in a registry.
+	URL string
 }
 
-// ParseReference reads a name as docker does: docker.io and latest are implied. Errors: ImageInvalid.
+// ParseReference reads a name as docker does: docker.io and latest are implied; or a URL, with #sha256=… or #sha512=…
+// perhaps. Errors: ImageInvalid.
 func ParseReference(s string) (Reference, error) {
+	if strings.Contains(s, "://") {
+		return parseURL(s)
+	}
 	named, err := reference.ParseNormalizedNamed(s)
 	if err != nil {
 		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid,
@@ -44,6 +52,32 @@ func ParseReference(s string) (Reference, error) {
 	return ref, nil
 }
 
+func parseURL(s string) (Reference, error) {
+	plain, checksum, pinned := strings.Cut(s, "#")
+	u, err := url.Parse(plain)
+	invalid := func(what, advice string) (Reference, error) {
+		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: %s", what, advice))
+	}
+	if err != nil {
+		return invalid("…", "it is no URL: write https://host/file, with #sha256=… perhaps") // and may hold a password
+	}
+	ref := Reference{Registry: strings.ToLower(u.Host), Repository: strings.TrimPrefix(u.Path, "/"), URL: plain}
+	if pinned {
+		sum := digest.Digest(strings.Replace(checksum, "=", ":", 1))
+		if err := sum.Validate(); err != nil || sum.Algorithm() != digest.SHA256 && sum.Algorithm() != digest.SHA512 {
+			return invalid(u.Redacted(), "write its checksum behind it as #sha256=… or #sha512=…, in lower case")
+		}
+		ref.Digest = sum.String()
+	}
+	switch {
+	case u.User != nil:
+		return invalid(u.Redacted(), "leave the credentials out: put them into a Secret for that host, and name it in imagePullSecrets")
+	case u.Scheme != "https" && u.Scheme != "http", u.Host == "":
+		return invalid(u.Redacted(), "write https://host/file, with #sha256=… perhaps")
+	}
+	return ref, nil
+}
+
 // At is the same image pinned to a digest, unless that is "".
 func (r Reference) At(digest string) Reference {
 	r.Digest = cmp.Or(digest, r.Digest)
@@ -52,6 +86,12 @@ func (r Reference) At(digest string) Reference {
 
 // String is the full name, which ParseReference reads back.
 func (r Reference) String() string {
+	if r.URL != "" {
+		if r.Digest == "" {
+			return r.URL
+		}
+		return r.URL + "#" + strings.Replace(r.Digest, ":", "=", 1)
+	}
 	s := r.Registry + "/" + r.Repository
 	if r.Tag != "" {
 		s += ":" + r.Tag
@@ -61,6 +101,9 @@ func (r Reference) String() string {
 	}
 	return s
 }
+
+// Source is where its content comes from, whatever version of it.
+func (r Reference) Source() string { return cmp.Or(r.URL, r.Registry+"/"+r.Repository) }
 
 // host is where the registry is reached.
 func (r Reference) host() string {

@@ -15,22 +15,24 @@ import (
 func TestParseReference(t *testing.T) {
 	hex := strings.Repeat("ab", 32)
 	for s, want := range map[string]string{
-		"debian":                           "docker.io/library/debian:latest",
-		"kubevirt/cirros:v1":               "docker.io/kubevirt/cirros:v1",
-		"quay.io/containerdisks/debian:12": "quay.io/containerdisks/debian:12",
-		"localhost/disk":                   "localhost/disk:latest",
-		"registry:5000/a/b/c":              "registry:5000/a/b/c:latest",
-		"[::1]:5000/a":                     "[::1]:5000/a:latest",
-		"quay.io/a/b@sha256:" + hex:        "quay.io/a/b@sha256:" + hex,
-		"quay.io/a/b:12@sha256:" + hex:     "quay.io/a/b:12@sha256:" + hex,
-		"":                                 "",
-		"Debian":                           "",
-		"https://quay.io/a":                "",
-		"quay.io/a:b:c":                    "",
-		"quay.io/a@sha256:abc":             "",
-		"quay.io/../a":                     "",
-		"quay.io/a b":                      "",
-		hex:                                "",
+		"debian":                            "docker.io/library/debian:latest",
+		"kubevirt/cirros:v1":                "docker.io/kubevirt/cirros:v1",
+		"quay.io/containerdisks/debian:12":  "quay.io/containerdisks/debian:12",
+		"localhost/disk":                    "localhost/disk:latest",
+		"registry:5000/a/b/c":               "registry:5000/a/b/c:latest",
+		"[::1]:5000/a":                      "[::1]:5000/a:latest",
+		"quay.io/a/b@sha256:" + hex:         "quay.io/a/b@sha256:" + hex,
+		"quay.io/a/b:12@sha256:" + hex:      "quay.io/a/b:12@sha256:" + hex,
+		"":                                  "",
+		"Debian":                            "",
+		"https://example.com/a.qcow2?b=c":   "https://example.com/a.qcow2?b=c",
+		"http://[::1]:8080/a#sha256=" + hex: "http://[::1]:8080/a#sha256=" + hex,
+		"https://example.com/a#sha512=" + hex + hex: "https://example.com/a#sha512=" + hex + hex,
+		"quay.io/a:b:c":        "",
+		"quay.io/a@sha256:abc": "",
+		"quay.io/../a":         "",
+		"quay.io/a b":          "",
+		hex:                    "",
 		"quay.io/a@sha512:" + strings.Repeat(hex, 2): "",
 	} {
 		got, err := ParseReference(s)
@@ -118,6 +120,7 @@ func TestKeychainTellsNoSecrets(t *testing.T) {
 
 func FuzzReference(f *testing.F) {
 	f.Add("quay.io/a/b:12")
+	f.Add("https://example.com/a#sha256=" + strings.Repeat("ab", 32))
 	f.Fuzz(func(t *testing.T, s string) {
 		ref, err := ParseReference(s)
 		if err != nil {
@@ -135,7 +138,7 @@ func FuzzKeychain(f *testing.F) {
 		var k Keychain
 		ref, err := ParseReference(image)
 		if err == nil && k.Add(config) == nil {
-			_ = k.Fingerprints(ref)
+			_ = New(Options{}).Fingerprints(k, ref)
 		}
 	})
 }

@@ -10,7 +10,9 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -34,24 +36,48 @@ var acceptManifests = []string{ocispec.MediaTypeImageManifest, ocispec.MediaType
 type Image struct {
 	// Reference is what was resolved.
 	Reference Reference
-	// Digest is the manifest's, as sha256:…: of an index the one for our architecture. It never means other content.
+	// Digest is the manifest's, as sha256:…: of an index the one for our architecture. It never means other content. Of a
+	// URL it is the file's, and "" until its bytes have come if no checksum says it.
 	Digest string
-	// Fingerprint is the fingerprint of the credential that gave access, Anonymous if none was needed; see Keychain.Fingerprints.
+	// Fingerprint is the fingerprint of the credential that gave access, Anonymous if none was needed; see Client.Fingerprints.
 	Fingerprint string
 
 	repository *repository
 	layers     []descriptor
+	received   atomic.Int64
+}
+
+// Received is how many bytes have been taken of those that the registry has of it, packed as they are.
+func (i *Image) Received() (taken, of int64) {
+	for _, l := range i.layers {
+		of += l.Size
+	}
+	return i.received.Load(), of
 }
 
 // Resolve asks the registry what the reference means now. Errors: ImageInvalid, ImageNotFound, ImageUnauthorized,
 // ImageDigestMismatch, ImageNotDisk, ImageTooLarge, RegistryUnreachable.
 func (c *Client) Resolve(ctx context.Context, ref Reference, keys Keychain) (*Image, error) {
+	var image *Image
+	var err error
+	for _, at := range c.places(ref, time.Now().Add(-mirrorRest)) {
+		image, err = c.resolveAt(ctx, ref, at, keys)
+		if err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	return image, err
+}
+
+func (c *Client) resolveAt(ctx context.Context, ref, at Reference, keys Keychain) (*Image, error) {
 	var first error
-	for _, with := range keys.candidates(ref) {
-		image, err := c.resolve(ctx, c.repository(ref, with))
+	for _, with := range keys.candidates(at) {
+		r := c.repository(ref, at, with)
+		image, err := c.resolve(ctx, r)
 		if err == nil {
 			return image, nil
 		}
+		r.passOver(err)
 		if first == nil {
 			first = err
 		}
@@ -64,6 +90,9 @@ func (c *Client) Resolve(ctx context.Context, ref Reference, keys Keychain) (*Im
 }
 
 func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
+	if r.ref.URL != "" {
+		return c.file(ctx, r)
+	}
 	m, at, err := r.manifest(ctx, cmp.Or(r.ref.Digest, r.ref.Tag))
 	if err != nil {
 		return nil, err
@@ -89,6 +118,44 @@ func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
 			"its layers have %d bytes, the most is %d: shrink it, or raise the agent's limit", size, c.options.MaxBytes)
 	}
 	return &Image{Reference: r.ref, Digest: at.String(), Fingerprint: r.fingerprint, repository: r, layers: m.Layers}, nil
+}
+
+// file asks a web server for a file's first byte: it may be had, and is so long.
+func (c *Client) file(ctx context.Context, r *repository) (*Image, error) {
+	if strings.HasPrefix(r.ref.URL, "http://") && !slices.Contains(c.options.PlainHTTP, r.ref.host()) {
+		return nil, r.ref.refuse(v1alpha1.ReasonImageInvalid,
+			"plain HTTP to %s is not allowed: write https, or have the administrator list it in agent.insecureRegistries", r.ref.host())
+	}
+	resp, err := r.get(ctx, "", http.Header{"Range": {"bytes=0-0"}})
+	if err != nil {
+		return nil, err
+	}
+	_ = resp.Body.Close()
+	size := length(resp)
+	switch {
+	case size == 0:
+		return nil, r.ref.notDisk("it is empty")
+	case size < 0:
+		return nil, r.ref.notDisk("its server does not tell how long it is (no Content-Length): serve it as a file")
+	case size > c.options.MaxBytes:
+		return nil, r.ref.refuse(v1alpha1.ReasonImageTooLarge,
+			"it has %d bytes, the most is %d: shrink it, or raise the agent's limit", size, c.options.MaxBytes)
+	}
+	layers := []descriptor{{Digest: digest.Digest(r.ref.Digest), Size: size}}
+	return &Image{Reference: r.ref, Digest: r.ref.Digest, Fingerprint: r.fingerprint, repository: r, layers: layers}, nil
+}
+
+// length is that of the whole of what an answer is a part of, -1 if it does not say.
+func length(resp *http.Response) int64 {
+	if resp.StatusCode != http.StatusPartialContent {
+		return resp.ContentLength
+	}
+	_, total, _ := strings.Cut(resp.Header.Get("Content-Range"), "/")
+	size, err := strconv.ParseInt(total, 10, 64)
+	if err != nil {
+		return -1
+	}
+	return size
 }
 
 // manifest fetches a manifest or index and checks it against its digest, where version is one.

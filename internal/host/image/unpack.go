@@ -3,6 +3,7 @@ package image
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"errors"
 	"fmt"
 	"io"
@@ -12,20 +13,25 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/mikelolasagasti/xz"
 )
 
 const (
-	// smallWindow is the zstd window that every pull may use: what zstd -19 and the builders of images need at most.
+	// smallWindow is the zstd window, or the dictionary of xz, that every pull may use: what zstd -19, xz -6 and the
+	// builders of images need at most.
 	smallWindow = 8 << 20
-	// maxWindow is that of one pull at a time: what zstd --ultra and --long need.
+	// maxWindow is that of one pull at a time: what zstd --ultra and --long need, and xz -9.
 	maxWindow = 128 << 20
+	// xzHeaders is the most that the headers before the first compressed byte have, and tell the size of the dictionary:
+	// https://tukaani.org/xz/xz-file-format.txt sections 2.1.1 and 3.1.
+	xzHeaders = 12 + 1024 + 64
 )
 
-// errWindowTaken: another pull has the memory for a large zstd window.
-var errWindowTaken = errors.New("another pull uses the memory for large zstd windows")
+// errWindowTaken: another pull has the memory for a large window.
+var errWindowTaken = errors.New("another pull uses the memory for large windows and dictionaries")
 
-// decompress has read get what gzip or zstd hold, detected by their first bytes, as media types are unreliable; or, if r
-// is neither, all of it, which is plain.
+// decompress has read get what gzip, zstd, xz or bzip2 hold, detected by their first bytes, as media types are unreliable;
+// or, if r is none of them, all of it, which is plain.
 func (c *Client) decompress(r io.Reader, read func(r io.Reader, plain bool) error) error {
 	buffered := bufio.NewReaderSize(r, 64<<10)
 	for skipped := false; ; skipped = true {
@@ -50,6 +56,10 @@ func (c *Client) decompress(r io.Reader, read func(r io.Reader, plain bool) erro
 				return err
 			}
 			return read(unpacked, false)
+		case bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")):
+			return c.decompressXZ(buffered, read)
+		case bytes.HasPrefix(head, []byte("BZh")):
+			return read(bzip2.NewReader(buffered), false)
 		default:
 			return read(buffered, true)
 		}
@@ -77,6 +87,30 @@ func (c *Client) decompressZstd(r io.Reader, h zstd.Header, read func(r io.Reade
 	}
 	defer d.Close()
 	return read(d, false)
+}
+
+// decompressXZ counts the memory that the dictionary of the first block takes. Further blocks get no larger one.
+func (c *Client) decompressXZ(r *bufio.Reader, read func(r io.Reader, plain bool) error) error {
+	head, err := r.Peek(xzHeaders)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	dictionary := uint32(smallWindow)
+	if _, err := xz.NewReader(bytes.NewReader(head), dictionary); errors.Is(err, xz.ErrMemlimit) {
+		if !c.largeWindow.TryLock() {
+			return errWindowTaken
+		}
+		defer c.largeWindow.Unlock()
+		dictionary = maxWindow
+	}
+	d, err := xz.NewReader(r, dictionary)
+	if err == nil {
+		err = read(d, false)
+	}
+	if errors.Is(err, xz.ErrMemlimit) {
+		return fmt.Errorf("its xz dictionary is larger than %d MiB: compress it with xz -9 at most", maxWindow>>20)
+	}
+	return err
 }
 
 // patience is how long a stream is held back at each read: a node on which guests start all the time pulls slowly, but pulls.

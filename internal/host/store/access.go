@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 )
 
 const (
@@ -45,8 +44,7 @@ func (s *Store) SetTag(reference, digest string) error {
 		}
 		kept := map[string]bool{}
 		for _, key := range keys {
-			digest, _, _ := strings.Cut(key, "-")
-			kept["sha256:"+digest] = true
+			kept[digestOf(key)] = true
 		}
 		delete(refs, reference)
 		same := 0

@@ -10,13 +10,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/berth-dev/berth/internal/guest/diskformat"
 )
 
 // Content is what is kept of an image: its disk, or the kernel at a path in it. Equal contents are the same files.
 type Content struct {
-	// Digest is the image manifest's, as sha256:….
+	// Digest is the image manifest's, as sha256:…, or that of a web server's file, as sha256:… or sha512:….
 	Digest string `json:"digest"`
 	// Kernel and Initrd are paths in the image; both "" if the disk is meant.
 	Kernel string `json:"kernel,omitempty"`
@@ -31,7 +32,7 @@ const (
 )
 
 var (
-	validDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+	validDigest = regexp.MustCompile(`^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$`)
 	validUID    = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 	validName   = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 )
@@ -39,14 +40,23 @@ var (
 // key names the content's directory.
 func (c Content) key() (string, error) {
 	if !validDigest.MatchString(c.Digest) {
-		return "", fmt.Errorf("%q is not a sha256 digest", c.Digest)
+		return "", fmt.Errorf("%q is not a sha256 or sha512 digest", c.Digest)
 	}
-	key := strings.TrimPrefix(c.Digest, "sha256:")
+	_, key, _ := strings.Cut(c.Digest, ":")
 	if c.Kernel != "" || c.Initrd != "" {
 		paths := sha256.Sum256([]byte(c.Kernel + "\x00" + c.Initrd))
 		key += "-" + hex.EncodeToString(paths[:8])
 	}
 	return key, nil
+}
+
+// digestOf is that of the content with a key. The two algorithms' have other lengths.
+func digestOf(key string) string {
+	sum, _, _ := strings.Cut(key, "-")
+	if len(sum) == 128 {
+		return "sha512:" + sum
+	}
+	return "sha256:" + sum
 }
 
 // fileNames are those of the files that make the content whole.
@@ -81,6 +91,8 @@ type Image struct {
 	BootSize int64 `json:"-"`
 	// Allocated is the space that it takes, in bytes.
 	Allocated int64 `json:"-"`
+	// LastUse is when a guest was last seen to need it, zero while one does; Images alone tells it.
+	LastUse time.Time `json:"-"`
 	// Dir is where its files are.
 	Dir string `json:"-"`
 }
@@ -139,8 +151,15 @@ func readImage(dir string) (Image, error) {
 // Images returns all that is in the store.
 func (s *Store) Images() (images []Image, err error) {
 	keys, err := directories(s.images)
+	if err != nil {
+		return nil, classify("listing the images", err)
+	}
+	used, err := s.usedImages()
 	for _, key := range keys {
 		i, err := readImage(filepath.Join(s.images, key))
+		if err == nil && !used[key] {
+			i.LastUse, err = lastUse(i.Dir)
+		}
 		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 			continue
 		}
@@ -150,6 +169,15 @@ func (s *Store) Images() (images []Image, err error) {
 		images = append(images, i)
 	}
 	return images, classify("listing the images", err)
+}
+
+// lastUse of an image that nothing uses is when Collect last saw it used, or its import.
+func lastUse(dir string) (time.Time, error) {
+	info, err := os.Stat(filepath.Join(dir, metaFile))
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
 // RemoveImage removes a content, ErrInUse if a guest needs it. One that is absent is no error.

@@ -29,6 +29,8 @@ type Fetch func(ctx context.Context, create Create) error
 type Import struct {
 	Content
 	Fetch Fetch
+	// Fetched is asked for the digest after Fetch, of a content without one.
+	Fetched func() string
 	// Needs is the space in bytes that it is known to take at least, 0 if nothing is known: it is not begun with less.
 	Needs int64
 	// Progress is told how far it is.
@@ -47,18 +49,17 @@ type Progress struct {
 // keeps free for guests. A failed import leaves nothing and may be started again.
 func (s *Store) Import(ctx context.Context, i Import) error {
 	c := i.Content
-	final, err := s.imageDir(c)
-	if err != nil {
-		return err
-	}
-	if _, err := s.Image(c); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if c.Digest != "" {
+		if _, err := s.Image(c); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	if err := s.checkRoom(i.Needs); err != nil {
 		return classify("importing "+c.Digest, err)
 	}
 	var dir string
 	var held *os.File
+	var err error
 	// No sweep may come between the making of the directory and the lock that protects it.
 	err = s.locked(shared, func() (err error) {
 		if dir, err = os.MkdirTemp(s.images, newPrefix); err != nil {
@@ -81,6 +82,13 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 		if staged.err != nil {
 			err = classify("importing "+c.Digest, staged.err)
 		}
+		return err
+	}
+	if c.Digest == "" {
+		c.Digest = i.Fetched()
+	}
+	final, err := s.imageDir(c)
+	if err != nil {
 		return err
 	}
 	m, err := staged.finish(c)

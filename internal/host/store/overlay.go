@@ -143,7 +143,7 @@ func (s *Store) base(link string) (image Image, dir string, err error) {
 	dir = filepath.Join(s.images, key)
 	image, err = readImage(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return Image{Content: Content{Digest: "sha256:" + key}}, dir, nil
+		return Image{Content: Content{Digest: digestOf(key)}}, dir, nil
 	}
 	return image, dir, err
 }

@@ -57,46 +57,31 @@ const freshFor = 10 * time.Minute
 type Limits struct {
 	// MaxUnusedAge is how long an image stays after its last use; 0 is for ever.
 	MaxUnusedAge time.Duration
-	// MaxUsagePercent is how full the file system may be, in percent, before unused images go early; 100 is never.
-	MaxUsagePercent int
+	// MaxUsagePercent is how full the file system may be, in percent, before unused images go early, until it is no fuller
+	// than LowUsagePercent; 100 is never.
+	MaxUsagePercent, LowUsagePercent int
 }
 
-// Collect removes images that no guest uses: those whose last use is longer ago than the limit, and, while the file
-// system is too full, those unused for longest. It returns what it removed. A use is seen only while Collect looks, so
+// Collect removes images that no guest uses: those whose last use is longer ago than the limit, and, if the file system is
+// too full, those unused for longest, until it is no longer. It returns what it removed. A use is seen only while Collect looks, so
 // it is to be called more often than MaxUnusedAge; when that was stands in the times of meta.json.
 func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err error) {
 	images, err := s.Images()
 	if err != nil {
 		return nil, err
 	}
-	used, err := s.usedImages()
-	if err != nil {
-		return nil, classify("looking for unused images", err)
-	}
-	lastUse := map[Content]time.Time{} // of those that nothing uses
+	crowded := s.fullerThan(limits.MaxUsagePercent)
+	slices.SortFunc(images, func(a, b Image) int { return a.LastUse.Compare(b.LastUse) })
 	for _, i := range images {
-		path := filepath.Join(i.Dir, metaFile)
-		if used[filepath.Base(i.Dir)] {
-			if err := os.Chtimes(path, now, now); err != nil {
-				return nil, classify("noting the use of image "+i.Digest, err)
+		if i.LastUse.IsZero() {
+			if err := os.Chtimes(filepath.Join(i.Dir, metaFile), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return removed, classify("noting the use of image "+i.Digest, err)
 			}
 			continue
 		}
-		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, classify("looking for unused images", err)
-		}
-		lastUse[i.Content] = info.ModTime()
-	}
-	slices.SortFunc(images, func(a, b Image) int { return lastUse[a.Content].Compare(lastUse[b.Content]) })
-	for _, i := range images {
-		last, unused := lastUse[i.Content]
-		age := now.Sub(last)
+		age := now.Sub(i.LastUse)
 		old := limits.MaxUnusedAge > 0 && age >= limits.MaxUnusedAge
-		if !unused || !old && (age < freshFor || !s.fullerThan(limits.MaxUsagePercent)) {
+		if !old && (age < freshFor || !crowded || !s.fullerThan(min(limits.LowUsagePercent, limits.MaxUsagePercent))) {
 			continue
 		}
 		switch err := s.RemoveImage(i.Content); {

@@ -4,6 +4,10 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 func TestCollect(t *testing.T) {
@@ -51,6 +55,38 @@ func TestCollect(t *testing.T) {
 			}
 			if (len(removed) == 1) != c.goes || (len(left) == 0) != c.goes {
 				t.Errorf("removed %v, left %v", removed, left)
+			}
+		})
+	}
+}
+
+// TestCollectMakesRoom on a file system that is too full, until it is no fuller than is wanted.
+func TestCollectMakesRoom(t *testing.T) {
+	for name, c := range map[string]struct {
+		full, low int
+		left      int // of four that take a sixth of it each
+	}{
+		"not too full":          {70, 10, 4},
+		"until it is low":       {60, 40, 2},
+		"until it is no fuller": {60, 60, 3},
+		"low is never more":     {60, 90, 3},
+		"none is kept":          {60, 0, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=24m"); err != nil {
+				env.Missing(t, "needs to mount: "+err.Error())
+			}
+			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			s, now := openAt(t, dir), time.Now()
+			for n := range byte(4) {
+				with(t, s, disk(n), 4*mib)
+			}
+			if _, err := s.Collect(Limits{MaxUsagePercent: c.full, LowUsagePercent: c.low}, now.Add(time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			if left, err := s.Images(); err != nil || len(left) != c.left {
+				t.Errorf("left %v, %v; want %d", left, err, c.left)
 			}
 		})
 	}

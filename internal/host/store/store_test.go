@@ -127,6 +127,28 @@ func mode(t testing.TB, path string) (perm fs.FileMode, user int) {
 	return st.Mode().Perm(), int(st.Sys().(*syscall.Stat_t).Uid)
 }
 
+// TestImportOfWhatOnlyItsBytesName puts it where the digest says that they tell.
+func TestImportOfWhatOnlyItsBytesName(t *testing.T) {
+	s := open(t)
+	long := Content{Digest: "sha512:" + strings.Repeat("0123456789abcdef", 8)}
+	for _, c := range []Content{disk(1), long} {
+		fetched := false
+		err := s.Import(t.Context(), Import{Progress: &Progress{}, Fetched: func() string { return c.Digest }, Fetch: func(ctx context.Context, create Create) error {
+			fetched = true
+			return brings(Disk, strings.Repeat("d", 1024))(ctx, create)
+		}})
+		if err != nil || !fetched {
+			t.Fatalf("%t, %v", fetched, err)
+		}
+		if i, err := s.Image(c); err != nil || i.Digest != c.Digest || digestOf(filepath.Base(i.Dir)) != c.Digest {
+			t.Errorf("%+v, %v; want %s", i, err, c.Digest)
+		}
+	}
+	if err := s.Import(t.Context(), Import{Progress: &Progress{}, Fetched: func() string { return "../x" }, Fetch: brings(Disk, strings.Repeat("d", 1024))}); err == nil {
+		t.Error("a digest that is none was taken")
+	}
+}
+
 func TestImport(t *testing.T) {
 	s := open(t)
 	kernel := Content{Digest: disk(3).Digest, Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd"}
