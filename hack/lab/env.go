@@ -39,6 +39,8 @@ func (t *tool) writeEnv(images map[string]string, kvm bool) error {
 		"KUBECONFIG":        t.lab.Kubeconfig(),
 		"LAB_REGISTRY":      cluster.Registry,
 		"LAB_TEST_REGISTRY": cluster.TestRegistry,
+		"LAB_TEST_WEB":      cluster.TestWeb,
+		"LAB_MIRRORED":      cluster.MirroredRegistry,
 		"LAB_NODES":         strings.Join(t.lab.Nodes(), " "),
 		"LAB_DIR":           t.lab.Dir,
 		"LAB_KVM":           fmt.Sprint(kvm),

@@ -62,6 +62,9 @@ func (t *tool) install(kvm bool) error {
 			"--set", "image.tag="+tag,
 			"--set", "agent.acceleration="+acceleration,
 			"--set", "agent.insecureRegistries={"+cluster.Registry+","+cluster.TestRegistry+"}",
+			"--set", "agent.registries[0].host="+cluster.MirroredRegistry,
+			"--set", "agent.registries[0].mirrors={https://"+cluster.TestWeb+"/mirror}",
+			"--set-file", "agent.registries[0].ca="+t.lab.Authority(),
 			"--set", fmt.Sprintf("agent.capabilities.sysResource=%t", cluster.SysResource()),
 		)
 		if err != nil {

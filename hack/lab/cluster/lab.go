@@ -78,7 +78,11 @@ func (l Lab) Nodes() []string {
 	return nodes
 }
 
-func (l Lab) keys() keys          { return keys(filepath.Join(l.Dir, "pki")) }
+func (l Lab) keys() keys { return keys(filepath.Join(l.Dir, "pki")) }
+
+// Authority is the file of the certificate that signs the lab's.
+func (l Lab) Authority() string { return l.keys().crt("ca") }
+
 func (l Lab) registryDir() string { return filepath.Join(l.Dir, "registry") }
 
 // volumes is where the CSI driver keeps volumes, a file each: all nodes see it.

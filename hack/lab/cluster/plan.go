@@ -19,6 +19,10 @@ const (
 	// TestRegistry is where a test may serve a registry of its own, one that
 	// misbehaves, by plain HTTP. Nobody listens there otherwise.
 	TestRegistry = hostAddress + ":5001"
+	// TestWeb is where it may serve files by HTTPS, with a certificate of the lab's authority, and be the mirror of
+	// MirroredRegistry, which does not exist.
+	TestWeb          = hostAddress + ":5002"
+	MirroredRegistry = "mirrored.invalid"
 
 	apiServer = "https://" + controlAddress + ":6443"
 	// control is the machine of the control plane.
