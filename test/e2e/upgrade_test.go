@@ -30,7 +30,8 @@ func TestUpgrade(t *testing.T) {
 	u := &upgrade{lab: startAlone(t), uids: map[string]string{}, consoles: map[string]*console{}}
 	t.Cleanup(u.reinstall)
 	base, tree := u.older(), u.installed()
-	u.upgrade(base, base.chart)
+	u.helmUpgrade(base, base.chart, "--set=agent.registries=null", "--wait", "--timeout=2m") // its schema does not know them
+	u.rolledOut(base)
 	revision := u.revision()
 	u.apply(services + "---" + userData)
 	u.begin(kinds()...)
