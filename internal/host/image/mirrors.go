@@ -2,8 +2,10 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -11,8 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/berth-dev/berth/internal/fault"
 )
 
 // Registry is what the administrator says of a registry, or of a web server.
@@ -123,9 +123,9 @@ func (c *Client) Fingerprints(keys Keychain, ref Reference) (proofs []string) {
 	return proofs
 }
 
-// passOver has the mirror that failed rest.
+// passOver has the mirror that failed rest. That a pull was given up is not its fault.
 func (r *repository) passOver(err error) {
-	if r.at == r.ref || fault.ClassOf(err) == fault.User {
+	if r.at == r.ref || errors.Is(err, context.Canceled) {
 		return
 	}
 	prefix := strings.Trim(strings.TrimSuffix(r.at.Repository, r.ref.Repository), "/")

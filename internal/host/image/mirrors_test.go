@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,7 +19,7 @@ import (
 // TestMirrors: a mirror with a certificate of its own is asked first, under its prefix, and one that fails is passed over.
 func TestMirrors(t *testing.T) {
 	var asked []string
-	broken := ""
+	broken, spoils := "", false
 	origin := serve(t, func(next http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodGet {
@@ -40,7 +41,11 @@ func TestMirrors(t *testing.T) {
 		defer resp.Body.Close()
 		w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
 		w.WriteHeader(resp.StatusCode)
-		_, err = w.Write(must1(io.ReadAll(resp.Body)))
+		body := must1(io.ReadAll(resp.Body))
+		if spoils && strings.Contains(r.URL.Path, "/blobs/") {
+			body[0]++
+		}
+		_, err = w.Write(body)
 		must(err)
 	}))
 	t.Cleanup(server.Close)
@@ -75,7 +80,25 @@ func TestMirrors(t *testing.T) {
 	asked = nil
 	reads(s, "origin /v2/team/disk/manifests/latest, origin")
 
-	broken = ""
+	broken, spoils = "", true
+	s = mirrored()
+	_, err = s.disk(ref, Keychain{})
+	expect(t, err, fault.User, v1alpha1.ReasonImageDigestMismatch, "")
+	asked = nil
+	reads(s, "origin /v2/team/disk/manifests/latest, origin") // it is believed no more for a while
+
+	spoils = false
+	s = mirrored()
+	ctx, cancel := context.WithCancel(t.Context())
+	begun, err := s.client.Resolve(ctx, ref, Keychain{})
+	must(err)
+	cancel()
+	if err := begun.Disk(ctx, func(string, int64) (io.Writer, error) { return io.Discard, nil }); err == nil {
+		t.Error("a pull that was cancelled ends well")
+	}
+	asked = nil
+	reads(s, "mirror /v2/of/origin/team/disk/manifests/latest") // that was not its fault
+
 	s = mirrored()
 	var keys Keychain
 	must(keys.Add(fmt.Appendf(nil, `{"auths":{%q:{"username":"robot","password":"s3cret"}}}`, strings.TrimPrefix(server.URL, "https://"))))

@@ -176,6 +176,7 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 	}
 	// What is wrong is the registry's fault if the digest does not match, and the image's if it does.
 	if err := wire.verify(); err != nil {
+		p.image.repository.passOver(err)
 		return err
 	}
 	p.image.Digest = cmp.Or(p.image.Digest, wire.digester.Digest().String())

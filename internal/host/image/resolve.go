@@ -77,7 +77,9 @@ func (c *Client) resolveAt(ctx context.Context, ref, at Reference, keys Keychain
 		if err == nil {
 			return image, nil
 		}
-		r.passOver(err)
+		if fault.ClassOf(err) != fault.User { // it may just not have the image
+			r.passOver(err)
+		}
 		if first == nil {
 			first = err
 		}
