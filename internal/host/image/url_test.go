@@ -115,7 +115,8 @@ func must1[T any](v T, err error) T {
 // TestBadURLs are each refused, and no answer's body is told to anybody.
 func TestBadURLs(t *testing.T) {
 	const secret = "what only the node may read"
-	inside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, secret) }))
+	const body = `{"errors":[{"code":"DENIED","message":"` + secret + `"}]}` // as a registry's, whose words are told
+	inside := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) }))
 	t.Cleanup(inside.Close)
 	insideTLS := httptest.NewTLSServer(inside.Config.Handler)
 	t.Cleanup(insideTLS.Close)
@@ -161,7 +162,7 @@ func TestBadURLs(t *testing.T) {
 			must(err)
 			w.WriteHeader(status)
 		}
-		_, _ = io.WriteString(w, secret)
+		_, _ = io.WriteString(w, body)
 	}, Options{MaxBytes: 1 << 20})
 	port := inside.URL[strings.LastIndex(inside.URL, ":"):]
 	tls := insideTLS.URL[strings.LastIndex(insideTLS.URL, ":"):]
