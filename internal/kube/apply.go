@@ -94,7 +94,10 @@ func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) 
 
 // undeclared finds fields that the CRD, which is older than this program, does not have. The API server has no other
 // sign of them than these words of sigs.k8s.io/structured-merge-diff, and refuses all that comes with them.
-var undeclared = regexp.MustCompile(`\.(status[.a-zA-Z]+): field not declared in schema`)
+var undeclared = regexp.MustCompile(`\.(status(?:[.a-zA-Z0-9]|\[[^]]*])+): field not declared in schema`)
+
+// element is which one of a list it was in, as in .status.images[digest="sha256:…"].lastUsed.
+var element = regexp.MustCompile(`\[[^]]*]`)
 
 // removeUndeclared takes such fields out of a patch, and tells whether there were any. They are written once the CRD has them.
 func removeUndeclared(patch *unstructured.Unstructured, refusal error) (removed bool) {
@@ -102,11 +105,24 @@ func removeUndeclared(patch *unstructured.Unstructured, refusal error) (removed 
 		return false
 	}
 	for _, found := range undeclared.FindAllStringSubmatch(refusal.Error(), -1) {
-		field := strings.Split(found[1], ".")
-		if _, has, _ := unstructured.NestedFieldNoCopy(patch.Object, field...); has {
-			unstructured.RemoveNestedField(patch.Object, field...)
-			removed = true
+		removed = remove(patch.Object, strings.Split(element.ReplaceAllString(found[1], ""), ".")) || removed
+	}
+	return removed
+}
+
+// remove takes a field out of an object, of a list's every element, and tells whether any had it.
+func remove(from any, field []string) (removed bool) {
+	switch from := from.(type) {
+	case []any:
+		for _, one := range from {
+			removed = remove(one, field) || removed
 		}
+	case map[string]any:
+		if len(field) > 1 {
+			return remove(from[field[0]], field[1:])
+		}
+		_, removed = from[field[0]]
+		delete(from, field[0])
 	}
 	return removed
 }

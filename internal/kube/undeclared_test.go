@@ -28,11 +28,16 @@ func TestStatusUnderAnOlderCRD(t *testing.T) {
 		Hostname string `json:"hostname"`
 		Later    string `json:"later"`
 	}
+	type disk struct {
+		Name  string `json:"name"`
+		Later string `json:"later,omitempty"`
+	}
 	newer := &struct {
 		Phase string `json:"phase"`
 		Guest guest  `json:"guest"`
+		Disks []disk `json:"disks"`
 		Later string `json:"later"`
-	}{"Running", guest{"web", "x"}, "x"}
+	}{"Running", guest{"web", "x"}, []disk{{"root", "x"}, {"data", ""}, {"more", "x"}}, "x"}
 	w := kube.StatusWriter{Client: c, Manager: kube.AgentManager}
 	if wrote, err := w.Write(t.Context(), vm, newer, nil); err != nil || !wrote {
 		t.Fatalf("wrote %t, %v", wrote, err)
@@ -40,7 +45,7 @@ func TestStatusUnderAnOlderCRD(t *testing.T) {
 	if err := c.Get(t.Context(), client.ObjectKeyFromObject(vm), vm); err != nil {
 		t.Fatal(err)
 	}
-	if vm.Status.Phase != v1alpha1.PhaseRunning || vm.Status.Guest == nil || vm.Status.Guest.Hostname != "web" {
+	if vm.Status.Phase != v1alpha1.PhaseRunning || vm.Status.Guest == nil || vm.Status.Guest.Hostname != "web" || len(vm.Status.Disks) != 3 {
 		t.Errorf("of the fields that the CRD has was written %+v", vm.Status)
 	}
 }
