@@ -94,6 +94,8 @@ func TestNoDiskOf(t *testing.T) {
 	}{
 		"no layers":                         {nil, v1alpha1.ReasonImageNotDisk, "no layers"},
 		"no file in /disk":                  {[]layer{files("disk.img", content)}, v1alpha1.ReasonImageNotDisk, "no file in /disk"},
+		"a system for bootc":                {[]layer{files("usr/lib/bootc/install/00-system.toml", content)}, v1alpha1.ReasonImageNotDisk, "bootc-image-builder"},
+		"one of ostree":                     {[]layer{files("sysroot/ostree/repo/config", content, "etc/motd", "hi")}, v1alpha1.ReasonImageNotDisk, "bootc-image-builder"},
 		"two files in /disk":                {[]layer{files("disk/a", "a", "disk/b", "b")}, v1alpha1.ReasonImageNotDisk, "more than one file in /disk (a and b)"},
 		"one file in /disk twice":           {[]layer{files("disk/a", "a", "disk/a", "b")}, v1alpha1.ReasonImageNotDisk, "more than one"},
 		"a symbolic link":                   {[]layer{shadow(tar.TypeSymlink, "disk/a")}, v1alpha1.ReasonImageNotDisk, "no file /etc/shadow, to which its /disk/a is a link"},

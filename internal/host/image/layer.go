@@ -46,6 +46,8 @@ type search struct {
 	remaining int64
 	// whiteouts are names that upper layers removed in a directory that is looked into.
 	whiteouts map[string]bool
+	// bootc: there are files of a system that bootc installs (https://bootc.dev/bootc/).
+	bootc bool
 }
 
 // done: no lower layer needs to be read, as all is found, or something never will be.
@@ -102,6 +104,7 @@ func (s *search) entry(r io.Reader, h *tar.Header, w *want, whiteouts map[string
 		w.removed = w.removed || isBelow(w.path, name)
 		return nil
 	}
+	s.bootc = s.bootc || isBelow(name, "usr/lib/bootc") || isBelow(name, "sysroot/ostree")
 	if h.Typeflag == tar.TypeDir || name == "" {
 		return nil
 	}

@@ -131,6 +131,8 @@ func (p *pull) find(ctx context.Context, wants map[string]*want) error {
 		wants = map[string]*want{}
 		for _, name := range slices.Sorted(maps.Keys(s.wants)) {
 			switch w := s.wants[name]; {
+			case w.found == "" && w.inDirectory && s.bootc:
+				return ref.notDisk("it holds the files of a system for bootc, and no disk: make one of it with bootc-image-builder")
 			case w.found == "" && w.inDirectory:
 				return ref.notDisk("it has no file in /%s: use a containerDisk, or an artifact with one disk", name)
 			case w.found == "":
