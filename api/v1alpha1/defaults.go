@@ -24,8 +24,17 @@ func Default(s *VirtualMachineSpec) {
 	if s.Display != nil {
 		setDefault(&s.Display.Type, DisplayVGA)
 	}
-	if c := s.CloudInit; c != nil && c.UserDataSecretRef != nil {
-		setDefault(&c.UserDataSecretRef.Key, "userdata")
+	var refs []*SecretKeyReference
+	if c := s.CloudInit; c != nil {
+		refs = append(refs, c.UserDataSecretRef, c.NetworkDataSecretRef)
+	}
+	if s.Ignition != nil {
+		refs = append(refs, s.Ignition.SecretRef)
+	}
+	for _, ref := range refs {
+		if ref != nil {
+			setDefault(&ref.Key, "userdata")
+		}
 	}
 	for _, p := range []*Probe{s.ReadinessProbe, s.LivenessProbe, s.StartupProbe} {
 		if p != nil && p.GRPC != nil && p.GRPC.Service == nil {

@@ -82,6 +82,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.disks) || self.disks.filter(d, has(d.bus) ? d.bus == 'SATA' : has(d.type) && d.type == 'CDROM').size() <= 6",message="at most 6 disks are on SATA, and CD-ROMs without bus are: set bus of others to SCSI, or of disks to Virtio"
 // +kubebuilder:validation:XValidation:rule="!has(self.removeDisks) || !has(self.disks) || self.disks.all(d, !(d.name in self.removeDisks))",message="removeDisks names a disk that the guest has: take it out of disks, or out of removeDisks",fieldPath=".removeDisks"
 // +kubebuilder:validation:XValidation:rule="!(self.restartPolicy == 'Always' && has(self.ttlSecondsAfterFinished))",message="a guest that is always restarted never finishes: set restartPolicy to OnFailure or Never",fieldPath=".ttlSecondsAfterFinished"
+// +kubebuilder:validation:XValidation:rule="!has(self.ignition) || !has(self.cloudInit) && !has(self.sshAuthorizedKeys)",message="a guest with Ignition reads neither cloudInit nor sshAuthorizedKeys: put users and their keys into its configuration (passwd.users)",fieldPath=".ignition"
 type VirtualMachineSpec struct {
 	// state is what the guest should be doing: Running, Stopped (no guest, no berth, node-local disks kept) or
 	// Paused (vCPUs halted, memory kept).
@@ -155,6 +156,9 @@ type VirtualMachineSpec struct {
 	// cloudInit configures the guest at its first boot (NoCloud).
 	// +optional
 	CloudInit *CloudInit `json:"cloudInit,omitempty"`
+	// ignition configures the guest at its first boot if its system has Ignition, as Fedora CoreOS and Flatcar do, in place of cloudInit.
+	// +optional
+	Ignition *Ignition `json:"ignition,omitempty"`
 	// sshAuthorizedKeys are public keys that cloud-init lets into the guest's default user.
 	// +optional
 	// +listType=atomic
@@ -534,7 +538,9 @@ type PodNetwork struct{}
 //
 // +kubebuilder:validation:XValidation:rule="(has(self.userData) ? size(bytes(self.userData)) : 0) + (has(self.networkData) ? size(bytes(self.networkData)) : 0) <= 49152",message="userData and networkData are more than 48Ki in all: put the user data into a Secret, and name it in userDataSecretRef"
 // +kubebuilder:validation:XValidation:rule="!(has(self.userData) && has(self.userDataSecretRef))",message="give userData or userDataSecretRef, not both"
-// +kubebuilder:validation:XValidation:rule="has(self.userData) || has(self.userDataSecretRef) || has(self.networkData)",message="cloudInit is empty: give userData, userDataSecretRef or networkData, or leave cloudInit out"
+// +kubebuilder:validation:XValidation:rule="!(has(self.networkData) && has(self.networkDataSecretRef))",message="give networkData or networkDataSecretRef, not both"
+// +kubebuilder:validation:XValidation:rule="!(has(self.userDataSecretRef) && has(self.networkDataSecretRef)) || self.userDataSecretRef.name != self.networkDataSecretRef.name || self.userDataSecretRef.key != self.networkDataSecretRef.key",message="userDataSecretRef and networkDataSecretRef name the same key of one Secret: name the other key, such as networkdata"
+// +kubebuilder:validation:XValidation:rule="has(self.userData) || has(self.userDataSecretRef) || has(self.networkData) || has(self.networkDataSecretRef)",message="cloudInit is empty: give user or network data, or leave cloudInit out"
 type CloudInit struct {
 	// userData is cloud-init's user data. Everybody who may read the VirtualMachine can read it: keep passwords and
 	// keys in a Secret and name it in userDataSecretRef.
@@ -550,6 +556,24 @@ type CloudInit struct {
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=65536
 	NetworkData *string `json:"networkData,omitempty"`
+	// networkDataSecretRef names a Secret in the same namespace whose key holds the network configuration.
+	// +optional
+	NetworkDataSecretRef *SecretKeyReference `json:"networkDataSecretRef,omitempty"`
+}
+
+// Ignition is the guest's first-boot configuration, handed over as QEMU's firmware configuration opt/com.coreos/config
+// (https://coreos.github.io/ignition/supported-platforms, qemu).
+//
+// +kubebuilder:validation:XValidation:rule="has(self.config) != has(self.secretRef)",message="give config or secretRef: one of them"
+type Ignition struct {
+	// config is the configuration, in JSON. Everybody who may read the VirtualMachine can read it.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=65536
+	Config *string `json:"config,omitempty"`
+	// secretRef names a Secret in the same namespace whose key holds the configuration.
+	// +optional
+	SecretRef *SecretKeyReference `json:"secretRef,omitempty"`
 }
 
 // SecretKeyReference names a key of a Secret.

@@ -111,6 +111,14 @@ type VirtualMachineHostStatus struct {
 	// +kubebuilder:validation:MaxItems=256
 	// +kubebuilder:validation:items:MaxLength=128
 	MachineTypes []string `json:"machineTypes,omitempty"`
+	// storeCapacity is what the file system has that holds images and node-local disks.
+	// +optional
+	// +kubebuilder:validation:XIntOrString
+	// +kubebuilder:validation:MaxLength=64
+	StoreCapacity *resource.Quantity `json:"storeCapacity,omitempty"`
+	// storeUsedPercent is how much of it is taken, by whatever it is: 0 to 100. Above agent.unusedImages.fullPercent unused images go early.
+	// +optional
+	StoreUsedPercent *int32 `json:"storeUsedPercent,omitempty"`
 	// images are the images kept on this host.
 	// +optional
 	// +listType=atomic

@@ -109,11 +109,13 @@ func run() error {
 	return novnc()
 }
 
-// foreign are the paths of a spec's fields that are Kubernetes' own types: they keep their schema, on one line, since its
+// foreign are the paths of fields that are Kubernetes' own types: they keep their schema, on one line, since its
 // indentation is half of it, and drop their descriptions, which are longer than all of ours.
 var foreign = []string{
-	"affinity", "tolerations", "topologySpreadConstraints", "readinessProbe", "livenessProbe", "startupProbe",
-	"volumeClaimTemplates.items.properties.spec",
+	"spec.properties.affinity", "spec.properties.tolerations", "spec.properties.topologySpreadConstraints",
+	"spec.properties.readinessProbe", "spec.properties.livenessProbe", "spec.properties.startupProbe",
+	"spec.properties.volumeClaimTemplates.items.properties.spec",
+	"status.properties.conditions",
 }
 
 // trimmed reads a CRD, drops the descriptions of foreign types and marks it to outlive an uninstall: with the CRD every guest would go.
@@ -136,12 +138,12 @@ func trimmed(path string) ([]byte, error) {
 	var oneLine []string // each line, after what stands for it
 	for _, v := range crd["spec"].(map[string]any)["versions"].([]any) {
 		schema := v.(map[string]any)["schema"].(map[string]any)["openAPIV3Schema"].(map[string]any)
-		spec, ok := schema["properties"].(map[string]any)["spec"].(map[string]any)
-		if !ok {
-			continue
+		properties := schema["properties"].(map[string]any)
+		for _, every := range []string{"apiVersion", "kind"} { // kind of object has these
+			dropDescriptions(properties[every])
 		}
 		for _, path := range foreign {
-			parent, name := spec["properties"].(map[string]any), path
+			parent, name := properties, path
 			for key, rest, deeper := strings.Cut(name, "."); deeper && parent != nil; key, rest, deeper = strings.Cut(name, ".") {
 				parent, _ = parent[key].(map[string]any)
 				name = rest

@@ -48,8 +48,10 @@ const (
 // Paths in a berth's container, where kubelet mounts what the agent reads.
 const (
 	secretsDir     = "/run/berth"
-	UserDataPath   = secretsDir + "/user-data/user-data" // the file with cloud-init's user data
-	PullSecretsDir = secretsDir + "/pull"                // has a directory for each pull secret, by its name
+	UserDataPath   = secretsDir + "/user-data/user-data"       // the file with cloud-init's user data
+	NetworkPath    = secretsDir + "/network-data/network-data" // that with its network configuration
+	IgnitionPath   = secretsDir + "/ignition/config"           // Ignition's configuration
+	PullSecretsDir = secretsDir + "/pull"                      // has a directory for each pull secret, by its name
 	// PullSecretFile is the file in each of them.
 	PullSecretFile = ".dockerconfigjson" //nolint:gosec // a name
 )

@@ -145,8 +145,17 @@ func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []cor
 		}}})
 		mounts = append(mounts, corev1.VolumeMount{Name: volume, MountPath: path.Dir(file), ReadOnly: true})
 	}
-	if c := vm.Spec.CloudInit; c != nil && c.UserDataSecretRef != nil {
-		add("user-data", c.UserDataSecretRef.Name, c.UserDataSecretRef.Key, UserDataPath)
+	addKey := func(volume string, ref *v1alpha1.SecretKeyReference, file string) {
+		if ref != nil {
+			add(volume, ref.Name, ref.Key, file)
+		}
+	}
+	if c := vm.Spec.CloudInit; c != nil {
+		addKey("user-data", c.UserDataSecretRef, UserDataPath)
+		addKey("network-data", c.NetworkDataSecretRef, NetworkPath)
+	}
+	if i := vm.Spec.Ignition; i != nil {
+		addKey("ignition", i.SecretRef, IgnitionPath)
 	}
 	for i, s := range vm.Spec.ImagePullSecrets {
 		add(fmt.Sprintf("pull-%d", i), s.Name, corev1.DockerConfigJsonKey, path.Join(PullSecretsDir, s.Name, PullSecretFile))

@@ -71,6 +71,12 @@ func TestPodFor(t *testing.T) {
 		"full":   {vm(everything), "n1"},
 		"live":   {vm(func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Ephemeral = true }), ""},
 		"claims": {vm(onClaims), ""},
+		"network": {vm(func(s *v1alpha1.VirtualMachineSpec) {
+			s.CloudInit = &v1alpha1.CloudInit{NetworkDataSecretRef: &v1alpha1.SecretKeyReference{Name: "web", Key: "networkdata"}}
+		}), ""},
+		"ignition": {vm(func(s *v1alpha1.VirtualMachineSpec) {
+			s.Ignition = &v1alpha1.Ignition{SecretRef: &v1alpha1.SecretKeyReference{Name: "core", Key: "userdata"}}
+		}), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod, err := PodFor(Input{VM: tt.vm, Node: tt.node, Claims: claims, Options: options})

@@ -236,7 +236,7 @@ func clearDefault[T comparable](field *T, value T) {
 const actsAtOnce = "terminationGracePeriodSeconds"
 
 // inPlace are the fields that shape the guest and not its berth: a restart in place takes them.
-var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "sshAuthorizedKeys", "guestTools"}
+var inPlace = []string{"kernel", "cloudInit.userData", "cloudInit.networkData", "ignition.config", "sshAuthorizedKeys", "guestTools"}
 
 // inPlaceOfDisk are such fields of each disk.
 var inPlaceOfDisk = []string{"bus", "cache", "ioThread", "serial"}
@@ -286,11 +286,16 @@ func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
 // HashTexts replaces the private and the long texts of a spec by what a record has of them: a record of the spec stays the
 // same, and a cache of many thousands stays small.
 func HashTexts(s *v1alpha1.VirtualMachineSpec) {
+	var private []**string
 	if c := s.CloudInit; c != nil {
-		for _, private := range []**string{&c.UserData, &c.NetworkData} {
-			if *private != nil {
-				*private = new(hashed(**private))
-			}
+		private = append(private, &c.UserData, &c.NetworkData)
+	}
+	if s.Ignition != nil {
+		private = append(private, &s.Ignition.Config)
+	}
+	for _, text := range private {
+		if *text != nil {
+			*text = new(hashed(**text))
 		}
 	}
 	for i, key := range s.SSHAuthorizedKeys {

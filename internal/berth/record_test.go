@@ -316,6 +316,7 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		everything(s)
 		s.CloudInit.UserDataSecretRef = nil
 		s.CloudInit.UserData, s.CloudInit.NetworkData = new("a"), new("a")
+		s.Ignition = &v1alpha1.Ignition{Config: new("a")}
 		s.Kernel = &v1alpha1.Kernel{Image: "a", KernelPath: "/a", InitrdPath: "/a", CommandLine: "a"}
 		s.SSHAuthorizedKeys = []string{"a"}
 	}
@@ -337,6 +338,7 @@ func TestChangesInPlaceLeaveTheBerth(t *testing.T) {
 		func(s *v1alpha1.VirtualMachineSpec) { s.Kernel.CommandLine = "b" },
 		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.UserData = new("b") },
 		func(s *v1alpha1.VirtualMachineSpec) { s.CloudInit.NetworkData = new("b") },
+		func(s *v1alpha1.VirtualMachineSpec) { s.Ignition.Config = new("b") },
 		func(s *v1alpha1.VirtualMachineSpec) { s.SSHAuthorizedKeys = []string{"b"} },
 		func(s *v1alpha1.VirtualMachineSpec) { s.GuestTools = v1alpha1.GuestToolsNone },
 		func(s *v1alpha1.VirtualMachineSpec) { s.Disks[0].Bus = v1alpha1.BusSATA },
@@ -398,11 +400,12 @@ func FuzzChanges(f *testing.F) {
 func TestHashTexts(t *testing.T) {
 	full := vm(everything, func(s *v1alpha1.VirtualMachineSpec) {
 		s.CloudInit = &v1alpha1.CloudInit{UserData: new(strings.Repeat("u", 1000)), NetworkData: new("version: 2")}
+		s.Ignition = &v1alpha1.Ignition{Config: new(strings.Repeat("i", 1000))}
 		s.SSHAuthorizedKeys = []string{"ssh-ed25519 A", "ssh-rsa " + strings.Repeat("A", 500)}
 	})
 	cached := full.DeepCopy()
 	HashTexts(&cached.Spec)
-	if *cached.Spec.CloudInit.UserData == *full.Spec.CloudInit.UserData || len(cached.Spec.SSHAuthorizedKeys[1]) > maxRecorded {
+	if *cached.Spec.CloudInit.UserData == *full.Spec.CloudInit.UserData || len(*cached.Spec.Ignition.Config) > maxRecorded || len(cached.Spec.SSHAuthorizedKeys[1]) > maxRecorded {
 		t.Errorf("texts are kept: %+v", cached.Spec)
 	}
 	if diff := cmp.Diff(recordOf(t, full.Spec), recordOf(t, cached.Spec)); diff != "" {

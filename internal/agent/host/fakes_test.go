@@ -77,6 +77,8 @@ func (f *fakeStore) List() ([]store.Guest, error) { return f.guests, f.err }
 
 func (f *fakeStore) Images() ([]store.Image, error) { return f.images, f.err }
 
+func (f *fakeStore) Usage() (size int64, percent int32, err error) { return 1 << 40, 43, f.err }
+
 func (f *fakeStore) MarkStray(uid string) (time.Time, error) { return f.strays[uid], f.markErr }
 
 func (f *fakeStore) UnmarkStray(uid string) error {

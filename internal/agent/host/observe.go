@@ -68,6 +68,9 @@ func (r *Reconciler) observe(ctx context.Context) (snapshot, error) {
 		seen.storeErr = err
 	}
 	s.BootID, s.KernelVersion = sysctl("kernel/random/boot_id"), sysctl("kernel/osrelease")
+	if size, percent, err := r.Store.Usage(); err == nil {
+		s.StoreCapacity, s.StoreUsedPercent = resource.NewQuantity(size, resource.BinarySI), &percent
+	}
 	s.Images, s.ReleasedBerths = r.images(s.Images), r.releasedBerths(ctx, s.ReleasedBerths)
 	seen.strays = r.observeStrays(ctx, s)
 	s.ForeignDomains, seen.foreignRunning, seen.foreignErr = r.foreignDomains(ctx, s.ForeignDomains)

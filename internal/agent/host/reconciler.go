@@ -35,9 +35,15 @@ type Libvirt interface {
 type Store interface {
 	Check() error
 	Identify(want string) (id string, err error)
-	Images() ([]store.Image, error)
+	Content
 	Guests
 	Strays
+}
+
+// Content is what the store has beside guests' disks.
+type Content interface {
+	Images() ([]store.Image, error)
+	Usage() (size int64, percent int32, err error)
 }
 
 // Guests are those that have disks on this node.

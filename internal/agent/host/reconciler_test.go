@@ -81,7 +81,7 @@ func TestReconcile(t *testing.T) {
 	r.LibvirtConnectivity(nil)
 	r.Wake()
 	env.Eventually(t, "it is ready when libvirt has answered", is(metav1.ConditionTrue, v1alpha1.ReasonHostReady))
-	if host.Status.QEMUVersion != "7.2.0" || host.Status.AgentVersion != "v1" {
+	if host.Status.QEMUVersion != "7.2.0" || host.Status.AgentVersion != "v1" || host.Status.StoreCapacity.String() != "1Ti" || *host.Status.StoreUsedPercent != 43 {
 		t.Errorf("its status is %+v", host.Status)
 	}
 

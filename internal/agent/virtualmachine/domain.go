@@ -40,7 +40,7 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 	if err != nil {
 		return err
 	}
-	if err := r.makeFiles(m, &guest, user); err != nil {
+	if err := r.makeFiles(m, o.session, &guest, user); err != nil {
 		return err
 	}
 	if m.Group != 0 { // which is not the one that the host lets in
@@ -66,8 +66,17 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 }
 
 // makeFiles makes what a guest has besides its disks, which is all that its QEMU opens or makes as user.
-func (r *Reconciler) makeFiles(m *machine.Machine, guest *domain.Guest, user int) (err error) {
+func (r *Reconciler) makeFiles(m *machine.Machine, in Container, guest *domain.Guest, user int) (err error) {
 	uid := string(m.UID)
+	if i := m.Ignition; i != nil {
+		config, err := r.text(m, in, i.Config, i.SecretRef, berth.IgnitionPath)
+		if err != nil {
+			return err
+		}
+		if guest.Ignition, err = r.Host.Store.WriteIgnition(uid, config, user); err != nil {
+			return err
+		}
+	}
 	if m.Seed != nil {
 		if guest.Seed, err = r.Host.Store.CreateSeed(uid, seed.Size, user); err != nil {
 			return fmt.Errorf("making the seed: %w", err)

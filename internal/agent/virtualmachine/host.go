@@ -172,6 +172,7 @@ type ChangingDisks interface {
 type Seeds interface {
 	CreateSeed(uid string, size int64, user int) (path string, err error)
 	WriteSeed(uid string, b []byte) error
+	WriteIgnition(uid string, config []byte, user int) (path string, err error)
 	HasSeed(uid string) (bool, error)
 	RemoveSeed(uid string) error
 }

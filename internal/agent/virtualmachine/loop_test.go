@@ -521,6 +521,42 @@ func TestUserDataFromASecret(t *testing.T) {
 	}
 }
 
+// TestNetworkDataFromASecret: it is another than the user data's.
+func TestNetworkDataFromASecret(t *testing.T) {
+	_, n := one(t, func(vm *v1alpha1.VirtualMachine) {
+		vm.Spec.CloudInit = &v1alpha1.CloudInit{NetworkDataSecretRef: &v1alpha1.SecretKeyReference{Name: "web", Key: "networkdata"}}
+	})
+	n.runContainer()
+	n.host.WriteFile(n.shim.ContainerID(), berth.NetworkPath, []byte("version: 2 # secret"))
+	n.sync()
+	n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonStarted)
+	if seed := string(n.host.Seed(string(vmUID))); !strings.Contains(seed, "version: 2 # secret") {
+		t.Error("cloud-init does not get the Secret's network configuration")
+	}
+}
+
+// TestIgnitionFromASecret: QEMU reads it when it starts, so it starts once the Secret is there.
+func TestIgnitionFromASecret(t *testing.T) {
+	_, n := one(t, func(vm *v1alpha1.VirtualMachine) {
+		vm.Spec.SSHAuthorizedKeys = nil
+		vm.Spec.Ignition = &v1alpha1.Ignition{SecretRef: &v1alpha1.SecretKeyReference{Name: "core", Key: "userdata"}}
+	})
+	n.sync() // its container has not come
+	n.runContainer()
+	n.sync()
+	n.expect(t, v1alpha1.ConditionDisksReady, v1alpha1.ReasonSecretMissing)
+	if n.starts != 0 {
+		t.Error("QEMU was started without it")
+	}
+	const config = `{"ignition": {"version": "3.4.0"}}`
+	n.host.WriteFile(n.shim.ContainerID(), berth.IgnitionPath, []byte(config))
+	n.sync()
+	n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonStarted)
+	if got := string(n.host.Ignition(string(vmUID))); got != config {
+		t.Errorf("the guest gets %q", got)
+	}
+}
+
 func TestWhatDoesNotStart(t *testing.T) {
 	for name, tt := range map[string]struct {
 		change func(*v1alpha1.VirtualMachine)

@@ -49,28 +49,39 @@ func (r *Reconciler) keys(in Container, secrets []types.NamespacedName) Keys {
 // Secret can be read only now that the container has it mounted.
 func (r *Reconciler) writeSeed(m *machine.Machine, in Container) error {
 	s := seed.Seed{InstanceID: string(m.UID), Hostname: m.Name, SSHAuthorizedKeys: m.Seed.SSHAuthorizedKeys, StartTools: m.Tools}
-	if m.Seed.UserData != nil {
-		s.UserData = []byte(*m.Seed.UserData)
+	var err error
+	if s.UserData, err = r.text(m, in, m.Seed.UserData, m.Seed.UserDataSecret, berth.UserDataPath); err != nil {
+		return err
 	}
-	if m.Seed.NetworkData != nil {
-		s.NetworkConfig = []byte(*m.Seed.NetworkData)
-	}
-	if ref := m.Seed.UserDataSecret; ref != nil {
-		data, err := r.Host.ReadFile(in.PID(), berth.UserDataPath, maxSecret)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			return fault.NewUser(v1alpha1.ReasonSecretMissing, fmt.Errorf(
-				"Secret %s/%s does not exist or has no key %s: create it; kubelet shows it to the guest within two minutes", m.Namespace, ref.Name, ref.Key))
-		case errors.Is(err, volume.ErrTooLarge):
-			return fault.NewUser(v1alpha1.ReasonSeedTooLarge, fmt.Errorf("Secret %s/%s: %w", m.Namespace, ref.Name, err))
-		case err != nil:
-			return fmt.Errorf("reading user data: %w", err)
-		}
-		s.UserData = data
+	if s.NetworkConfig, err = r.text(m, in, m.Seed.NetworkData, m.Seed.NetworkDataSecret, berth.NetworkPath); err != nil {
+		return err
 	}
 	image, err := seed.Build(s)
 	if err != nil {
 		return err
 	}
 	return r.Host.Store.WriteSeed(string(m.UID), image)
+}
+
+// text is what the spec says inline, or in a Secret that the berth has mounted as file; nil if it says neither.
+func (r *Reconciler) text(m *machine.Machine, in Container, inline *string, ref *v1alpha1.SecretKeyReference, file string) ([]byte, error) {
+	switch {
+	case inline != nil:
+		return []byte(*inline), nil
+	case ref == nil:
+		return nil, nil
+	case in == nil:
+		return nil, shimproto.ErrAbsent
+	}
+	data, err := r.Host.ReadFile(in.PID(), file, maxSecret)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fault.NewUser(v1alpha1.ReasonSecretMissing, fmt.Errorf(
+			"Secret %s/%s does not exist or has no key %s: create it; kubelet shows it to the guest within two minutes", m.Namespace, ref.Name, ref.Key))
+	case errors.Is(err, volume.ErrTooLarge):
+		return nil, fault.NewUser(v1alpha1.ReasonSeedTooLarge, fmt.Errorf("Secret %s/%s: %w", m.Namespace, ref.Name, err))
+	case err != nil:
+		return nil, fmt.Errorf("reading Secret %s/%s: %w", m.Namespace, ref.Name, err)
+	}
+	return data, nil
 }

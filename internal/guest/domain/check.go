@@ -81,7 +81,7 @@ func checkPath(p string) error {
 // paths are all paths but the disks' that are set, or must be.
 func (g Guest) paths() []string {
 	paths := g.sockets()
-	for _, optional := range []string{g.Seed, g.Tools, g.Partition} {
+	for _, optional := range []string{g.Seed, g.Tools, g.Ignition, g.Partition} {
 		if optional != "" {
 			paths = append(paths, optional)
 		}

@@ -36,6 +36,8 @@ type Guest struct {
 	Disks []Disk
 	// Seed is the path of the NoCloud image, Tools that of the disk with the guest program; empty if there is none.
 	Seed, Tools string
+	// Ignition is the path of the configuration for it; empty if there is none.
+	Ignition string
 	// NIC is the network interface; nil if there is none.
 	NIC *NIC
 	// Console is the path, at most 107 bytes, of the socket that libvirt makes for the serial console.

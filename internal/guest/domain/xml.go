@@ -52,6 +52,11 @@ func XML(g Guest) (string, error) {
 	if g.Partition != "" {
 		d.Resource = &libvirtxml.DomainResource{Partition: g.Partition}
 	}
+	if g.Ignition != "" {
+		d.SysInfo = []libvirtxml.DomainSysInfo{{FWCfg: &libvirtxml.DomainSysInfoFWCfg{
+			Entry: []libvirtxml.DomainSysInfoEntry{{Name: "opt/com.coreos/config", File: g.Ignition}},
+		}}}
+	}
 	return d.Marshal()
 }
 

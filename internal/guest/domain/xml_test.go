@@ -90,6 +90,7 @@ func TestXML(t *testing.T) {
 			g.Disks, g.Seed, g.NIC = nil, "", nil
 			g.Partition = "/kubepods/burstable/pod1"
 			g.CPU = CPU{Sockets: 2, Cores: 3, Threads: 2, Model: "Skylake-Server"}
+			g.Ignition = "/run/berth/seeds/u.ign"
 		}),
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,6 +32,8 @@ type Machine struct {
 	NICs  []NIC
 	// Seed is nil if the guest gets no cloud-init data.
 	Seed *Seed
+	// Ignition is nil if it gets none for that.
+	Ignition *v1alpha1.Ignition
 	// Tools: it gets the disk with the guest program.
 	Tools bool
 	// Group is the gid that QEMU needs for the claims' file systems, which is the berth's fsGroup; 0 for none.
@@ -114,8 +116,8 @@ type Seed struct {
 	SSHAuthorizedKeys []string
 	// UserData and NetworkData are nil if there are none.
 	UserData, NetworkData *string
-	// UserDataSecret has the user data instead; nil if there is none.
-	UserDataSecret *v1alpha1.SecretKeyReference
+	// UserDataSecret and NetworkDataSecret have them instead; nil if there are none.
+	UserDataSecret, NetworkDataSecret *v1alpha1.SecretKeyReference
 }
 
 // Host is what a host means for all of its guests.
@@ -142,7 +144,7 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 		Memory: spec.Memory.Size.Value(), Acceleration: on.Acceleration,
 		Tools: spec.GuestTools != v1alpha1.GuestToolsNone && spec.Kernel == nil && len(spec.Disks) > 0,
 	}
-	m.Seed = seedOf(spec, m.Tools)
+	m.Seed, m.Ignition = seedOf(spec, m.Tools), spec.Ignition
 	if spec.Display != nil {
 		m.Display = spec.Display.Type
 	}
@@ -240,7 +242,8 @@ func seedOf(spec *v1alpha1.VirtualMachineSpec, tools bool) *Seed {
 	}
 	s := &Seed{Implied: !asked, SSHAuthorizedKeys: spec.SSHAuthorizedKeys}
 	if c != nil {
-		s.UserData, s.NetworkData, s.UserDataSecret = c.UserData, c.NetworkData, c.UserDataSecretRef
+		s.UserData, s.NetworkData = c.UserData, c.NetworkData
+		s.UserDataSecret, s.NetworkDataSecret = c.UserDataSecretRef, c.NetworkDataSecretRef
 	}
 	return s
 }
@@ -260,6 +263,9 @@ func (m *Machine) ReservedPorts() []uint16 {
 func (m *Machine) OnFileSystems() bool {
 	return slices.ContainsFunc(m.Disks, func(d Disk) bool { return d.Claim != nil && !d.Claim.Block })
 }
+
+// ReadsSecret: what QEMU reads when it starts is in a Secret, which its berth mounts.
+func (m *Machine) ReadsSecret() bool { return m.Ignition != nil && m.Ignition.SecretRef != nil }
 
 // Images are those that the machine needs: of claims, only those that are still to be seeded.
 func (m *Machine) Images() (list []Image) {

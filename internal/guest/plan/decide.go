@@ -366,7 +366,10 @@ func prepare(w Want, h Have, now time.Time) Next {
 	if next, done := attach(w, h, now); !done {
 		return next
 	}
-	if h.Shim == nil {
+	switch {
+	case h.Shim == nil && w.Machine.ReadsSecret():
+		return Next{} // the Secret can be read once the container runs; that wakes us
+	case h.Shim == nil:
 		return steps(create(w, h)...)
 	}
 	return steps(append(create(w, h), start(w, h)...)...)

@@ -47,6 +47,16 @@ func secretive(vm *v1alpha1.VirtualMachine) {
 	vm.Spec.ImagePullSecrets = []v1alpha1.LocalReference{{Name: "pull"}}
 }
 
+// ignites has a configuration for Ignition, in a Secret if it is nil.
+func ignites(config *string) func(*v1alpha1.VirtualMachine) {
+	return func(vm *v1alpha1.VirtualMachine) {
+		vm.Spec.Ignition = &v1alpha1.Ignition{Config: config}
+		if config == nil {
+			vm.Spec.Ignition.SecretRef = &v1alpha1.SecretKeyReference{Name: "core", Key: "userdata"}
+		}
+	}
+}
+
 func probed(vm *v1alpha1.VirtualMachine) {
 	vm.Spec.StartupProbe = &v1alpha1.Probe{Probe: corev1.Probe{PeriodSeconds: 10, FailureThreshold: 6}}
 }
@@ -311,6 +321,24 @@ func TestDecide(t *testing.T) {
 			Want{VM: vm(), Berth: fresh(old)},
 			Have{Domain: DomainPaused, Process: ProcessUnplaced, Container: ContainerAbsent},
 			Next{Steps: []Step{Destroy{}}},
+		},
+		{
+			"QEMU reads Ignition's Secret when it starts, so it waits for the container that has it",
+			Want{VM: vm(ignites(nil)), Berth: fresh()},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAbsent, Images: images(ImageReady)},
+			Next{},
+		},
+		{
+			"and starts once it is there",
+			Want{VM: vm(ignites(nil)), Berth: fresh()},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAlive, Shim: &Shim{}, Images: images(ImageReady)},
+			Next{Steps: append([]Step{MakeDisk{}, CreateDomain{}}, begin...)},
+		},
+		{
+			"without a Secret it is begun early",
+			Want{VM: vm(ignites(new("{}"))), Berth: fresh()},
+			Have{Domain: DomainAbsent, Process: ProcessNone, Container: ContainerAbsent, Images: images(ImageReady)},
+			Next{Steps: []Step{MakeDisk{}, CreateDomain{}}},
 		},
 		{
 			"a shim that comes later gets its guest",

@@ -20,6 +20,7 @@ const (
 	imagesDir = "/var/lib/berth/images/"
 	vmsDir    = "/var/lib/berth/vms/"
 	seedsDir  = "/run/berth/seeds/"
+	ignition  = ".ign"
 	toolsFile = "tools.iso"
 )
 
@@ -53,7 +54,7 @@ func (h *Host) stored(file string) bool {
 	dir, name := path.Split(file)
 	switch {
 	case dir == seedsDir:
-		return h.seeds[strings.TrimSuffix(name, ".iso")] != nil
+		return h.seeds[strings.TrimSuffix(name, ".iso")] != nil // that for Ignition has its whole name
 	case strings.HasPrefix(dir, vmsDir):
 		g := h.guests[path.Base(dir)]
 		if g == nil {
@@ -91,6 +92,9 @@ func (h *Host) AddImage(c store.Content, size int64) store.Image {
 	h.images[c] = i
 	return i
 }
+
+// Ignition returns a guest's configuration for Ignition; nil if there is none.
+func (h *Host) Ignition(uid string) []byte { return h.Seed(uid + ignition) }
 
 // Seed returns what was written into a guest's seed; nil if there is none, or nothing was.
 func (h *Host) Seed(uid string) []byte {
@@ -464,6 +468,17 @@ func (s *Store) WriteSeed(uid string, b []byte) error {
 	return fmt.Errorf("writing the seed of guest %s: %w", uid, err)
 }
 
+// WriteIgnition is as store.Store's, but keeps config.
+func (s *Store) WriteIgnition(uid string, config []byte, _ int) (file string, err error) {
+	if err := checkUID(uid); err != nil {
+		return "", err
+	}
+	s.h.mu.Lock()
+	defer s.h.mu.Unlock()
+	s.h.seeds[uid+ignition] = &seed{content: config}
+	return seedsDir + uid + ignition, nil
+}
+
 // HasSeed is as store.Store's.
 func (s *Store) HasSeed(uid string) (bool, error) {
 	if err := checkUID(uid); err != nil {
@@ -471,7 +486,7 @@ func (s *Store) HasSeed(uid string) (bool, error) {
 	}
 	s.h.mu.Lock()
 	defer s.h.mu.Unlock()
-	return s.h.seeds[uid] != nil, nil
+	return s.h.seeds[uid] != nil || s.h.seeds[uid+ignition] != nil, nil
 }
 
 // RemoveSeed is as store.Store's.
@@ -485,6 +500,7 @@ func (s *Store) RemoveSeed(uid string) error {
 		s.h.removed(uid, seedsDir+uid+".iso")
 		delete(s.h.seeds, uid)
 	}
+	delete(s.h.seeds, uid+ignition)
 	return nil
 }
 

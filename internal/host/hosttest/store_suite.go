@@ -50,6 +50,7 @@ type Images interface {
 type Seeds interface {
 	CreateSeed(uid string, size int64, user int) (path string, err error)
 	WriteSeed(uid string, b []byte) error
+	WriteIgnition(uid string, config []byte, user int) (string, error)
 	HasSeed(uid string) (bool, error)
 	RemoveSeed(uid string) error
 }
@@ -468,6 +469,16 @@ func testSeed(t *testing.T, s StoreSetup) {
 		}
 		has(false)
 	}
+	for _, config := range []string{"{}", "{ }"} {
+		if file, err := s.WriteIgnition(uid, []byte(config), user); err != nil || !filepath.IsAbs(file) || file == first {
+			t.Errorf("the configuration for Ignition: %q, %v", file, err)
+		}
+		has(true)
+	}
+	if err := s.RemoveSeed(uid); err != nil {
+		t.Error(err)
+	}
+	has(false)
 }
 
 func testRemove(t *testing.T, s StoreSetup) {
@@ -511,12 +522,14 @@ func testUIDs(t *testing.T, s StoreSetup) {
 		_, withoutErr := s.RanWithoutSeed(uid)
 		_, toolsErr := s.LinkTools(uid, toolsOf("version 2"))
 		_, hasSeedErr := s.HasSeed(uid)
+		_, ignitionErr := s.WriteIgnition(uid, nil, store.FirstUser)
 		for doing, err := range map[string]error{
 			"claiming": claimErr, "its hardware": hardwareErr, "looking for it": hasErr, "its disks": disksErr, "making a disk": overlayErr,
 			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "its medium": s.SetMedium(uid, "root", "a", small),
 			"removing a disk": s.RemoveDisk(uid, "root"), "removing it": s.Remove(uid),
 			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil),
 			"its first start": withoutErr, "recording that": s.RecordSeed(uid, true), "its tools": toolsErr, "removing its seed": s.RemoveSeed(uid),
+			"its Ignition": ignitionErr,
 		} {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("UID %q, %s: %v", uid, doing, err)

@@ -7,6 +7,7 @@
 //	                       <disk>.cdrom.base, one to the image in a CD-ROM drive
 //	<root>/tools/<digest>.iso  the disk with the guest program, of which each guest's directory has a link, tools.iso
 //	<run>/seeds/<uid>.iso  on tmpfs
+//	<run>/seeds/<uid>.ign  beside it, for guests that have Ignition
 //
 // Everything in it is complete or absent, whenever the machine stops. Directories
 // belong to root, so that a guest that broke out of QEMU can spoil its own disk's

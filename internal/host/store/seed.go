@@ -28,6 +28,20 @@ func (s *Store) CreateSeed(uid string, size int64, user int) (path string, err e
 	})
 }
 
+// WriteIgnition writes the configuration for a guest's Ignition, which only user may read, in place of one that is there. QEMU reads it when it starts.
+func (s *Store) WriteIgnition(uid string, config []byte, user int) (path string, err error) {
+	return ofGuest(s, uid, unlocked, "writing the Ignition configuration of", func(string) (string, error) {
+		path := s.ignitionPath(uid)
+		if err := inMemory(s.seeds); err != nil {
+			return "", err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+		return path, publish(path, 0o400, user, config)
+	})
+}
+
 // inMemory refuses a directory whose files stay on a disk: seeds may hold secrets.
 func inMemory(dir string) error {
 	var fs unix.Statfs_t
@@ -41,9 +55,15 @@ func inMemory(dir string) error {
 	return nil
 }
 
-// HasSeed tells whether a guest's seed is there.
+// HasSeed tells whether a guest's seed is there, or its configuration for Ignition.
 func (s *Store) HasSeed(uid string) (bool, error) {
-	return ofGuest(s, uid, unlocked, "looking for the seed of", func(string) (bool, error) { return exists(s.seedPath(uid)) })
+	return ofGuest(s, uid, unlocked, "looking for the seed of", func(string) (bool, error) {
+		seed, err := exists(s.seedPath(uid))
+		if seed || err != nil {
+			return seed, err
+		}
+		return exists(s.ignitionPath(uid))
+	})
 }
 
 // WriteSeed fills the seed in place. b must have its size.
@@ -64,9 +84,12 @@ func (s *Store) WriteSeed(uid string, b []byte) error {
 	})
 }
 
-// RemoveSeed overwrites the seed, as QEMU may still hold it, and removes it. One that is absent is no error.
+// RemoveSeed overwrites the seed, as QEMU may still hold it, and removes it with the configuration for Ignition. One that is absent is no error.
 func (s *Store) RemoveSeed(uid string) error {
 	return s.inGuest(uid, unlocked, "removing the seed of", func(string) error {
+		if err := os.Remove(s.ignitionPath(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		st, err := os.Lstat(s.seedPath(uid))
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -77,5 +100,7 @@ func (s *Store) RemoveSeed(uid string) error {
 		return errors.Join(s.WriteSeed(uid, make([]byte, st.Size())), os.Remove(s.seedPath(uid)))
 	})
 }
+
+func (s *Store) ignitionPath(uid string) string { return filepath.Join(s.seeds, uid+".ign") }
 
 func (s *Store) seedPath(uid string) string { return filepath.Join(s.seeds, uid+".iso") }

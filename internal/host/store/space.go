@@ -50,6 +50,15 @@ func (s *Store) space() (free, size int64, err error) {
 	return int64(st.Bavail) * st.Bsize, int64(st.Blocks-st.Bfree+st.Bavail) * st.Bsize, err //nolint:gosec // of a file system that exists
 }
 
+// Usage is the size of the store's file system, in bytes, and how much of it is taken, in percent.
+func (s *Store) Usage() (size int64, percent int32, err error) {
+	free, size, err := s.space()
+	if err != nil || size == 0 {
+		return 0, 0, classify("looking at the free space of the store", err)
+	}
+	return size, int32((size - free) * 100 / size), nil //nolint:gosec // at most 100
+}
+
 // freshFor is how long an image is kept that nothing uses yet: the guest that it was pulled for is about to.
 const freshFor = 10 * time.Minute
 

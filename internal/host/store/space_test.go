@@ -1,6 +1,7 @@
 package store
 
 import (
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -9,6 +10,20 @@ import (
 
 	"github.com/berth-dev/berth/test/env"
 )
+
+func TestUsage(t *testing.T) {
+	s := open(t)
+	size, percent, err := s.Usage()
+	if err != nil || size < mib || percent < 0 || percent > 100 {
+		t.Fatalf("%d bytes, %d %% used, %v", size, percent, err)
+	}
+	if percent < 99 && s.fullerThan(int(percent)+1) {
+		t.Errorf("%d %% are used, and more than that", percent)
+	}
+	if _, _, err := New(filepath.Join(t.TempDir(), "absent"), t.TempDir(), Reserve{}).Usage(); err == nil {
+		t.Error("a store that is not there has a size")
+	}
+}
 
 func TestCollect(t *testing.T) {
 	now := time.Now()

@@ -777,6 +777,30 @@ func TestSeed(t *testing.T) {
 	}
 }
 
+// QEMU reads the configuration for Ignition when it starts: the next start's is another file.
+func TestIgnition(t *testing.T) {
+	s := open(t)
+	user := claim(t, s, web)
+	for _, config := range []string{"first", "the second"} {
+		path, err := s.WriteIgnition(web, []byte(config), user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if perm, owner := mode(t, path); perm != 0o400 || owner != user {
+			t.Errorf("%s has mode %o and user %d", path, perm, owner)
+		}
+		if got, err := os.ReadFile(path); err != nil || string(got) != config {
+			t.Errorf("it is %q, %v", got, err)
+		}
+	}
+	if has, err := s.HasSeed(web); err != nil || !has {
+		t.Errorf("it is left: %t, %v", has, err)
+	}
+	if err := s.RemoveSeed(web); err != nil || len(names(t, s.seeds)) > 0 {
+		t.Errorf("left: %v, %v", names(t, s.seeds), err)
+	}
+}
+
 func TestAccess(t *testing.T) {
 	s := open(t)
 	allowed := func(s *Store, proofs ...string) bool {
