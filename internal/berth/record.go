@@ -89,10 +89,8 @@ func differences(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alph
 	switch {
 	case then.Version > recordVersion:
 		return nil, nil
-	case !isRecord:
-		return unreadable(), nil
-	case then.Version == 0:
-		return changesOfHashes(recordText, spec)
+	case !isRecord || then.Version == 0:
+		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
 	}
 	was, err := leavesOf(&then.Spec)
 	if err != nil {
@@ -153,55 +151,6 @@ func RecordWithDisk(recordText, name string, among []v1alpha1.Disk) (string, err
 	}
 	then.Spec.Disks = disks
 	return Record(&then.Spec)
-}
-
-func unreadable() []v1alpha1.PendingChange {
-	return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}
-}
-
-// changesOfHashes reads a record from before there were versions, which has a hash of each field of the spec.
-func changesOfHashes(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alpha1.PendingChange, error) {
-	then := map[string]string{}
-	if isRecord := json.Unmarshal([]byte(recordText), &then) == nil; !isRecord || len(then) == 0 {
-		return unreadable(), nil
-	}
-	fields := func(s *v1alpha1.VirtualMachineSpec) (map[string]json.RawMessage, error) {
-		s = s.DeepCopy()
-		v1alpha1.Default(s)
-		clearUnrecorded(s)
-		raw, err := json.Marshal(s)
-		if err != nil {
-			return nil, fmt.Errorf("encoding spec: %w", err)
-		}
-		all := map[string]json.RawMessage{}
-		return all, json.Unmarshal(raw, &all)
-	}
-	is, err := fields(spec)
-	if err != nil {
-		return nil, err
-	}
-	usual, err := fields(&v1alpha1.VirtualMachineSpec{})
-	if err != nil {
-		return nil, err
-	}
-	changed := map[string]bool{}
-	for name, value := range is {
-		sum := sha256.Sum256(value)
-		was, known := then[name]
-		changed[name] = known && was != hex.EncodeToString(sum[:6]) || !known && !bytes.Equal(value, usual[name])
-	}
-	delete(changed, actsAtOnce)
-	for name := range then { // what the spec has no more
-		_, known := is[name]
-		changed[name] = changed[name] || !known
-	}
-	var changes []v1alpha1.PendingChange
-	for _, name := range slices.Sorted(maps.Keys(changed)) {
-		if changed[name] {
-			changes = append(changes, v1alpha1.PendingChange{Path: name, Effect: effectOf(name)})
-		}
-	}
-	return changes, nil
 }
 
 // clearUnrecorded takes out of a spec what acts at once and has no place in a record: of disks, what is compared with the

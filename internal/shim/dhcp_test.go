@@ -47,17 +47,14 @@ func TestRealClientsGetTheirLease(t *testing.T) {
 	long := strings.Repeat("n", 63)
 	many := []string{long + ".svc.cluster.local", "svc.cluster.local", "cluster.local", "eu-central-1.compute.internal", "corp.example.org"}
 	for name, c := range map[string]struct {
-		kind     shimproto.Kind
 		command  []string
 		hostname string
 		search   []string
 	}{
-		"busybox":                           {shimproto.KindDHCP, udhcpc, "web", usual},
-		"ISC":                               {shimproto.KindDHCP, dhclient, "web", usual},
-		"busybox, long names":               {shimproto.KindDHCP, udhcpc, long, many},
-		"ISC, long names":                   {shimproto.KindDHCP, dhclient, long, many},
-		"busybox, by an older agent's shim": {shimproto.KindLease, udhcpc, "web", usual},
-		"ISC, by an older agent's shim":     {shimproto.KindLease, dhclient, "web", usual},
+		"busybox":             {udhcpc, "web", usual},
+		"ISC":                 {dhclient, "web", usual},
+		"busybox, long names": {udhcpc, long, many},
+		"ISC, long names":     {dhclient, long, many},
 	} {
 		t.Run(name, func(t *testing.T) {
 			need(t, c.command[0], "ip")
@@ -66,7 +63,7 @@ func TestRealClientsGetTheirLease(t *testing.T) {
 			shim := start(t, null(t), stdout)
 			shim.file("etc/resolv.conf", "search "+strings.Join(c.search, " ")+"\nnameserver 10.96.0.10\n", 0o644)
 			a := shim.take()
-			handOverLease(t, a, c.kind, tap, c.hostname)
+			handOverLease(t, a, tap, c.hostname)
 
 			leases, out := pipe(t)
 			path := filepath.Join(t.TempDir(), "script")
@@ -111,7 +108,7 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 	logs, stdout := pipe(t)
 	c := start(t, null(t), stdout)
 	a := c.take()
-	qemu := handOverLease(t, a, shimproto.KindDHCP, tap, "web")
+	qemu := handOverLease(t, a, tap, "web")
 	for _, command := range []string{"set vtap down", "set vtap up", "set vtap down", "del vtap"} {
 		ip(t, append([]string{"-n", tap, "link"}, strings.Fields(command)...)...)
 	}
@@ -129,13 +126,13 @@ func TestTheShimOutlivesTheTap(t *testing.T) {
 }
 
 // handOverLease plays the agent that starts a guest on the tap. Another NIC comes first.
-func handOverLease(t *testing.T, a *agent, kind shimproto.Kind, netns, hostname string) (qemu *os.File) {
+func handOverLease(t *testing.T, a *agent, netns, hostname string) (qemu *os.File) {
 	t.Helper()
 	qemu, console := sockets(t)
 	_, other := sockets(t)
-	socket := socketOf(t, kind, netns)
+	socket := socketIn(t, netns)
 	lease := func(name string, fd int, mac shimproto.MAC) shimproto.Device {
-		return shimproto.Device{Kind: kind, Name: name, FD: fd, Lease: &shimproto.Lease{
+		return shimproto.Device{Kind: shimproto.KindDHCP, Name: name, FD: fd, Lease: &shimproto.Lease{
 			MAC: mac, Address: netip.MustParsePrefix("10.0.2.2/24"), Router: netip.MustParseAddr("10.0.2.1"), MTU: 1450, Hostname: hostname,
 		}}
 	}
@@ -192,13 +189,9 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// socketOf opens what the agent passes, or an older one did, for a device of the kind.
-func socketOf(t *testing.T, kind shimproto.Kind, netns string) *os.File {
+// socketIn opens what the agent passes, in a network namespace.
+func socketIn(t *testing.T, netns string) *os.File {
 	t.Helper()
-	open := openUDPSocket
-	if kind == shimproto.KindLease {
-		open = openPacketSocket
-	}
 	type result struct {
 		fd  int
 		err error
@@ -214,7 +207,7 @@ func socketOf(t *testing.T, kind shimproto.Kind, netns string) *os.File {
 			done <- result{-1, err}
 			return
 		}
-		fd, err := open()
+		fd, err := openUDPSocket()
 		done <- result{fd, err}
 	}()
 	r := <-done
@@ -238,40 +231,4 @@ func openUDPSocket() (int, error) {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_NO_CHECK, 1),
 		unix.Bind(fd, &unix.SockaddrInet4{Port: 67}),
 	)
-}
-
-// openPacketSocket opens a packet socket that takes DHCP requests only, as agents did that knew no other.
-func openPacketSocket() (int, error) {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return 0, err
-	}
-	// tcpdump -dd udp dst port 67, for IPv4
-	filter := []unix.SockFilter{
-		{Code: 0x28, K: 12},
-		{Code: 0x15, Jf: 8, K: unix.ETH_P_IP},
-		{Code: 0x30, K: 23},
-		{Code: 0x15, Jf: 6, K: unix.IPPROTO_UDP},
-		{Code: 0x28, K: 20},
-		{Code: 0x45, Jt: 4, K: 0x1fff},
-		{Code: 0xb1, K: 14},
-		{Code: 0x48, K: 16},
-		{Code: 0x15, Jf: 1, K: 67},
-		{Code: 0x6, K: 0x40000},
-		{Code: 0x6},
-	}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}); err != nil {
-		return 0, err
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_LOCK_FILTER, 1); err != nil {
-		return 0, err
-	}
-	ifreq, err := unix.NewIfreq("vtap")
-	if err != nil {
-		return 0, err
-	}
-	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifreq); err != nil {
-		return 0, err
-	}
-	return fd, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: unix.ETH_P_IP>>8 | unix.ETH_P_IP&0xff<<8, Ifindex: int(ifreq.Uint32())})
 }

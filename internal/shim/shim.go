@@ -32,7 +32,7 @@ const memoryLimit = 11 << 20
 
 // deviceKinds are the kinds of devices that handOver takes.
 var deviceKinds = []shimproto.Kind{
-	shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
+	shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
 }
 
 // Options are the container's parts that a test replaces.
@@ -183,9 +183,7 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 			s.ports++
 			s.console.Attach(files[d.FD], s.portClosed)
 		case shimproto.KindDHCP:
-			go s.serveDHCP(dhcp.Datagrams(files[d.FD]), *d.Lease)
-		case shimproto.KindLease:
-			go s.serveDHCP(dhcp.Frames(files[d.FD], *d.Lease), *d.Lease)
+			go s.serveDHCP(files[d.FD], *d.Lease)
 		case shimproto.KindGuest:
 			s.sessions.Attach(files[d.FD], h.DirectKernel)
 		case shimproto.KindExit:
@@ -216,12 +214,12 @@ func (s *shim) followExit(port *os.File) {
 }
 
 // serveDHCP serves a lease. If it ends, the guest lives on with the lease that it has.
-func (s *shim) serveDHCP(client dhcp.Client, lease shimproto.Lease) {
+func (s *shim) serveDHCP(socket *os.File, lease shimproto.Lease) {
 	resolv, err := os.ReadFile(s.ResolvConf)
 	if err != nil {
 		s.logf("DHCP names no servers to the guest: %v", err)
 	}
-	s.logf("DHCP server ended: %v", dhcp.Serve(client, lease, string(resolv), s.logf))
+	s.logf("DHCP server ended: %v", dhcp.Serve(socket, lease, string(resolv), s.logf))
 }
 
 // publishState makes the state visible to Started.

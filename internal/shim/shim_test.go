@@ -302,7 +302,7 @@ func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
 	c := start(t, null(t), stdout)
 	a := c.take()
 	want := []shimproto.Kind{
-		shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindLease, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
+		shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
 	}
 	if s := a.await("a state", func(shimproto.State) bool { return true }); s.Minor != shimproto.Minor || !reflect.DeepEqual(s.Kinds, want) {
 		t.Errorf("the shim speaks minor version %d and takes %q; want %d, %q", s.Minor, s.Kinds, shimproto.Minor, want)
@@ -319,51 +319,6 @@ func TestTheShimSaysWhatItTakesAndSkipsTheRest(t *testing.T) {
 	expect(t, logs, []byte("berth: skipped device hologram h1: this shim does not support the kind\r\n"))
 	write(t, qemu, []byte("login: "))
 	expect(t, logs, []byte("login: "))
-}
-
-// TestAnAgentOfProtocol10IsServed plays one, with the bytes that it writes.
-func TestAnAgentOfProtocol10IsServed(t *testing.T) {
-	logs, stdout := pipe(t)
-	c := start(t, null(t), stdout)
-	_ = stdout.Close()
-	a := c.take()
-	fd, err := unix.PidfdGetfd(c.pidfd, shimproto.AgentFD, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	send := func(packet string, rights ...int) {
-		t.Helper()
-		data, err := os.ReadFile("../berth/shimproto/testdata/v1.0/" + packet + ".json")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := unix.Sendmsg(fd, data, unix.UnixRights(rights...), nil, 0); err != nil {
-			t.Fatal(err)
-		}
-	}
-	qemu, console := sockets(t)
-	tap, dhcp := sockets(t)
-	send("hello")
-	send("attach-nic", int(console.Fd()), int(dhcp.Fd()))
-	_, _ = console.Close(), dhcp.Close()
-	send("running")
-	s := a.await("attached and running", func(s shimproto.State) bool { return s.RunningSinceNS != 0 })
-	if want := "containerd://0123abc"; s.InstanceID != want {
-		t.Errorf("instance %q, want %q", s.InstanceID, want)
-	}
-	write(t, qemu, []byte("reboot: Power down\r\n"))
-	expect(t, logs, []byte("reboot: Power down\r\n"))
-	_ = tap.Close()
-	expect(t, logs, []byte("berth: DHCP server ended: ")) // so it was served
-	_ = qemu.Close()
-	send("exit")
-	if code := c.code(); code != 137 {
-		t.Errorf("exit code %d", code)
-	}
-	if got, want := c.terminationMessage(), "OOMKilled: over <limit> & \"gone\"\n"; got != want {
-		t.Errorf("termination message %q, want %q", got, want)
-	}
 }
 
 func TestATerminationIsToldAndNotObeyed(t *testing.T) {

@@ -34,7 +34,6 @@ const (
 	repeats  = "repeats"  // it sends the same State every 20 ms
 	odd      = "odd"      // it has a file in its socket's place
 	consoles = "consoles" // it speaks, and takes consoles alone
-	packets  = "packets"  // it takes packet sockets for DHCP, as shims did before KindDHCP
 	v10      = "v10"      // it speaks protocol 1.0
 )
 
@@ -74,8 +73,6 @@ func beShim(what string) error {
 		return attack(what)
 	case consoles:
 		state.Kinds = state.Kinds[:1]
-	case packets:
-		state.Kinds[1] = shimproto.KindLease
 	case v10:
 		state = shimproto.State{}
 	}

@@ -389,8 +389,8 @@ func TestWhatAShimLacks(t *testing.T) {
 	}{
 		"all is taken, in another order":        {needs, takes("dhcp", "console"), nil},
 		"what older agents hand over, too":      {needs, takes("console", "dhcp", "lease"), nil},
-		"a shim of 1.0 takes packet sockets":    {needs, shimproto.State{}, []string{"dhcp"}},
-		"one that has its guest does not less":  {needs, shimproto.State{InstanceID: "r1"}, []string{"dhcp"}},
+		"a shim of 1.0 takes nothing":           {needs, shimproto.State{}, []string{"console", "dhcp"}},
+		"one that has its guest does not less":  {needs, shimproto.State{InstanceID: "r1"}, []string{"console", "dhcp"}},
 		"a shim of 1.1 may take packet sockets": {needs, takes("console", "lease"), []string{"dhcp"}},
 		"more is taken than is needed":          {needs[:1], takes("console", "hologram"), nil},
 		"no leases":                             {needs, takes("console"), []string{"dhcp"}},
@@ -439,8 +439,7 @@ func TestHandOver(t *testing.T) {
 	}{
 		"to a shim that takes all":           {speaks, 2},
 		"to a shim that takes consoles only": {consoles, 1},
-		"to one that takes packet sockets":   {packets, 1},
-		"to one of protocol 1.0":             {v10, 1},
+		"to one of protocol 1.0":             {v10, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shim := start(t, c.shim, first)

@@ -99,7 +99,6 @@ func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *doma
 		case shimproto.KindDHCP:
 			i := slices.IndexFunc(m.NICs, func(n machine.NIC) bool { return n.Name == d.Name })
 			d.Lease, file, err = r.lease(ctx, m, i, to)
-		case shimproto.KindLease: // only agents that knew no KindDHCP hand it over
 		}
 		return file, err
 	})

@@ -32,9 +32,6 @@ const (
 	KindConsole Kind = "console"
 	// KindDHCP is the DHCP lease of a NIC: a UDP socket on port 67 of the guest's tap.
 	KindDHCP Kind = "dhcp"
-	// KindLease is the same with a packet socket (AF_PACKET, SOCK_RAW), on which a shim could send whatever it likes by any
-	// of its pod's interfaces. Shims take it from older agents; no agent hands it over any more.
-	KindLease Kind = "lease"
 	// KindGuest is QEMU's end of the guest program's port, dev.berth.guest.0: a connected stream socket. A guest has one.
 	KindGuest Kind = "guest"
 	// KindExit is likewise the exit port's, dev.berth.exit.0: what the guest writes last to it is its exit code.
@@ -65,7 +62,7 @@ type Device struct {
 	Name string `json:"name"`
 	// FD is the index of its descriptor among those that come with the message.
 	FD int `json:"fd"`
-	// Lease is what a device of KindDHCP or KindLease leases.
+	// Lease is what a device of KindDHCP leases.
 	Lease *Lease `json:"lease,omitempty"`
 }
 
@@ -134,7 +131,7 @@ func (d Device) check() error {
 		return fmt.Errorf("device %.70q of kind %.40q: a name has 1 to %d lower-case letters, digits and hyphens, a kind 1 to %d", d.Name, d.Kind, maxDeviceName, maxKind)
 	case d.FD < 0 || d.FD >= MaxDescriptors:
 		return fmt.Errorf("descriptor %d of %s %s is not in 0 to %d", d.FD, d.Kind, d.Name, MaxDescriptors-1)
-	case d.Kind != KindDHCP && d.Kind != KindLease:
+	case d.Kind != KindDHCP:
 		return nil
 	case d.Lease == nil:
 		return fmt.Errorf("%s %s comes without what it leases", d.Kind, d.Name)

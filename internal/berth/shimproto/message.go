@@ -91,7 +91,8 @@ func ParseTerminationMessage(text string) (reason, message string) {
 // State that still waits in the socket misleads nobody; GuestTools and ExitText follow the guest, and the newest State that
 // comes has the newest of them. What the shim speaks and takes is the same in all of them.
 type State struct {
-	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds.
+	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds,
+	// and gets nothing any more.
 	Minor int `json:"minor,omitempty"`
 	// Kinds are the kinds of devices that the shim takes, 1 to 32, each once, in any order; see Takes.
 	Kinds []Kind `json:"takes,omitempty"`
@@ -168,13 +169,8 @@ func isPrintable(text string, limit int) bool {
 	return len(text) <= limit && strings.IndexFunc(text, odd) < 0
 }
 
-// Takes tells whether the shim takes devices of the kind. One of protocol 1.0 takes a console and one lease.
-func (s State) Takes(kind Kind) bool {
-	if s.Minor == 0 {
-		return kind == KindConsole || kind == KindLease
-	}
-	return slices.Contains(s.Kinds, kind)
-}
+// Takes tells whether the shim takes devices of the kind.
+func (s State) Takes(kind Kind) bool { return slices.Contains(s.Kinds, kind) }
 
 func validateInstanceID(id string) error {
 	if id == "" || !isPrintable(id, maxInstanceID) || strings.Contains(id, " ") {
@@ -187,7 +183,6 @@ func validateInstanceID(id string) error {
 type packet struct {
 	Version  int       `json:"v"`
 	Hello    *Hello    `json:"hello,omitempty"`
-	Attach   *attach   `json:"attach,omitempty"` // HandOver to and from a peer of protocol 1.0
 	HandOver *HandOver `json:"handOver,omitempty"`
 	Running  *Running  `json:"running,omitempty"`
 	Acted    *Acted    `json:"acted,omitempty"`
@@ -209,11 +204,7 @@ func encode(m Message, minor int) (_ []byte, err error) {
 	case Hello:
 		p.Hello = &m
 	case HandOver:
-		if minor > 0 {
-			p.HandOver = &m
-		} else if p.Attach, err = m.attach(); err != nil {
-			return nil, err
-		}
+		p.HandOver = &m
 	case Running:
 		p.Running = &m
 	case Acted:
@@ -268,8 +259,6 @@ func decode(data []byte) (Message, error) {
 		m = *p.Hello
 	case p.HandOver != nil:
 		m = *p.HandOver
-	case p.Attach != nil:
-		m = p.Attach.handOver()
 	case p.Running != nil:
 		m = *p.Running
 	case p.Acted != nil:

@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -330,105 +329,5 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	}
 	if after := copies(t, passed); after != before {
 		t.Errorf("%d copies of a descriptor became %d", before, after)
-	}
-}
-
-// TestAnAgentSpeaksAsItsShimDoes plays shims with the bytes that they write and read.
-func TestAnAgentSpeaksAsItsShimDoes(t *testing.T) {
-	h := HandOver{InstanceID: golden, Devices: []Device{
-		{Kind: KindLease, Name: "default", FD: 1, Lease: lease()}, {Kind: KindConsole, Name: "serial", FD: 0},
-	}}
-	today, err := encode(h, Minor)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, c := range map[string]struct{ state, want []byte }{
-		"a shim of 1.0": {read(t, "v1.0/state-new"), read(t, "v1.0/attach-nic")},
-		"one of 1.1":    {read(t, "v1.1/state-new"), today},
-	} {
-		t.Run(name, func(t *testing.T) {
-			shim := pair(t)
-			agent := take(t)
-			if err := unix.Sendmsg(shim, c.state, nil, nil, 0); err != nil {
-				t.Fatal(err)
-			}
-			heard := make(chan State, 1)
-			go func() { _ = agent.Receive(func(s State) { heard <- s }) }()
-			<-heard
-			if err := agent.Send(t.Context(), h, os.Stdin, os.Stdout); err != nil {
-				t.Fatal(err)
-			}
-			data, rights := make([]byte, MaxMessage), make([]byte, unix.CmsgSpace(4*MaxDescriptors))
-			fd, err := unix.Dup(shim)
-			if err != nil {
-				t.Fatal(err)
-			}
-			end, err := pollable(fd, "shim's end")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer end.Close()
-			n, files, _, err := ReadPacket(end, data, rights)
-			if CloseAll(files); err != nil || len(files) != 2 {
-				t.Errorf("%d descriptors, %v", len(files), err)
-			}
-			if diff := cmp.Diff(string(c.want), string(data[:n])); diff != "" {
-				t.Errorf("-want +got:\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestADescriptorOfAPathArrives(t *testing.T) {
-	shim, err := Listen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Close(AgentFD) })
-	path := filepath.Join(t.TempDir(), "vnc.sock")
-	if err := unix.Mknod(path, unix.S_IFSOCK|0o600, 0); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	display := os.NewFile(uintptr(fd), "display")
-	defer display.Close()
-	got := make(chan []*os.File, 1)
-	go shim.Receive(func(_ Message, files []*os.File) { got <- files }, func(error) {})
-	if err := take(t).Send(t.Context(), Hello{}, display); err != nil {
-		t.Fatal(err)
-	}
-	files := <-got
-	if len(files) != 1 {
-		t.Fatalf("%d descriptors came", len(files))
-	}
-	defer CloseAll(files)
-	var sent, came unix.Stat_t
-	if err := errors.Join(unix.Fstat(fd, &sent), unix.Fstat(int(files[0].Fd()), &came)); err != nil || sent.Ino != came.Ino {
-		t.Errorf("inode %d came, want %d: %v", came.Ino, sent.Ino, err)
-	}
-}
-
-// TestWhatWaitsForAnAgentIsNoFlood: an agent takes so many States at once, and no more.
-func TestWhatWaitsForAnAgentIsNoFlood(t *testing.T) {
-	shim, err := Listen()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = shim.socket.Close(); _ = unix.Close(AgentFD) })
-	data, err := encode(State{}, Minor) // the shortest
-	if err != nil {
-		t.Fatal(err)
-	}
-	count := 0
-	for err == nil {
-		if err = trySend(shim.socket, data, nil); err == nil {
-			count++
-		}
-	}
-	if !errors.Is(err, ErrFull) || count < 2 || count > maxBurst/2 {
-		t.Errorf("the socket takes %d States: %v; at most %d", count, err, maxBurst/2)
 	}
 }

@@ -290,7 +290,7 @@ func TestARealClientGetsItsLease(t *testing.T) {
 	l.connect(nic0)
 	socket := l.dhcpSocket(tapName)
 	lease := shimproto.Lease{MAC: shimproto.MAC(guestMAC), Address: guestIP, Router: gatewayIP, MTU: podMTU, Hostname: "web"}
-	go func() { _ = dhcp.Serve(dhcp.Datagrams(socket), lease, "nameserver 10.96.0.10\n", t.Logf) }()
+	go func() { _ = dhcp.Serve(socket, lease, "nameserver 10.96.0.10\n", t.Logf) }()
 	for _, flag := range []string{"-f", "-B"} { // -B asks for a broadcast
 		cmd := exec.CommandContext(l.ctx, client, "-n", "-q", "-t", "5", "-T", "1", "-i", "eth0", "-s", "/bin/true", "-f", flag)
 		var said bytes.Buffer

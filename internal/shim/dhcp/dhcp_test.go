@@ -158,8 +158,8 @@ func TestALongReplyKeepsWhatMattersAndItsSize(t *testing.T) {
 	for size, count := range map[uint16]int{0: 2, 60: 2, 576: 2, 900: 8, 1500: 10, 9000: 10} {
 		reply := s.answer(ask{kind: discover, maxSize: size, clientID: strings.Repeat("c", 100)}.message())
 		_, options := read(t, reply)
-		if limit := min(max(576, int(size)), s.lease.MTU); len(reply.data)+ipLen+udpLen > limit || reply.limit != limit {
-			t.Errorf("maximum %d: %d bytes of %d", size, len(reply.data)+ipLen+udpLen, reply.limit)
+		if limit := min(max(576, int(size)), s.lease.MTU); len(reply.data)+headers > limit || reply.limit != limit {
+			t.Errorf("maximum %d: %d bytes of %d", size, len(reply.data)+headers, reply.limit)
 		}
 		if options[optRouter] == nil || options[optDNS] == nil || options[optHostname] == nil || (options[optDomain] == nil) == (count == 10) {
 			t.Errorf("maximum %d: options %v", size, options)
@@ -232,7 +232,7 @@ func TestALongListIsToldOnce(t *testing.T) {
 	}}
 	resolv := "search " + strings.Repeat("a", 63) + ".example " + strings.Repeat("b", 63) + ".example " + strings.Repeat("c", 63) + ".example " + strings.Repeat("d", 63) + ".example\n"
 	var told []string
-	err := Serve(client, testServer().lease, resolv, func(format string, args ...any) { told = append(told, fmt.Sprintf(format, args...)) })
+	err := serve(client, testServer().lease, resolv, func(format string, args ...any) { told = append(told, fmt.Sprintf(format, args...)) })
 	if !errors.Is(err, io.EOF) || len(client.replies) != 3 {
 		t.Errorf("%d replies, then %v", len(client.replies), err)
 	}
@@ -283,7 +283,7 @@ func FuzzAnswer(f *testing.F) {
 	s := testServer()
 	f.Fuzz(func(t *testing.T, data []byte) {
 		before := bytes.Clone(data)
-		if a := s.answer(data); a != nil && len(a.data)+ipLen+udpLen > s.lease.MTU {
+		if a := s.answer(data); a != nil && len(a.data)+headers > s.lease.MTU {
 			t.Errorf("%d bytes answer %x", len(a.data), data)
 		}
 		if !bytes.Equal(data, before) {

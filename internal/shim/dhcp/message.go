@@ -137,7 +137,7 @@ func (r *reply) add(code byte, value ...byte) {
 // fits: an option of so many bytes can be added, and the end after it.
 func (r *reply) fits(size int) bool {
 	parts := (size + maxOption - 1) / maxOption
-	return ipLen+udpLen+len(r.data)+2*parts+size+1 <= r.limit
+	return headers+len(r.data)+2*parts+size+1 <= r.limit
 }
 
 func (r *reply) addUint32(code byte, value uint32) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,17 +22,18 @@ const maxPacket = 4096
 // everybody is the address of a broadcast on one's own link.
 var everybody = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 
-// Client is the guest's DHCP client, as a socket reaches it: Datagrams or Frames.
-type Client interface {
-	// receive waits for a request and returns it, in buf; nil for what is none.
-	receive(buf []byte) (request []byte, err error)
-	// send sends a reply to the client, by its address or to everybody.
-	send(reply []byte, to netip.Addr)
+// Serve answers the guest's requests with the lease and the name servers and search list of the given resolv.conf. The socket is
+// a non-blocking one of UDP on the DHCP server's port, which is bound to the tap and may broadcast. It returns when that fails
+// or is closed. What a client had no room for is told to logf.
+func Serve(socket *os.File, lease shimproto.Lease, resolvConf string, logf func(format string, args ...any)) error {
+	return serve(udpClient{socket}, lease, resolvConf, logf)
 }
 
-// Serve answers the guest's requests with the lease and the name servers and search list of the given resolv.conf. It
-// returns when the socket fails or is closed. What a client had no room for is told to logf.
-func Serve(client Client, lease shimproto.Lease, resolvConf string, logf func(format string, args ...any)) error {
+func serve(client interface {
+	receive(buf []byte) (request []byte, err error)
+	send(reply []byte, to netip.Addr)
+}, lease shimproto.Lease, resolvConf string, logf func(format string, args ...any),
+) error {
 	s := server{lease: lease, dns: parseResolv(resolvConf)}
 	told := 0
 	buf := make([]byte, maxPacket)
