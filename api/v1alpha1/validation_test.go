@@ -154,6 +154,9 @@ func TestSchema(t *testing.T) {
 			{"a paused guest that must answer", ok + "state: Paused\nlivenessProbe: {tcpSocket: {port: 80}}", "remove the probe"},
 			{"a pull secret twice", ok + "imagePullSecrets: [{name: a}, {name: a}]", "Duplicate"},
 			{"a Secret whose name is a path", ok + "cloudInit: {userDataSecretRef: {name: ../x}}", "must be that of a Secret"},
+			{"a disk of an image without a name", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"debian:12#disk=\"}]", "#disk=NAME"},
+			{"a disk of an image whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"debian:12#disk=../a\"}]", "#disk=NAME"},
+			{"a disk of a kernel's image", "memory: {size: 1Gi}\nkernel: {image: \"debian:12#disk=a\"}", "no image reference"},
 			{"an image that is a file", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"file:///etc/shadow\"}]", "https://host/file"},
 			{"an image with a scheme", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"docker://debian:12\"}]", "https://host/file"},
 			{"an image of two lines", "memory: {size: 1Gi}\nkernel: {image: \"debian\\nx\"}", "registry/repository:tag"},
@@ -229,6 +232,13 @@ func TestSchema(t *testing.T) {
 			if err := c.Create(t.Context(), object(t, "vm", spec), client.DryRunAll); err != nil {
 				t.Errorf("%s: %v", image, err)
 			}
+		}
+	})
+
+	t.Run("accepts one of an image's disks", func(t *testing.T) {
+		spec := "memory: {size: 1Gi}\ndisks: [{name: root, image: \"quay.io/a/b:1#disk=root-1.x\"}]"
+		if err := c.Create(t.Context(), object(t, "vm", spec), client.DryRunAll); err != nil {
+			t.Error(err)
 		}
 	})
 

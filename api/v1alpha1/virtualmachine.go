@@ -322,7 +322,7 @@ type Disk struct {
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
-	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(https?://[^\s@/?#]+/[^\s#]*(#sha(256=[0-9a-f]{64}|512=[0-9a-f]{128}))?|(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?)$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case, or https://host/file, with #sha256=… perhaps, without a password or spaces"
+	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(https?://[^\s@/?#]+/[^\s#]*(#sha(256=[0-9a-f]{64}|512=[0-9a-f]{128}))?|(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?(#disk=[A-Za-z0-9_.-]{1,128})?)$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case, with #disk=NAME perhaps, or https://host/file, with #sha256=… perhaps, without a password or spaces"
 	Image string `json:"image,omitempty"`
 	// empty makes a blank disk on the node's own storage, which is kept until the VirtualMachine is deleted. It needs a size.
 	// +optional

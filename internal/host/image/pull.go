@@ -92,7 +92,7 @@ func (i *Image) artifact() (descriptor, error) {
 	})
 	if len(disks) != 1 {
 		return descriptor{}, i.Reference.notDisk(
-			"it has %d blobs, of which %d are named as disks (.qcow2, .raw, .img): push the disk alone", len(i.layers), len(disks))
+			"it has %d blobs, of which %d are named as disks (.qcow2, .raw, .img): push the disk alone, or name it behind the image as #disk=NAME", len(i.layers), len(disks))
 	}
 	return disks[0], nil
 }

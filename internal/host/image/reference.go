@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -25,21 +26,30 @@ type Reference struct {
 	Digest string
 	// URL is the file's, without its checksum; "" in a registry.
 	URL string
+	// Disk is the disk's name, of an artifact with several; "" if it need not be told from others. Blob pins it, as sha256:…:
+	// a registry has that whatever becomes of the tag.
+	Disk, Blob string
 }
 
-// ParseReference reads a name as docker does: docker.io and latest are implied; or a URL, with #sha256=… or #sha512=…
-// perhaps. Errors: ImageInvalid.
+var disksName = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,128}$`)
+
+// ParseReference reads a name as docker does: docker.io and latest are implied, and #disk=NAME perhaps follows; or a URL, with
+// #sha256=… or #sha512=… perhaps. Errors: ImageInvalid.
 func ParseReference(s string) (Reference, error) {
 	if strings.Contains(s, "://") {
 		return parseURL(s)
 	}
-	named, err := reference.ParseNormalizedNamed(s)
+	image, disk, chosen := strings.Cut(s, "#disk=")
+	if chosen && !disksName.MatchString(disk) {
+		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: write the name of one of its disks behind it as #disk=NAME", s))
+	}
+	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
 		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid,
 			fmt.Errorf("image %q: %w: write registry/repository:tag or registry/repository@sha256:…", s, err))
 	}
 	named = reference.TagNameOnly(named)
-	ref := Reference{Registry: reference.Domain(named), Repository: reference.Path(named)}
+	ref := Reference{Registry: reference.Domain(named), Repository: reference.Path(named), Disk: disk}
 	if tagged, ok := named.(reference.Tagged); ok {
 		ref.Tag = tagged.Tag()
 	}
@@ -78,13 +88,17 @@ func parseURL(s string) (Reference, error) {
 	return ref, nil
 }
 
-// At is the same image pinned to a digest, unless that is "".
+// At is the same image pinned to a digest as Resolve returns it, unless that is "".
 func (r Reference) At(digest string) Reference {
+	if r.Disk != "" {
+		r.Blob = cmp.Or(digest, r.Blob)
+		return r
+	}
 	r.Digest = cmp.Or(digest, r.Digest)
 	return r
 }
 
-// String is the full name, which ParseReference reads back.
+// String is the full name, which ParseReference reads back unless a blob is pinned.
 func (r Reference) String() string {
 	if r.URL != "" {
 		if r.Digest == "" {
@@ -98,6 +112,12 @@ func (r Reference) String() string {
 	}
 	if r.Digest != "" {
 		s += "@" + r.Digest
+	}
+	if r.Disk != "" {
+		s += "#disk=" + r.Disk
+	}
+	if r.Blob != "" {
+		s += "@" + r.Blob
 	}
 	return s
 }

@@ -37,7 +37,7 @@ type Image struct {
 	// Reference is what was resolved.
 	Reference Reference
 	// Digest is the manifest's, as sha256:…: of an index the one for our architecture. It never means other content. Of a
-	// URL it is the file's, and "" until its bytes have come if no checksum says it.
+	// URL it is the file's, and "" until its bytes have come if no checksum says it; of a disk that has a name its blob's.
 	Digest string
 	// Fingerprint is the fingerprint of the credential that gave access, Anonymous if none was needed; see Client.Fingerprints.
 	Fingerprint string
@@ -92,7 +92,7 @@ func (c *Client) resolveAt(ctx context.Context, ref, at Reference, keys Keychain
 }
 
 func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
-	if r.ref.URL != "" {
+	if r.ref.URL != "" || r.ref.Blob != "" {
 		return c.file(ctx, r)
 	}
 	m, at, err := r.manifest(ctx, cmp.Or(r.ref.Digest, r.ref.Tag))
@@ -111,6 +111,12 @@ func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
 			return nil, r.ref.notDisk("an index inside an index: name the inner one")
 		}
 	}
+	if r.ref.Disk != "" {
+		if err := m.keep(r.ref.Disk); err != nil {
+			return nil, r.ref.refuse(v1alpha1.ReasonImageNotFound, "%w", err)
+		}
+		at = m.Layers[0].Digest
+	}
 	size, err := m.check()
 	if err != nil {
 		return nil, r.ref.notDisk("%w", err)
@@ -122,13 +128,14 @@ func (c *Client) resolve(ctx context.Context, r *repository) (*Image, error) {
 	return &Image{Reference: r.ref, Digest: at.String(), Fingerprint: r.fingerprint, repository: r, layers: m.Layers}, nil
 }
 
-// file asks a web server for a file's first byte: it may be had, and is so long.
+// file asks a web server for a file's first byte, or a registry for a blob's: it may be had, and is so long.
 func (c *Client) file(ctx context.Context, r *repository) (*Image, error) {
+	pinned := cmp.Or(r.ref.Blob, r.ref.Digest)
 	if strings.HasPrefix(r.ref.URL, "http://") && !slices.Contains(c.options.PlainHTTP, r.ref.host()) {
 		return nil, r.ref.refuse(v1alpha1.ReasonImageInvalid,
 			"plain HTTP to %s is not allowed: write https, or have the administrator list it in agent.insecureRegistries", r.ref.host())
 	}
-	resp, err := r.get(ctx, "", http.Header{"Range": {"bytes=0-0"}})
+	resp, err := r.get(ctx, "blobs/"+pinned, http.Header{"Range": {"bytes=0-0"}}) // of a URL it is the file
 	if err != nil {
 		return nil, err
 	}
@@ -143,8 +150,8 @@ func (c *Client) file(ctx context.Context, r *repository) (*Image, error) {
 		return nil, r.ref.refuse(v1alpha1.ReasonImageTooLarge,
 			"it has %d bytes, the most is %d: shrink it, or raise the agent's limit", size, c.options.MaxBytes)
 	}
-	layers := []descriptor{{Digest: digest.Digest(r.ref.Digest), Size: size}}
-	return &Image{Reference: r.ref, Digest: r.ref.Digest, Fingerprint: r.fingerprint, repository: r, layers: layers}, nil
+	layers := []descriptor{{Digest: digest.Digest(pinned), Size: size}}
+	return &Image{Reference: r.ref, Digest: pinned, Fingerprint: r.fingerprint, repository: r, layers: layers}, nil
 }
 
 // length is that of the whole of what an answer is a part of, -1 if it does not say.
@@ -211,6 +218,8 @@ type descriptor struct {
 		Title string `json:"org.opencontainers.image.title"`
 		// Unpack is oras's: the blob is an archive of the directory that was pushed.
 		Unpack string `json:"io.deis.oras.content.unpack"`
+		// Disk is KubeVirt's: the disk's name.
+		Disk string `json:"io.kubevirt.disk.name"`
 		// DiskType is podman's, of machine images: the hypervisor.
 		DiskType string `json:"disktype"`
 		// Attests is buildkit's: what an entry of an index is for that is no image.
@@ -267,6 +276,21 @@ func parseManifest(b []byte) (*manifest, error) {
 		}
 	}
 	return m, nil
+}
+
+// keep leaves that blob alone that is the disk of a name: as KubeVirt says it, or as the blob's file is called.
+func (m *manifest) keep(disk string) error {
+	var names []string
+	for _, l := range m.Layers {
+		title, _, _ := strings.Cut(l.Annotations.Title, ".")
+		name := cmp.Or(l.Annotations.Disk, title)
+		if name == disk || l.Annotations.Title == disk {
+			m.Layers = descriptors{l}
+			return nil
+		}
+		names = append(names, printable(name))
+	}
+	return fmt.Errorf("none of its blobs is the disk %s: they are %q", disk, names)
 }
 
 // check returns the sum of the layers' sizes in bytes.
