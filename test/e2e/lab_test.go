@@ -20,6 +20,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/kube"
 	"github.com/berth-dev/berth/test/env"
 )
@@ -81,6 +82,7 @@ func (l *lab) describe(ctx context.Context) string {
 	out := ""
 	for _, args := range [][]string{
 		{"get", "vm,pods", "-o", "wide"}, {"get", "vm", "-o", "yaml"}, {"get", "events", "--sort-by=.lastTimestamp"},
+		{"logs", "--selector=" + berth.LabelVM, "--tail=20", "--prefix"}, // what the guests' consoles show
 	} {
 		raw, err := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...).CombinedOutput()
 		out += fmt.Sprintf("$ kubectl %s (%v)\n%s\n", strings.Join(args, " "), err, raw)
