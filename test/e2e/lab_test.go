@@ -81,7 +81,9 @@ func (l *lab) end(ns *corev1.Namespace) {
 func (l *lab) describe(ctx context.Context) string {
 	out := ""
 	for _, args := range [][]string{
-		{"get", "vm,pods", "-o", "wide"}, {"get", "vm", "-o", "yaml"}, {"get", "events", "--sort-by=.lastTimestamp"},
+		{"get", "vm,pods", "-o", "wide"},
+		{"get", "vm", "-o", "yaml"},
+		{"get", "events", "--sort-by=.lastTimestamp"},
 		{"logs", "--selector=" + berth.LabelVM, "--tail=20", "--prefix"}, // what the guests' consoles show
 	} {
 		raw, err := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...).CombinedOutput()
