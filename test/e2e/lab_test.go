@@ -69,6 +69,7 @@ func (l *lab) end(ns *corev1.Namespace) {
 	defer cancel()
 	if l.Failed() {
 		l.Log(l.describe(ctx))
+		l.Log(l.show(ctx, "logs", "--selector="+berth.LabelVM, "--tail=20", "--prefix")) // by itself, as the last is seen for sure
 	}
 	if err := l.Delete(ctx, ns); err != nil {
 		l.Errorf("deleting namespace: %v", err)
@@ -84,12 +85,15 @@ func (l *lab) describe(ctx context.Context) string {
 		{"get", "vm,pods", "-o", "wide"},
 		{"get", "vm", "-o", "yaml"},
 		{"get", "events", "--sort-by=.lastTimestamp"},
-		{"logs", "--selector=" + berth.LabelVM, "--tail=20", "--prefix"}, // what the guests' consoles show
 	} {
-		raw, err := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...).CombinedOutput()
-		out += fmt.Sprintf("$ kubectl %s (%v)\n%s\n", strings.Join(args, " "), err, raw)
+		out += l.show(ctx, args...)
 	}
 	return out
+}
+
+func (l *lab) show(ctx context.Context, args ...string) string {
+	raw, err := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...).CombinedOutput()
+	return fmt.Sprintf("$ kubectl %s (%v)\n%s\n", strings.Join(args, " "), err, raw)
 }
 
 // kubectl runs kubectl in the test's namespace and returns what it prints.
