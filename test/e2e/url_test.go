@@ -43,8 +43,19 @@ func (w *web) put(name string, content []byte) {
 	w.files[name] = content
 }
 
-// ServeHTTP serves files of which those in /private/ want a password, those in /cut/ are cut off at any byte, and those
-// behind /to/ are elsewhere. It is a mirror, too.
+// serve has the files be there for the lab until the test ends, and returns where.
+func (w *web) serve(t *testing.T) (address string) {
+	t.Helper()
+	address = env.Need(t, "LAB_TEST_WEB", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
+	server := &http.Server{Addr: address, Handler: w, ReadHeaderTimeout: time.Minute}
+	key := filepath.Join(os.Getenv("LAB_DIR"), "pki", "apiserver")
+	go func() { _ = server.ListenAndServeTLS(key+".crt", key+".key") }()
+	t.Cleanup(func() { _ = server.Close() })
+	return address
+}
+
+// ServeHTTP serves files of which those in /private/ want a password, those in /cut/ are cut off at any byte, those in
+// /slow/ come at 6 MiB a second, and those behind /to/ are elsewhere. It is a mirror, too.
 func (w *web) ServeHTTP(to http.ResponseWriter, req *http.Request) {
 	if rest, is := strings.CutPrefix(req.URL.Path, "/v2/mirror/"); is {
 		req.URL.Path = "/v2/" + rest
@@ -68,9 +79,12 @@ func (w *web) ServeHTTP(to http.ResponseWriter, req *http.Request) {
 		to.WriteHeader(http.StatusNotFound)
 		return
 	}
-	answer := &metered{to, w, name, len(content)}
+	answer := &metered{to, w, name, len(content), 0}
 	if strings.HasPrefix(req.URL.Path, "/cut/") {
 		answer.left = 64<<10 + rand.IntN(len(content)/4)
+	}
+	if strings.HasPrefix(req.URL.Path, "/slow/") {
+		answer.pause = 5 * time.Millisecond
 	}
 	http.ServeContent(answer, req, "", time.Unix(1e9, 0), bytes.NewReader(content))
 }
@@ -78,12 +92,14 @@ func (w *web) ServeHTTP(to http.ResponseWriter, req *http.Request) {
 // metered is an answer that ends after so many bytes.
 type metered struct {
 	http.ResponseWriter
-	of   *web
-	name string
-	left int
+	of    *web
+	name  string
+	left  int
+	pause time.Duration // before each 32 KiB
 }
 
 func (c *metered) Write(b []byte) (int, error) {
+	time.Sleep(c.pause)
 	n, err := c.ResponseWriter.Write(b[:min(len(b), c.left)])
 	c.left -= n
 	c.of.mu.Lock()
@@ -109,12 +125,8 @@ func decoded(t testing.TB, text string) []byte {
 func TestURLs(t *testing.T) {
 	l := start(t)
 	listen(t)
-	address := env.Need(t, "LAB_TEST_WEB", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
 	w := &web{files: map[string][]byte{}, sent: map[string]int{}}
-	server := &http.Server{Addr: address, Handler: w, ReadHeaderTimeout: time.Minute}
-	key := filepath.Join(os.Getenv("LAB_DIR"), "pki", "apiserver")
-	go func() { _ = server.ListenAndServeTLS(key+".crt", key+".key") }()
-	t.Cleanup(func() { _ = server.Close() })
+	address := w.serve(t)
 
 	plain := []byte(afar + strings.Repeat("\x00", 1<<20-len(afar)))
 	var gzipped bytes.Buffer

@@ -165,7 +165,10 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 		whole = true
 		return nil
 	}
-	err = p.Import(ctx, store.Import{Content: content, Fetch: transfer, Fetched: found.Digest, Needs: needs, Progress: progress})
+	err = p.Import(ctx, store.Import{
+		Content: content, Fetch: transfer, Fetched: found.Digest, Needs: needs, Progress: progress,
+		Source: ref.Source(), Stopping: func() bool { return p.background.Err() != nil }, // what is proved is that this source served all
+	})
 	if err == nil {
 		content = contentOf(i, found.Digest())
 		err = p.prove(content, ref, found.Fingerprint, func() error {

@@ -43,6 +43,7 @@ type blob struct {
 	mark          string        // of what is served: an ETag, or a date
 	resumedAt     int64
 	interruptions int
+	goesOn        bool // where an earlier process was
 	// received and waited tell the throughput of the window that goes on. Time that the reader spends elsewhere does not
 	// count.
 	received int64
@@ -168,6 +169,35 @@ func (b *blob) interrupted(err error) error {
 	}
 }
 
+// goOn reads what r, which begins with all that has come, then what an earlier process had behind that, and then what is
+// asked for behind that. At least one byte is, as an answer's end is part of the proof.
+func (b *blob) goOn(r io.Reader, had *io.SectionReader, remaining *int64) io.Reader {
+	came, end := b.at, min(had.Size(), b.layer.Size-1)
+	if end <= came {
+		return r
+	}
+	b.close()
+	b.at, b.goesOn = end, true
+	b.count.Add(end - came)
+	again := kept{io.NewSectionReader(had, came, end-came), b.digester.Hash()}
+	return io.MultiReader(io.LimitReader(r, came), unpacking{&b.turn, again, remaining}, r)
+}
+
+// kept reads what was kept, and hashes it.
+type kept struct {
+	io.Reader
+	hash io.Writer
+}
+
+func (k kept) Read(p []byte) (int, error) {
+	n, err := k.Reader.Read(p)
+	_, _ = k.hash.Write(p[:n]) // it never fails
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = sinkError{err}
+	}
+	return n, err
+}
+
 // verify reads what is left and compares the digest, if one is known.
 func (b *blob) verify() error {
 	if _, err := io.Copy(io.Discard, b); err != nil {
@@ -178,6 +208,9 @@ func (b *blob) verify() error {
 	switch {
 	case n == 0 && (b.layer.Digest == "" || b.layer.Digest == b.digester.Digest()):
 		return nil
+	case b.goesOn:
+		return fault.NewTransient(v1alpha1.ReasonPullingImage, fmt.Errorf(
+			"image %s: what was kept of a pull that was interrupted, and the rest, are not %s: it begins anew", b.repository.ref, b.layer.Digest))
 	case b.repository.ref.URL != "":
 		return b.repository.ref.refuse(v1alpha1.ReasonImageDigestMismatch,
 			"what it serves is not %s: correct the checksum, or serve that file again; nothing of it was kept", b.layer.Digest)

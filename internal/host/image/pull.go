@@ -19,6 +19,14 @@ import (
 // errors, and those of the writer, are returned as they are.
 type Create = func(name string, size int64) (io.Writer, error)
 
+// Resumer is a writer of Create's that keeps what it is given even if this process is killed.
+type Resumer interface {
+	io.Writer
+	// Resume returns what it kept of the same file for an earlier process, from the file's beginning on; empty if that is
+	// nothing. All of the file is written again, whatever it has.
+	Resume() (*io.SectionReader, error)
+}
+
 // DiskName is what Disk calls the disk to Create.
 const DiskName = "disk"
 
@@ -44,16 +52,22 @@ func (i *Image) Disk(ctx context.Context, create Create) error {
 	if !i.isArtifact() {
 		return p.find(ctx, map[string]*want{diskDir: {path: diskDir, inDirectory: true, file: File{Name: DiskName}}})
 	}
-	blob, err := i.artifact()
+	disk, err := i.artifact()
 	if err != nil {
 		return err
 	}
-	return p.layer(ctx, blob, func(r io.Reader, plain bool) error {
-		size := int64(0)
-		if plain {
-			size = blob.Size
+	return p.layer(ctx, disk, func(r io.Reader, plain *blob) error {
+		if plain == nil {
+			return p.write(DiskName, 0, r)
 		}
-		return p.write(DiskName, size, r)
+		w, err := create(DiskName, plain.layer.Size)
+		if resumer, ok := w.(Resumer); ok && err == nil {
+			var had *io.SectionReader
+			if had, err = resumer.Resume(); err == nil {
+				r = plain.goOn(r, had, &p.remaining)
+			}
+		}
+		return copyTo(w, r, err)
 	})
 }
 
@@ -124,7 +138,7 @@ func (p *pull) find(ctx context.Context, wants map[string]*want) error {
 			if s.done() {
 				break
 			}
-			if err := p.layer(ctx, l, func(r io.Reader, _ bool) error { return s.layer(r) }); err != nil {
+			if err := p.layer(ctx, l, func(r io.Reader, _ *blob) error { return s.layer(r) }); err != nil {
 				return err
 			}
 		}
@@ -149,8 +163,8 @@ func (p *pull) find(ctx context.Context, wants map[string]*want) error {
 	return ref.notDisk("more than %d links follow each other%s: put the file itself there", maxLinks, followed)
 }
 
-// layer streams one layer through read, which is told whether it was not compressed, and then checks its digest.
-func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, plain bool) error) error {
+// layer streams one layer through read, which gets the blob itself if it was not compressed, and then checks its digest.
+func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, plain *blob) error) error {
 	client, ref := p.image.repository.client, p.image.Reference
 	wire, err := p.image.repository.open(ctx, l, &p.image.received)
 	if err != nil {
@@ -158,7 +172,11 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 		return err
 	}
 	defer wire.close()
-	err = client.decompress(wire, func(r io.Reader, plain bool) error {
+	err = client.decompress(wire, func(r io.Reader, isPlain bool) error {
+		var plain *blob
+		if isPlain {
+			plain = wire
+		}
 		return read(unpacking{&wire.turn, r, &p.remaining}, plain)
 	})
 	sink, isSink := errors.AsType[sinkError](err)
@@ -196,6 +214,10 @@ func (p *pull) layer(ctx context.Context, l descriptor, read func(r io.Reader, p
 // write copies one file to the writer that create opens for it.
 func (p *pull) write(name string, size int64, r io.Reader) error {
 	w, err := p.create(name, size)
+	return copyTo(w, r, err)
+}
+
+func copyTo(w io.Writer, r io.Reader, err error) error {
 	if err != nil {
 		return sinkError{err}
 	}

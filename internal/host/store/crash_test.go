@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -51,11 +52,16 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		}
 		time.Sleep(time.Duration(rand.IntN(40_000)) * time.Microsecond) // the moment is the input, not a wait
 		_ = child.Process.Kill()
+		said, _ := io.ReadAll(out)
 		_ = child.Wait()
+		if strings.Contains(string(said), "FAIL") {
+			t.Fatalf("%s", said)
+		}
+		seen["resumed"] += strings.Count(string(said), "resumed")
 		check(t, dir, seen)
 	}
 	t.Logf("found whole: %v", seen)
-	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 || seen["medium"] == 0 || seen["hardware"] == 0 {
+	if seen["image"] == 0 || seen["disk"] == 0 || seen["guest"] == 0 || seen["medium"] == 0 || seen["hardware"] == 0 || seen["resumed"] == 0 {
 		t.Error("the child never got far enough for this to prove anything")
 	}
 }
@@ -63,19 +69,38 @@ func TestKilledAtAnyMoment(t *testing.T) {
 // crashed is what work imports: several pieces, so that there are moments in between.
 func crashed(n byte) []byte { return bytes.Repeat([]byte{n + 1}, 3*mib) }
 
+// goesOn has the part that the process before was killed with, which must be right.
+func goesOn(w io.Writer, content []byte) error {
+	part, err := w.(*sparseFile).Resume()
+	if err != nil {
+		return err
+	}
+	had, err := io.ReadAll(part)
+	if err == nil && !bytes.HasPrefix(content, had) {
+		err = fmt.Errorf("%d bytes that are not the image's", len(had))
+	}
+	if len(had) > 0 {
+		fmt.Println("resumed")
+	}
+	return err
+}
+
 func work(t *testing.T, dir string) {
 	s := openAt(t, dir)
 	fmt.Println()
 	for i := 0; ; i++ {
 		n := byte(i % 5)
 		uid := fmt.Sprintf("00000000-0000-0000-0000-%012d", i%3)
-		err := bring(t, s, disk(n), func(_ context.Context, create Create) error {
-			w, err := create(Disk, 0)
+		err := s.Import(t.Context(), Import{Content: disk(n), Source: "registry/a", Progress: &Progress{}, Fetch: func(_ context.Context, create Create) error {
+			w, err := create(Disk, 3*mib)
+			if err == nil && n < 3 { // the others are as if they were compressed
+				err = goesOn(w, crashed(n))
+			}
 			for b := crashed(n); err == nil && len(b) > 0; b = b[mib/2:] {
 				_, err = w.Write(b[:mib/2])
 			}
 			return err
-		})
+		}})
 		user, claimed := s.EnsureGuest(Identity{Namespace: "default", Name: "web", UID: uid})
 		_, decided := s.Hardware(uid, Hardware{Layout: i, Machine: "pc-q35-7.2"})
 		_, made := s.Overlay(uid, Overlay{Name: "root", Base: disk(n), Size: 1 << 40, User: user})

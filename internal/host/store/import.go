@@ -35,6 +35,10 @@ type Import struct {
 	Needs int64
 	// Progress is told how far it is.
 	Progress *Progress
+	// Source is where it comes from, whose partial disks only imports from there go on with; "" if none may.
+	Source string
+	// Stopping tells, once Fetch has failed, whether it did because this process ends.
+	Stopping func() bool
 }
 
 // Progress is how far an import is.
@@ -46,7 +50,7 @@ type Progress struct {
 // Import imports a content, and is done at once for one that is there. Nobody else's import of the same content is
 // waited for: the first to end makes it, and the others find it there. Errors of Fetch are returned as they are,
 // diskformat's as soon as the first bytes show that the disk is none, and StoreFull if it would take what the store
-// keeps free for guests. A failed import leaves nothing and may be started again.
+// keeps free for guests. A failed import may be started again, and leaves nothing but what Resume of its writer keeps.
 func (s *Store) Import(ctx context.Context, i Import) error {
 	c := i.Content
 	if c.Digest != "" {
@@ -68,20 +72,24 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 		held, err = lockedFile(dir, os.O_RDONLY, unix.LOCK_EX)
 		return err
 	})
-	if dir != "" {
-		defer os.RemoveAll(dir)
-	}
+	stops := false
+	defer func() {
+		if dir != "" && !(stops && s.keepPart(dir)) {
+			_ = os.RemoveAll(dir)
+		}
+	}()
 	if err != nil {
 		return classify("importing "+c.Digest, err)
 	}
 	defer held.Close()
 
-	staged := &staging{store: s, dir: dir, progress: i.Progress, fileNames: c.fileNames()}
+	staged := &staging{store: s, dir: dir, content: c, source: i.Source, progress: i.Progress, fileNames: c.fileNames()}
 	defer staged.close()
 	if err := i.Fetch(ctx, staged.create); err != nil {
 		if staged.err != nil {
-			err = classify("importing "+c.Digest, staged.err)
+			return classify("importing "+c.Digest, staged.err)
 		}
+		stops = i.Stopping != nil && i.Stopping()
 		return err
 	}
 	if c.Digest == "" {
@@ -92,6 +100,9 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 		return err
 	}
 	m, err := staged.finish(c)
+	if err == nil {
+		err = os.RemoveAll(filepath.Join(dir, partFile))
+	}
 	if err == nil {
 		err = errors.Join(writeJSON(filepath.Join(dir, metaFile), 0o644, m), os.Chmod(dir, dirMode))
 	}
@@ -111,6 +122,8 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 type staging struct {
 	store     *Store
 	dir       string
+	content   Content
+	source    string
 	progress  *Progress
 	fileNames []string
 	files     []*sparseFile
@@ -178,6 +191,7 @@ type sparseFile struct {
 	name     string
 	staging  *staging
 	size     int64
+	had      int64  // so many of its first bytes are stored already
 	expected int64  // size at the end, 0 if that is not known
 	head     []byte // of a disk, until it has been inspected
 }
@@ -213,7 +227,9 @@ func (f *sparseFile) Write(b []byte) (int, error) {
 // is kept for guests.
 func (f *sparseFile) store(b []byte, behind int64) error {
 	const interval = 8 << 20
-	if _, err := f.file.WriteAt(b, f.size+behind); err != nil {
+	skipped := min(max(f.had-f.size-behind, 0), int64(len(b)))
+	b = b[skipped:]
+	if _, err := f.file.WriteAt(b, f.size+behind+skipped); err != nil {
 		return err
 	}
 	in := f.staging
@@ -239,7 +255,7 @@ func (f *sparseFile) inspectHead(b []byte) error {
 	if err != nil || format == diskformat.Raw { // a raw disk may be holes for the most part
 		return err
 	}
-	return f.staging.store.checkRoom(f.expected)
+	return f.staging.store.checkRoom(f.expected - f.had)
 }
 
 func diskFile(format diskformat.Format) string { return Disk + "." + string(format) }

@@ -71,7 +71,7 @@ type Limits struct {
 	MaxUsagePercent, LowUsagePercent int
 }
 
-// Collect removes images that no guest uses: those whose last use is longer ago than the limit, and, if the file system is
+// Collect removes what is left of imports for more than a day, and images that no guest uses: those whose last use is longer ago than the limit, and, if the file system is
 // too full, those unused for longest, until it is no longer. It returns what it removed. A use is seen only while Collect looks, so
 // it is to be called more often than MaxUnusedAge; when that was stands in the times of meta.json.
 func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err error) {
@@ -80,6 +80,9 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 		return nil, err
 	}
 	crowded := s.fullerThan(limits.MaxUsagePercent)
+	if err := s.dropParts(crowded, now); err != nil {
+		return nil, classify("removing what is left of imports", err)
+	}
 	slices.SortFunc(images, func(a, b Image) int { return a.LastUse.Compare(b.LastUse) })
 	for _, i := range images {
 		if i.LastUse.IsZero() {
