@@ -48,13 +48,21 @@ type figure struct {
 func main() {
 	n := flag.Int("n", 20, "repetitions of each measurement")
 	var instead modes
-	flag.StringVar(&instead.only, "only", "", "measure these alone, with commas between: starts, burst, writes, memory, tools, claims, exec, ps, run, timelines")
+	flag.StringVar(&instead.only, "only", "", "measure these alone, with commas between: starts, burst, writes, memory, tools, claims, pulls, exec, ps, run, timelines")
 	flag.IntVar(&instead.crowd, "crowd", 0, "measure an agent that has so many guests instead")
 	flag.IntVar(&instead.hostile, "hostile", 0, "measure an agent and a guest beside so many of another tenant with hostile images instead")
 	flag.IntVar(&instead.scale, "scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
 	flag.IntVar(&instead.fat, "fat", 0, "measure an operator before and after somebody makes so many large VirtualMachines instead; this takes no lab")
+	url := flag.String("download", "", "download a file, print its digest and the MiB a second, and do nothing else")
 	out := flag.String("o", "_out/bench.json", "where the figures go as JSON, beside those of other measurements")
 	flag.Parse()
+	if *url != "" {
+		if err := download(context.Background(), *url); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if err := run(*n, instead, *out); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -101,6 +109,7 @@ func inLab(ctx context.Context, n int, instead modes) (figures []figure, failed 
 		{"memory", b.memory},
 		{"tools", b.tools},
 		{"claims", b.claims},
+		{"pulls", b.pulls},
 		{"exec", b.exec},
 		{"ps", b.ps},
 		{"run", b.run},

@@ -76,12 +76,13 @@ func New(o Options) *Client {
 		options: o, turns: newTurns(max(1, runtime.GOMAXPROCS(0)/2), patience),
 		transports: map[string]http.RoundTripper{}, mirrors: map[string][]Reference{}, failed: map[Reference]time.Time{},
 	}
+	// HTTP/1.1 alone: what a pull asks for is one long body, which Go's HTTP/2 brings at two thirds of the speed, and with 8 MiB
+	// more of memory.
 	base := &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         c.dial,
 		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout: dialTimeout,
-		ForceAttemptHTTP2:   true,
 		MaxIdleConnsPerHost: 2,
 		IdleConnTimeout:     30 * time.Second,
 		// Layers are compressed already, and a digest is of what is on the wire.
