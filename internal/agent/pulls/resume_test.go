@@ -89,6 +89,8 @@ func TestAPullOutlivesTheAgentButNotTheVM(t *testing.T) {
 	if got := w.state(t, web, disk, none); got.State != plan.ImageReady {
 		t.Errorf("got %+v", got)
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	const isThere = "bytes=0-0" // which resolves the URL
 	if want := []string{isThere, "", isThere, "", isThere, "", fmt.Sprintf("bytes=%d-", 4*mib)}; !slices.Equal(h.asked, want) {
 		t.Errorf("asked for %q, want %q", h.asked, want)
