@@ -25,8 +25,9 @@ import (
 	"github.com/berth-dev/berth/test/env"
 )
 
-// waitTimeout is how long anything may take before a test gives up; guests are emulated on two cores.
-const waitTimeout = 10 * time.Minute
+// waitTimeout is how long anything may take before a test gives up; guests are emulated on two cores, where a Debian among
+// seven others was seen to boot for more than ten minutes.
+const waitTimeout = 20 * time.Minute
 
 // lab is a test's own namespace in the lab.
 type lab struct {
