@@ -110,7 +110,7 @@ journeys() {
 	lab up || return
 	eval "$(lab env)"
 	# Those on a host with systemd are in make systemd-host; three that take minutes, and one that needs a browser, are left to make faults. Each journey is told when it is over, and all that failed ones had to say after the last.
-	go test -v -count=1 -timeout 70m -skip '^TestSystemdHost|^TestStorm$|^TestAPIServerFails$|^TestSeedingKilled$|^TestScreenInBrowser$' ./test/e2e 2>&1 | tee "$log" |
+	go test -v -count=1 -timeout 75m -skip '^TestSystemdHost|^TestStorm$|^TestAPIServerFails$|^TestSeedingKilled$|^TestScreenInBrowser$' ./test/e2e 2>&1 | tee "$log" |
 		{ grep --line-buffered -E '^ *--- |^(ok|FAIL|panic)' || true; } || { verdict=1 && cat "$log"; }
 	[ "$was_up" = yes ] || lab down || verdict=1
 	return "$verdict"
