@@ -217,6 +217,7 @@ func (p *pull) write(name string, size int64, r io.Reader) error {
 	return copyTo(w, r, err)
 }
 
+// copyTo copies to a writer that was opened with err.
 func copyTo(w io.Writer, r io.Reader, err error) error {
 	if err != nil {
 		return sinkError{err}

@@ -71,9 +71,10 @@ type Limits struct {
 	MaxUsagePercent, LowUsagePercent int
 }
 
-// Collect removes what is left of imports for more than a day, and images that no guest uses: those whose last use is longer ago than the limit, and, if the file system is
-// too full, those unused for longest, until it is no longer. It returns what it removed. A use is seen only while Collect looks, so
-// it is to be called more often than MaxUnusedAge; when that was stands in the times of meta.json.
+// Collect removes what is left of imports for more than a day, and images that no guest uses: those whose last use is longer
+// ago than the limit, and, if the file system is too full, those unused for longest, until it is no longer. It returns what
+// it removed. A use is seen only while Collect looks, so it is to be called more often than MaxUnusedAge; when that was
+// stands in the times of meta.json.
 func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err error) {
 	images, err := s.Images()
 	if err != nil {

@@ -82,7 +82,8 @@ func checkWritable(dir string) error {
 	return errors.Join(err, f.Sync())
 }
 
-// sweep removes what was left behind, but for what imports go on with. An import in progress, of this or another process, holds a lock on its directory.
+// sweep removes what was left behind, but for what imports go on with. An import in progress, of this or another process,
+// holds a lock on its directory.
 func (s *Store) sweep() error {
 	var errs []error
 	for _, dir := range []string{s.images, s.vms} {
