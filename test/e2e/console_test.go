@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -15,6 +16,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/remotecommand"
+
+	"github.com/berth-dev/berth/test/env"
 )
 
 // console is what a guest's serial console shows, and where one types into it.
@@ -70,6 +73,7 @@ func (c *console) await(text string) {
 // awaitTimes waits until the console has shown a text so many times.
 func (c *console) awaitTimes(text string, times int) {
 	c.l.Helper()
+	defer env.Slow(c.l, time.Now(), fmt.Sprintf("a console to show %q", text))
 	deadline := time.NewTimer(waitTimeout)
 	defer deadline.Stop()
 	for strings.Count(c.String(), text) < times {

@@ -276,7 +276,7 @@ func TestExecWhereNothingAnswers(t *testing.T) {
 func copies(l *lab) {
 	l.Helper()
 	dir := l.TempDir()
-	file := make([]byte, 50e6)
+	file := make([]byte, deep(5_000_000, 50_000_000, 50_000_000)) // into a guest that is short of CPU, kubectl gives up a long copy: docs/exec.md
 	_, _ = rand.Read(file)
 	if err := errors.Join(
 		os.WriteFile(filepath.Join(dir, "file"), file, 0o640),

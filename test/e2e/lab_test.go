@@ -108,10 +108,12 @@ func (l *lab) kubectl(stdin string, args ...string) string {
 }
 
 func (l *lab) tryKubectl(stdin string, args ...string) (string, error) {
+	l.Helper()
 	ctx, cancel := context.WithTimeout(l.Context(), waitTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "kubectl", append([]string{"-n", l.ns}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
+	defer env.Slow(l, time.Now(), "kubectl "+strings.Join(args, " "))
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -160,6 +162,7 @@ func await[T any, O interface {
 	l.Helper()
 	ctx, cancel := context.WithTimeout(ctx, waitTimeout)
 	defer cancel()
+	defer env.Slow(l, time.Now(), what)
 	var was history
 	for ctx.Err() == nil {
 		one := O(new(T))

@@ -11,7 +11,7 @@ import (
 
 // Tests run in this order: one by one those that disturb more than a node (startAlone); then those that disturb one,
 // node by node (startOn); then all others (start), so many at a time.
-const sideBySide = 8
+const sideBySide = 6
 
 var (
 	slots      = make(chan struct{}, sideBySide)

@@ -95,6 +95,7 @@ func Eventually(t testing.TB, what string, claim func() bool) {
 // Within waits until a claim is true, at most so long.
 func Within(t testing.TB, limit time.Duration, what string, claim func() bool) {
 	t.Helper()
+	defer Slow(t, time.Now(), what)
 	deadline := time.NewTimer(limit)
 	defer deadline.Stop()
 	for began := time.Now(); !claim(); began = time.Now() {
@@ -103,6 +104,14 @@ func Within(t testing.TB, limit time.Duration, what string, claim func() bool) {
 			t.Fatalf("waited %v for %s", limit, what)
 		case <-time.After(max(10*time.Millisecond, 2*time.Since(began))): // what is dear to ask takes no more than a third of a CPU
 		}
+	}
+}
+
+// Slow tells what a test has waited for, if that was long: where the time of a slow run went.
+func Slow(t testing.TB, since time.Time, what string) {
+	t.Helper()
+	if long := time.Since(since); long > 30*time.Second {
+		t.Logf("waited %v for %s", long.Round(time.Second), what)
 	}
 }
 
