@@ -37,6 +37,16 @@ func phase(want v1alpha1.Phase) func(*v1alpha1.VirtualMachine) bool {
 	return func(vm *v1alpha1.VirtualMachine) bool { return vm != nil && vm.Status.Phase == want }
 }
 
+// TestNamespaceDeleted: a namespace takes its guests with it.
+func TestNamespaceDeleted(t *testing.T) {
+	l := start(t)
+	l.apply(tiny)
+	vm := l.vm("tiny", "to be Ready", isReady)
+	l.kubectl("", "delete", "namespace", l.ns)
+	l.vm("tiny", "to be gone", isGone)
+	nothingLeft(l, string(vm.UID))
+}
+
 func TestLife(t *testing.T) {
 	l := start(t)
 	l.apply(disked)
