@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // lockNode makes this the only agent of its node, for as long as the process lives: two would end each other's guests. The
@@ -21,8 +23,5 @@ func lockNode(runDir string) error {
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("another berth-agent runs on this node and has locked %s: end it, or uninstall the second Berth of this cluster", path)
 	}
-	if err != nil {
-		return fmt.Errorf("locking %s: %w", path, err)
-	}
-	return nil // the descriptor stays open
+	return fault.Doing(err, "locking %s", path) // the descriptor stays open
 }

@@ -2,6 +2,7 @@ package fault
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
@@ -37,6 +38,14 @@ func NewUser(reason v1alpha1.Reason, err error) error {
 // NewTransient marks err as one that may pass by itself.
 func NewTransient(reason v1alpha1.Reason, err error) error {
 	return &Error{Class: Transient, Reason: reason, Err: err}
+}
+
+// Doing adds to an error what was being done, as fmt.Sprintf writes it. Without an error it is nil.
+func Doing(err error, what string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", fmt.Sprintf(what, args...), err)
 }
 
 // ClassOf returns the class of the outermost Error in err's tree, Internal if there is none.

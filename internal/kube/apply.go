@@ -17,6 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // Field managers: who owns which part of a status.
@@ -86,10 +88,7 @@ func (w *StatusWriter) apply(ctx context.Context, obj client.Object, owned any) 
 	}
 	for err = write(); removeUndeclared(patch, err); err = write() { // it may tell of one field at a time
 	}
-	if err != nil {
-		return fmt.Errorf("writing status of %s %s: %w", gvk.Kind, client.ObjectKeyFromObject(obj), err)
-	}
-	return nil
+	return fault.Doing(err, "writing status of %s %s", gvk.Kind, client.ObjectKeyFromObject(obj))
 }
 
 // undeclared finds fields that the CRD, which is older than this program, does not have. The API server has no other

@@ -196,10 +196,7 @@ func (v *Volumes) record(k key, asked worker.Request, r worker.Result) error {
 			made.Size, made.Seed = a.Size, a.Seed
 		}
 	}
-	if err := v.RecordMade(string(k.vm), k.disk, made); err != nil {
-		return fmt.Errorf("recording the disk: %w", err)
-	}
-	return nil
+	return fault.Doing(v.RecordMade(string(k.vm), k.disk, made), "recording the disk")
 }
 
 // Grown records that QEMU has been told of all that a disk can have.

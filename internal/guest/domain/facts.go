@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // namespace is the XML namespace of our metadata.
@@ -47,10 +48,7 @@ func metadata(i Identity, h Hardware) (string, error) {
 		m.Layout, m.Machine = h.Layout, h.Machine
 	}
 	out, err := xml.Marshal(m)
-	if err != nil {
-		return "", fmt.Errorf("writing metadata: %w", err)
-	}
-	return string(out), nil
+	return string(out), fault.Doing(err, "writing metadata")
 }
 
 // Facts are what a live domain says of itself.

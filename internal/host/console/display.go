@@ -30,10 +30,7 @@ func (s *Sockets) MakeDisplay(uid string, user int) (path string, err error) {
 	if err == nil {
 		err = os.Lchown(dir, user, -1)
 	}
-	if err != nil {
-		return "", fmt.Errorf("making the display's directory: %w", err)
-	}
-	return filepath.Join(dir, vnc), nil
+	return filepath.Join(dir, vnc), fault.Doing(err, "making the display's directory")
 }
 
 // OpenDisplay returns the socket of a guest's display as an O_PATH descriptor, to which whoever holds it may connect. The

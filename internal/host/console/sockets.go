@@ -36,10 +36,8 @@ type Sockets struct{ consoles, ports, displays string }
 // New makes their directories in dir, unless they are there.
 func New(dir string) (*Sockets, error) {
 	s := &Sockets{filepath.Join(dir, "consoles"), filepath.Join(dir, "ports"), filepath.Join(dir, "displays")}
-	if err := errors.Join(os.MkdirAll(s.consoles, 0o700), os.MkdirAll(s.ports, 0o700), os.MkdirAll(s.displays, displaysMode)); err != nil {
-		return nil, fmt.Errorf("creating the directories of QEMU's sockets: %w", err)
-	}
-	return s, nil
+	err := errors.Join(os.MkdirAll(s.consoles, 0o700), os.MkdirAll(s.ports, 0o700), os.MkdirAll(s.displays, displaysMode))
+	return s, fault.Doing(err, "creating the directories of QEMU's sockets")
 }
 
 // Path is the path of a guest's socket.
@@ -74,10 +72,7 @@ func (s *Sockets) Connect(ctx context.Context, uid string, which Socket) (*os.Fi
 	}
 	defer conn.Close()
 	file, err := conn.(*net.UnixConn).File()
-	if err != nil {
-		return nil, fmt.Errorf("duplicating QEMU's socket %s: %w", filepath.Base(path), err)
-	}
-	return file, nil
+	return file, fault.Doing(err, "duplicating QEMU's socket %s", filepath.Base(path))
 }
 
 // autobind gives a socket a name of the kernel's choice, the only one that it ever has. unix(7).
@@ -93,10 +88,7 @@ func (s *Sockets) Remove(uid string) error {
 	for _, path := range s.all(uid) {
 		errs = append(errs, os.RemoveAll(path))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("removing the guest's sockets: %w", err)
-	}
-	return nil
+	return fault.Doing(errors.Join(errs...), "removing the guest's sockets")
 }
 
 // List returns the UIDs of the guests that have sockets, each once, sorted.

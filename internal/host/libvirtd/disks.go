@@ -130,11 +130,9 @@ func (c *Client) device(ctx context.Context, doing, id string, op func(*golibvir
 // BlockStats returns what the disks of every running domain have done, foreign ones included, by its UUID. Domains that
 // something else is done with have none, for once.
 func (c *Client) BlockStats(ctx context.Context) (map[string][]BlockStats, error) {
-	var records []golibvirt.DomainStatsRecord
-	err := c.statistics.call(ctx, func(l *golibvirt.Libvirt) (err error) {
-		records, err = l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsBlock),
+	records, err := ask(ctx, c.statistics, func(l *golibvirt.Libvirt) ([]golibvirt.DomainStatsRecord, error) {
+		return l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsBlock),
 			uint32(golibvirt.ConnectGetAllDomainsStatsNowait|golibvirt.ConnectGetAllDomainsStatsActive))
-		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("querying the disks of all domains: %w", classify(err))

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 const (
@@ -34,10 +36,7 @@ func ReadExit(root, name string) (Exit, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return Exit{}, nil
 	}
-	if err != nil {
-		return Exit{}, fmt.Errorf("reading the log of domain %s: %w", name, err)
-	}
-	return parseExit(text), nil
+	return parseExit(text), fault.Doing(err, "reading the log of domain %s", name)
 }
 
 func tail(root, file string) (string, error) {
@@ -198,8 +197,5 @@ func removeLogs(root, name string) error {
 			err = errors.Join(err, fmt.Errorf("%s%s: %w", name, suffix, e))
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("removing the logs of domain %s: %w", name, err)
-	}
-	return nil
+	return fault.Doing(err, "removing the logs of domain %s", name)
 }

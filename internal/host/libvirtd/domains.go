@@ -181,10 +181,7 @@ func (c *Client) CreatePaused(ctx context.Context, doc string) error {
 	if _, refused := errors.AsType[golibvirt.Error](err); refused {
 		return c.explainStartFailure(ctx, d.Type, d.Name, d.UUID, err)
 	}
-	if err != nil {
-		return fmt.Errorf("starting domain %s: %w", d.Name, err)
-	}
-	return nil
+	return fault.Doing(err, "starting domain %s", d.Name)
 }
 
 // explainStartFailure finds out why a domain was not started. libvirt has the same code for many causes, so it is asked for each.
@@ -274,10 +271,7 @@ func (c *Client) ResizeDisk(ctx context.Context, id, path string, size int64) er
 
 // act does what is done anew each time it is asked for.
 func (c *Client) act(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error) error {
-	if err := c.withDomain(ctx, c.control, id, op); err != nil {
-		return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
-	}
-	return nil
+	return fault.Doing(classify(c.withDomain(ctx, c.control, id, op)), "%s domain %s", doing, id)
 }
 
 func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }

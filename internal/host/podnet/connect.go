@@ -13,6 +13,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // Config is the whole network of one guest, as Connect makes it.
@@ -136,9 +138,8 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 			return fmt.Errorf("connecting tap %s: %w", n.Tap, err)
 		}
 	}
-	err := doing("enabling forwarding on the pod's interface "+pod.Name, setIPv4Conf(pod.link.Attrs().Index, confForwarding))
-	if err != nil {
-		return err
+	if err := setIPv4Conf(pod.link.Attrs().Index, confForwarding); err != nil {
+		return fmt.Errorf("enabling forwarding on the pod's interface %s: %w", pod.Name, err)
 	}
 	conn, err := nftables.New()
 	if err != nil {
@@ -165,24 +166,17 @@ func configureTap(h *netlink.Handle, tap netlink.Link, n Interface, mtu int) err
 	// Without its tap the guest's address must not leave the pod.
 	unreachable := &netlink.Route{Dst: subnet, Type: unix.RTN_UNREACHABLE, Priority: unreachableMetric}
 	return cmp.Or( // none of these needs another
-		doing("setting MTU", h.LinkSetMTU(tap, mtu)),
-		doing("disabling IPv6 address generation", ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone))),
-		doing("adding address", h.AddrReplace(tap, gateway)),
-		doing("enabling forwarding", setIPv4Conf(tap.Attrs().Index, confForwarding, confRouteLocalnet)),
-		doing("adding an unreachable route to the guest's subnet", h.RouteReplace(unreachable)),
+		fault.Doing(h.LinkSetMTU(tap, mtu), "setting MTU"),
+		fault.Doing(ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone)), "disabling IPv6 address generation"),
+		fault.Doing(h.AddrReplace(tap, gateway), "adding address"),
+		fault.Doing(setIPv4Conf(tap.Attrs().Index, confForwarding, confRouteLocalnet), "enabling forwarding"),
+		fault.Doing(h.RouteReplace(unreachable), "adding an unreachable route to the guest's subnet"),
 	)
 }
 
 func setUp(h *netlink.Handle, tap netlink.Link, n Interface) error {
 	guest := &netlink.Neigh{LinkIndex: tap.Attrs().Index, IP: n.Address.Addr().AsSlice(), HardwareAddr: n.MAC, State: netlink.NUD_PERMANENT}
-	return cmp.Or(doing("setting up", h.LinkSetUp(tap)), doing("adding the guest's neighbour entry", h.NeighSet(guest)))
-}
-
-func doing(what string, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
-	}
-	return nil
+	return cmp.Or(fault.Doing(h.LinkSetUp(tap), "setting up"), fault.Doing(h.NeighSet(guest), "adding the guest's neighbour entry"))
 }
 
 // setRemovedDown sets down taps that have rules and are to lose them: one without ingress rules could reach whatever

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // dhcpPort is the UDP port of DHCP servers. RFC 2131, 4.1.
@@ -28,10 +30,7 @@ func (Pods) DHCPSocket(ctx context.Context, ns *os.File, tap string) (*os.File, 
 			return nil, fmt.Errorf("tap %s is not in the pod: its QEMU has ended", tap)
 		}
 		socket, err := dhcpSocket(tap)
-		if err != nil {
-			return nil, fmt.Errorf("opening UDP port %d on tap %s: %w", dhcpPort, tap, err)
-		}
-		return socket, nil
+		return socket, fault.Doing(err, "opening UDP port %d on tap %s", dhcpPort, tap)
 	})
 }
 

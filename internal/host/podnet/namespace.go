@@ -55,10 +55,7 @@ func refuseHostNamespace(ns *os.File) error {
 
 func newHandle() (*netlink.Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("opening netlink socket: %w", err)
-	}
-	return h, nil
+	return h, fault.Doing(err, "opening netlink socket")
 }
 
 func userError(err error) error { return fault.NewUser(v1alpha1.ReasonNetworkFailed, err) }

@@ -8,6 +8,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // tableName is that of our tables, one of family ip and one of family netdev.
@@ -27,7 +29,7 @@ func replaceTables(conn *nftables.Conn, pod PodInterface, c Config) error {
 	for _, n := range c.Interfaces {
 		addIngressRules(ingress, n)
 	}
-	return doing("replacing nftables table "+tableName, conn.Flush())
+	return fault.Doing(conn.Flush(), "replacing nftables table %s", tableName)
 }
 
 // emptyTable makes our table, anew if there is one among all that are there. To delete one costs the kernel some 10 ms,
@@ -48,7 +50,7 @@ func tapsWithIngressRules(conn *nftables.Conn) (taps []string, err error) {
 			taps = append(taps, c.Name)
 		}
 	}
-	return taps, doing("listing nftables chains", err)
+	return taps, fault.Doing(err, "listing nftables chains")
 }
 
 // addRules makes pod and guest one, and keeps the guest from everything else that is in the pod.

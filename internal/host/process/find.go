@@ -13,6 +13,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // What is read of a command line, in bytes: QEMU's has its UUID early. maxCmdline is for one that has none in its first
@@ -220,10 +222,8 @@ func parseUUID(cmdline []byte) string {
 // userOf is the user that a process runs as.
 func userOf(pid int) (uint32, error) {
 	var st unix.Stat_t
-	if err := unix.Stat(fileOf(pid, ""), &st); err != nil {
-		return 0, fmt.Errorf("reading the user of process %d: %w", pid, err)
-	}
-	return st.Uid, nil
+	err := unix.Stat(fileOf(pid, ""), &st)
+	return st.Uid, fault.Doing(err, "reading the user of process %d", pid)
 }
 
 func isQEMU(exe string) bool {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // Handle holds a process by its pidfd: it means that process and no other, also after its end.
@@ -51,10 +53,7 @@ func alive(fd int) bool {
 
 // Wait returns nil when the process has ended, or an error after Close. It keeps no thread.
 func (h *Handle) Wait() error {
-	if err := h.conn.Read(func(fd uintptr) bool { return !alive(int(fd)) }); err != nil {
-		return fmt.Errorf("watching process %d: %w", h.pid, err)
-	}
-	return nil
+	return fault.Doing(h.conn.Read(func(fd uintptr) bool { return !alive(int(fd)) }), "watching process %d", h.pid)
 }
 
 // Close lets go of the process.

@@ -96,10 +96,7 @@ func call(ctx context.Context, c Commander, uuid string, r request, into any) er
 	if err == nil {
 		err = parse(reply, into)
 	}
-	if err != nil {
-		return fmt.Errorf("calling %s on the guest agent of guest %s: %w", r.Execute, uuid, err)
-	}
-	return nil
+	return fault.Doing(err, "calling %s on the guest agent of guest %s", r.Execute, uuid)
 }
 
 // parse reads a reply into a value. Shapes that do not fit make it a refusal.

@@ -241,10 +241,7 @@ func readJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("reading %s: %w", path, err)
-	}
-	return nil
+	return fault.Doing(json.Unmarshal(b, v), "reading %s", path)
 }
 
 // remove removes a directory, in sight only until unused has agreed. One that is absent is no error.

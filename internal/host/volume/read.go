@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // ErrTooLarge says that a file is longer than the caller wants to read.
@@ -83,10 +85,7 @@ func secretMount(pid int, path string) (string, error) {
 	}
 	defer table.Close()
 	at, err := tmpfsOf(io.LimitReader(table, maxMountInfo), path)
-	if err != nil {
-		return "", fmt.Errorf("reading %s: %w", path, err)
-	}
-	return at, nil
+	return at, fault.Doing(err, "reading %s", path)
 }
 
 // tmpfsOf finds it in a table of mounts. All that is mounted on the way has to be tmpfs.

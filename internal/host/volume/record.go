@@ -3,10 +3,11 @@ package volume
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 const (
@@ -92,10 +93,7 @@ func (v *Volumes) readRecord(uid, disk string) (r record, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
-		return r, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return r, nil
+	return r, fault.Doing(json.Unmarshal(b, &r), "reading %s", path)
 }
 
 // records are those of one guest, by the name of the disk.

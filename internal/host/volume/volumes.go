@@ -123,10 +123,7 @@ func (v *Volumes) Attach(ctx context.Context, g Guest, shim int, vol Volume) err
 	if err != nil {
 		return err
 	}
-	if err := v.attach(ctx, host, g, shim, vol); err != nil {
-		return fmt.Errorf("attaching volume %s: %w", vol.Disk, err)
-	}
-	return nil
+	return fault.Doing(v.attach(ctx, host, g, shim, vol), "attaching volume %s", vol.Disk)
 }
 
 func (v *Volumes) attach(ctx context.Context, host *os.File, g Guest, shim int, vol Volume) error {
