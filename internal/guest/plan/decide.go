@@ -118,15 +118,12 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.contradictory() && contradicted < contradictionLimit:
 		return Next{Wake: contradictionLimit - contradicted}
-	case h.Domain == DomainAbsent && h.Process != ProcessNone: // libvirt forgot it
-		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
-	case h.Process == ProcessInOtherContainer: // than that of the berth that its domain names
+	case h.Domain == DomainAbsent && h.Process != ProcessNone, // libvirt forgot it
+		h.Process == ProcessInOtherContainer: // than that of the berth that its domain names
 		return Next{Steps: []Step{Destroy{}, Kill{}}, Wake: killAgain}
 	case h.Process == ProcessNone && gone < processGoneLimit: // it ended, and libvirt is about to say how
 		return Next{Wake: processGoneLook}
-	case h.Process == ProcessNone:
-		return steps(Destroy{})
-	case h.Domain == DomainCrashed:
+	case h.Process == ProcessNone, h.Domain == DomainCrashed:
 		return steps(Destroy{})
 	case h.Container == ContainerUnknown:
 		return Next{}

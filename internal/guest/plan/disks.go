@@ -14,8 +14,13 @@ import (
 
 // disk is one of the guest's disks on this node, nil if there is none of that name.
 func (h *Have) disk(name string) *machine.Disk {
-	if i := slices.IndexFunc(h.Disks, func(d machine.Disk) bool { return d.Name == name }); i >= 0 {
-		return &h.Disks[i]
+	return find(h.Disks, func(d machine.Disk) bool { return d.Name == name })
+}
+
+// find is the first of a list that it is, nil if none is.
+func find[T any](list []T, is func(T) bool) *T {
+	if i := slices.IndexFunc(list, is); i >= 0 {
+		return &list[i]
 	}
 	return nil
 }

@@ -37,10 +37,7 @@ func (c liveChange) path() string { return "disks[" + c.disk + "]" + c.field }
 
 // live is a disk that the running guest has, nil if it has none of that name.
 func (h *Have) live(disk string) *domain.LiveDisk {
-	if i := slices.IndexFunc(h.Facts.Disks, func(d domain.LiveDisk) bool { return d.Name == disk }); i >= 0 {
-		return &h.Facts.Disks[i]
-	}
-	return nil
+	return find(h.Facts.Disks, func(d domain.LiveDisk) bool { return d.Name == disk })
 }
 
 // liveChanges are what of the disks the running guest is to have otherwise. What is not among them it takes at a restart.

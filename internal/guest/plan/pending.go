@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -65,19 +66,11 @@ func bounded(changes []v1alpha1.PendingChange) []v1alpha1.PendingChange {
 func describe(changes []v1alpha1.PendingChange) string {
 	var list []string
 	for _, c := range changes {
-		switch {
-		case c.From == "" && c.To == "":
-			list = append(list, c.Path)
-		default:
-			list = append(list, fmt.Sprintf("%s (%s to %s)", c.Path, orUnset(c.From), orUnset(c.To)))
+		what := c.Path
+		if c.From != "" || c.To != "" {
+			what += fmt.Sprintf(" (%s to %s)", cmp.Or(c.From, "unset"), cmp.Or(c.To, "unset"))
 		}
+		list = append(list, what)
 	}
 	return strings.Join(list, ", ")
-}
-
-func orUnset(value string) string {
-	if value == "" {
-		return "unset"
-	}
-	return value
 }

@@ -3,7 +3,6 @@ package plan
 import (
 	"cmp"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -18,10 +17,7 @@ import (
 
 // volume is what is attached for one of the guest's disks, nil if nothing is.
 func (h *Have) volume(disk string) *Volume {
-	if i := slices.IndexFunc(h.Volumes, func(v Volume) bool { return v.Disk == disk }); i >= 0 {
-		return &h.Volumes[i]
-	}
-	return nil
+	return find(h.Volumes, func(v Volume) bool { return v.Disk == disk })
 }
 
 // rests is for how long the worker of a volume that failed is left alone.
@@ -156,8 +152,8 @@ func volumeStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
 			continue
 		}
 		s := v1alpha1.DiskStatus{Name: d.Name}
-		if i := slices.IndexFunc(w.VM.Status.Disks, func(had v1alpha1.DiskStatus) bool { return had.Name == d.Name }); i >= 0 && d.Claim.Used {
-			s = ownedOf(w.VM.Status.Disks[i])
+		if had := find(w.VM.Status.Disks, func(had v1alpha1.DiskStatus) bool { return had.Name == d.Name }); had != nil && d.Claim.Used {
+			s = ownedOf(*had)
 			s.Progress = nil
 		}
 		v := h.volume(d.Name)

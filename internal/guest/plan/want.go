@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -95,12 +96,7 @@ func (w *Want) startupLimit() time.Duration {
 		return 0
 	}
 	p := w.VM.Spec.StartupProbe
-	period, failures := p.PeriodSeconds, p.FailureThreshold
-	if period == 0 {
-		period = 10 // the API server's own default, which an embedded probe does not get
-	}
-	if failures == 0 {
-		failures = 3
-	}
+	// The API server's own defaults, which an embedded probe does not get.
+	period, failures := cmp.Or(p.PeriodSeconds, 10), cmp.Or(p.FailureThreshold, 3)
 	return time.Duration(p.InitialDelaySeconds+period*failures) * time.Second
 }
