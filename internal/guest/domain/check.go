@@ -25,22 +25,18 @@ func (g Guest) check() error {
 	if err != nil || id.String() != g.UUID {
 		return fmt.Errorf("%q is not a UUID", g.UUID)
 	}
-	if l := g.Hardware.Layout; l < 0 || l > NewestLayout || g.Hardware.Machine == "" {
+	switch l, n := g.Hardware.Layout, g.NIC; {
+	case l < 0 || l > NewestLayout || g.Hardware.Machine == "":
 		return fmt.Errorf("layout %d on machine type %q, at most %d on any", l, g.Hardware.Machine, NewestLayout)
-	}
-	if g.CPU.Sockets < 1 || g.CPU.Cores < 1 || g.CPU.Threads < 1 {
+	case g.CPU.Sockets < 1 || g.CPU.Cores < 1 || g.CPU.Threads < 1:
 		return errors.New("a guest has at least one CPU")
-	}
-	if g.Memory < kibi {
+	case g.Memory < kibi:
 		return errors.New("a guest has memory")
-	}
-	if g.UID == 0 || g.GID == 0 {
+	case g.UID == 0 || g.GID == 0:
 		return errors.New("QEMU must not run as root")
-	}
-	if len(g.Disks) > MaxDisks {
+	case len(g.Disks) > MaxDisks:
 		return fmt.Errorf("%d disks, %d at most", len(g.Disks), MaxDisks)
-	}
-	if n := g.NIC; n != nil && (n.Tap == "" || len(n.Tap) > maxTapName || strings.ContainsRune(n.Tap, '%') || len(n.MAC) != 6) {
+	case n != nil && (n.Tap == "" || len(n.Tap) > maxTapName || strings.ContainsRune(n.Tap, '%') || len(n.MAC) != 6):
 		return fmt.Errorf("tap %q with MAC %q", n.Tap, n.MAC)
 	}
 	for _, socket := range g.sockets() {

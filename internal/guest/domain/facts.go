@@ -16,15 +16,11 @@ const namespace = "https://berth.dev/domain/v1"
 
 // metadataElement is how a guest's Identity and Hardware are written; libvirt keeps it as it is.
 type metadataElement struct {
-	XMLName   xml.Name `xml:"berth:guest"`
-	Prefix    string   `xml:"xmlns:berth,attr"`
-	Namespace string   `xml:"namespace,attr"`
-	Name      string   `xml:"name,attr"`
-	VM        string   `xml:"vm,attr"`
-	Berth     string   `xml:"berth,attr"`
-	Record    string   `xml:",chardata"`
-	Layout    int      `xml:"layout,attr,omitempty"`
-	Machine   string   `xml:"machine,attr,omitempty"`
+	XMLName xml.Name `xml:"berth:guest"`
+	Prefix  string   `xml:"xmlns:berth,attr"`
+	Identity
+	Layout  int    `xml:"layout,attr,omitempty"`
+	Machine string `xml:"machine,attr,omitempty"`
 }
 
 func (g Guest) metadata() (string, error) { return metadata(g.Identity, g.Hardware) }
@@ -43,7 +39,7 @@ func (f Facts) MetadataXML(record string) (string, error) {
 }
 
 func metadata(i Identity, h Hardware) (string, error) {
-	m := metadataElement{Prefix: namespace, Namespace: i.Namespace, Name: i.Name, VM: i.VM, Berth: i.Berth, Record: i.Record}
+	m := metadataElement{Prefix: namespace, Identity: i}
 	if h != unrecorded {
 		m.Layout, m.Machine = h.Layout, h.Machine
 	}
@@ -104,13 +100,9 @@ type live struct {
 	Name     string   `xml:"name"`
 	Metadata struct {
 		Guests []struct {
-			Namespace string `xml:"namespace,attr"`
-			Name      string `xml:"name,attr"`
-			VM        string `xml:"vm,attr"`
-			Berth     string `xml:"berth,attr"`
-			Record    string `xml:",chardata"`
-			Layout    string `xml:"layout,attr"`
-			Machine   string `xml:"machine,attr"`
+			Identity
+			Layout  string `xml:"layout,attr"`
+			Machine string `xml:"machine,attr"`
 		} `xml:"https://berth.dev/domain/v1 guest"`
 	} `xml:"metadata"`
 	Kernel      string     `xml:"os>kernel"`
@@ -124,28 +116,26 @@ type live struct {
 			Dev string `xml:"dev,attr"`
 		} `xml:"target"`
 	} `xml:"devices>interface"`
-	Serials []struct {
-		Type   string `xml:"type,attr"`
-		Source struct {
-			Path string `xml:"path,attr"`
-		} `xml:"source"`
-	} `xml:"devices>serial"`
-	Channels []struct {
-		Type   string `xml:"type,attr"`
-		Source struct {
-			Path string `xml:"path,attr"`
-		} `xml:"source"`
-		Target struct {
-			Name  string `xml:"name,attr"`
-			State string `xml:"state,attr"`
-		} `xml:"target"`
-	} `xml:"devices>channel"`
+	Serials  []liveChardev `xml:"devices>serial"`
+	Channels []liveChardev `xml:"devices>channel"`
 	Graphics []struct {
 		Type    string `xml:"type,attr"`
 		Listens []struct {
 			Socket string `xml:"socket,attr"`
 		} `xml:"listen"`
 	} `xml:"devices>graphics"`
+}
+
+// liveChardev is a serial console, or a channel, which alone has a name.
+type liveChardev struct {
+	Type   string `xml:"type,attr"`
+	Source struct {
+		Path string `xml:"path,attr"`
+	} `xml:"source"`
+	Target struct {
+		Name  string `xml:"name,attr"`
+		State string `xml:"state,attr"`
+	} `xml:"target"`
 }
 
 type liveDisk struct {
@@ -203,7 +193,8 @@ func ParseFacts(doc string) (Facts, error) {
 	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu", AgentPTY: -1}
 	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
 		m := ours[0]
-		f.Identity = &Identity{Namespace: m.Namespace, Name: m.Name, VM: m.VM, Berth: m.Berth, Record: strings.TrimSpace(m.Record)}
+		m.Record = strings.TrimSpace(m.Record)
+		f.Identity = &m.Identity
 		f.Hardware = hardware(m.Layout, m.Machine)
 	}
 	for _, nic := range l.Interfaces {

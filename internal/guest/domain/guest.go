@@ -50,16 +50,17 @@ type Guest struct {
 	UID, GID uint32
 }
 
-// Identity says whose a domain is.
+// Identity says whose a domain is, as its metadata have it.
 type Identity struct {
 	// Namespace and Name are the VirtualMachine's.
-	Namespace, Name string
+	Namespace string `xml:"namespace,attr"`
+	Name      string `xml:"name,attr"`
 	// VM is the VirtualMachine's UID.
-	VM string
+	VM string `xml:"vm,attr"`
 	// Berth is the UID of the pod that the guest was started for.
-	Berth string
+	Berth string `xml:"berth,attr"`
 	// Record is the berth.Record of the spec that the guest was started with; empty in domains older than that.
-	Record string
+	Record string `xml:",chardata"`
 }
 
 // CPU is the guest's virtual processors. The numbers are at least 1.
