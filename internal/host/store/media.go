@@ -42,11 +42,11 @@ func (s *Store) SetMedium(uid, name, reference string, c Content) error {
 			return nil
 		}
 		// The record goes first and comes last: without one, which image is in has no name, rather than a wrong one.
-		if err := removeFiles(filepath.Join(dir, name+recordSuffix)); err != nil {
+		if err := os.RemoveAll(filepath.Join(dir, name+recordSuffix)); err != nil {
 			return err
 		}
 		if key == "" {
-			return errors.Join(removeFiles(link), syncDir(dir))
+			return errors.Join(os.RemoveAll(link), syncDir(dir))
 		}
 		if err := linkBase(dir, name, key); err != nil {
 			return err
@@ -78,7 +78,7 @@ func (s *Store) RemoveDisk(uid, name string) error {
 		// The disk is listed until it is gone. Its link goes after it, without which it would be taken for one that was
 		// tampered with: if that is cut off, sweep finds a link with neither disk nor record.
 		for _, suffix := range []string{recordSuffix, overlaySuffix, baseSuffix, mediumSuffix + recordSuffix, mediumSuffix + baseSuffix} {
-			if err := removeFiles(filepath.Join(dir, name+suffix)); err != nil {
+			if err := os.RemoveAll(filepath.Join(dir, name+suffix)); err != nil {
 				return err
 			}
 			if err := syncDir(dir); err != nil {
@@ -115,16 +115,6 @@ func (s *Store) withDisk(doing, uid, name string, do func(dir string) error) err
 	return err
 }
 
-// removeFiles removes files. That one is absent is no error.
-func removeFiles(paths ...string) error {
-	for _, path := range paths {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
-}
-
 // sweepLinks removes the links, which keep images, of disks whose making or removal was cut off.
 func (s *Store) sweepLinks() error {
 	links, err := filepath.Glob(filepath.Join(s.vms, "*", "*"+baseSuffix))
@@ -139,7 +129,7 @@ func (s *Store) sweepLinks() error {
 		there, err := exists(disk + overlaySuffix)
 		recorded, recordErr := exists(disk + recordSuffix)
 		if err = errors.Join(err, recordErr); err == nil && !there && !recorded {
-			err = removeFiles(link)
+			err = os.RemoveAll(link)
 		}
 		if err != nil {
 			return err

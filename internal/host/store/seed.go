@@ -35,7 +35,7 @@ func (s *Store) WriteIgnition(uid string, config []byte, user int) (path string,
 		if err := inMemory(s.seeds); err != nil {
 			return "", err
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.RemoveAll(path); err != nil {
 			return "", err
 		}
 		return path, publish(path, 0o400, user, config)
@@ -87,7 +87,7 @@ func (s *Store) WriteSeed(uid string, b []byte) error {
 // RemoveSeed overwrites the seed, as QEMU may still hold it, and removes it with the configuration for Ignition. One that is absent is no error.
 func (s *Store) RemoveSeed(uid string) error {
 	return s.inGuest(uid, unlocked, "removing the seed of", func(string) error {
-		if err := os.Remove(s.ignitionPath(uid)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.RemoveAll(s.ignitionPath(uid)); err != nil {
 			return err
 		}
 		st, err := os.Lstat(s.seedPath(uid))
