@@ -59,8 +59,7 @@ func (s *session) copyInto(ctx context.Context, pod *corev1.Pod, source, destina
 		return err
 	}
 	dir, base := destination, filepath.Base(source)
-	var code exitCode
-	if err := s.ask(ctx, pod, nil, io.Discard, "test", "-d", destination); errors.As(err, &code) && code == 1 {
+	if err := s.ask(ctx, pod, nil, io.Discard, "test", "-d", destination); errors.Is(err, exitCode(1)) {
 		dir, base = path.Dir(destination), path.Base(destination)
 	} else if err != nil {
 		return err

@@ -179,8 +179,7 @@ func (s *session) runIn(ctx context.Context, pod *corev1.Pod, line []string, std
 	defer r.end()
 	o := &exec.ExecOptions{StreamOptions: options, Command: line, Executor: r, PodClient: s.clients.CoreV1(), Config: s.config}
 	err := o.Run()
-	var exit utilexec.ExitError
-	if errors.As(err, &exit) && exit.Exited() {
+	if exit, is := errors.AsType[utilexec.ExitError](err); is && exit.Exited() {
 		return exitCode(exit.ExitStatus())
 	}
 	return err

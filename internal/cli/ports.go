@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	_ "embed"
@@ -108,10 +109,7 @@ func (w webSocket) Write(p []byte) (int, error) {
 
 // browse opens a page in the user's browser.
 func browse(ctx context.Context, url string) error {
-	opener := map[string]string{"darwin": "open", "windows": "explorer"}[runtime.GOOS]
-	if opener == "" {
-		opener = "xdg-open"
-	}
+	opener := cmp.Or(map[string]string{"darwin": "open", "windows": "explorer"}[runtime.GOOS], "xdg-open")
 	return exec.CommandContext(ctx, opener, url).Start()
 }
 
@@ -267,11 +265,10 @@ func (s *session) ssh() *cobra.Command {
 		ssh := exec.CommandContext(ctx, "ssh", append(append(options, "127.0.0.1"), args[1:]...)...) // ssh takes options after the host, too
 		ssh.Stdin, ssh.Stdout, ssh.Stderr = s.In, s.Out, s.ErrOut
 		err = ssh.Run()
-		var exit *exec.ExitError
-		switch {
+		switch exit, is := errors.AsType[*exec.ExitError](err); {
 		case errors.Is(err, exec.ErrNotFound):
 			return fmt.Errorf("this machine has no ssh: install OpenSSH's client, or use kubectl vm exec -it %s -- sh", vm.Name)
-		case errors.As(err, &exit) && exit.ExitCode() >= 0:
+		case is && exit.ExitCode() >= 0:
 			return exitCode(exit.ExitCode())
 		}
 		return err

@@ -65,9 +65,8 @@ func Main(ctx context.Context, args []string, streams genericiooptions.IOStreams
 	root := New(streams) //nolint:contextcheck // completion runs by its command's own context
 	root.SetArgs(args)
 	verb, err := root.ExecuteContextC(ctx)
-	var silent exitCode
-	switch {
-	case errors.As(err, &silent):
+	switch silent, is := errors.AsType[exitCode](err); {
+	case is:
 		return int(silent)
 	case errors.Is(err, context.Canceled):
 		return exitInterrupted
