@@ -1,6 +1,7 @@
 package condition
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 	"time"
@@ -21,10 +22,7 @@ func New(kind string, holds bool, reason v1alpha1.Reason, message string) metav1
 	if holds {
 		status = metav1.ConditionTrue
 	}
-	if message == "" {
-		message = reason.When()
-	}
-	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Sanitize(message)}
+	return metav1.Condition{Type: kind, Status: status, Reason: string(reason), Message: Sanitize(cmp.Or(message, reason.When()))}
 }
 
 // Unknown makes a condition of which nothing can be said now.

@@ -1,6 +1,7 @@
 package guesttools
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -48,9 +49,7 @@ func find(c guestlink.Command) (i image, err error) {
 		}
 		i.env = append(slices.DeleteFunc(i.env, func(have string) bool { return strings.HasPrefix(have, key+"=") }), e)
 	}
-	if i.dir = c.Dir; c.Dir == "" {
-		i.dir = i.user.home
-	}
+	i.dir = cmp.Or(c.Dir, i.user.home)
 	if info, err := os.Stat(i.dir); err != nil || !info.IsDir() {
 		if c.Dir != "" {
 			return i, fmt.Errorf("the guest has no directory %q: name another by -w, or create it", c.Dir)
@@ -152,19 +151,14 @@ func number(all [][]string, name string) (n uint32, entry []string, err error) {
 // findUser reads USER or USER:GROUP, by the files below etc. Empty is root.
 func findUser(etc, spec string) (u user, err error) {
 	name, group, hasGroup := strings.Cut(spec, ":")
-	if name == "" {
-		name = "0"
-	}
+	name = cmp.Or(name, "0")
 	uid, entry, err := number(entries(etc+"/passwd", 7), name)
 	if err != nil {
 		return u, fmt.Errorf("the guest has no user %q in /etc/passwd: name another by -u, or create it", name)
 	}
 	u = user{name: name, uid: uid, home: "/", shell: "/bin/sh"}
 	if entry != nil {
-		u.name, u.home = entry[0], entry[5]
-		if entry[6] != "" {
-			u.shell = entry[6]
-		}
+		u.name, u.home, u.shell = entry[0], entry[5], cmp.Or(entry[6], u.shell)
 		if gid, err := strconv.ParseUint(entry[3], 10, 31); err == nil {
 			u.gid = uint32(gid)
 		}

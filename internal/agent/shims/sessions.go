@@ -273,11 +273,7 @@ func (n *Session) HandOver(ctx context.Context, h shimproto.HandOver, open func(
 	devices := h.Devices
 	h.InstanceID, h.Devices = n.container, nil
 	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
+	defer func() { shimproto.CloseAll(files) }()
 	for _, d := range devices {
 		if !state.Takes(d.Kind) {
 			continue
