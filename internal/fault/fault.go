@@ -30,14 +30,17 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap returns the error inside.
 func (e *Error) Unwrap() error { return e.Err }
 
-// NewUser marks err as one that the user can correct.
-func NewUser(reason v1alpha1.Reason, err error) error {
-	return &Error{Class: User, Reason: reason, Err: err}
-}
+// NewUser marks err as one that the user can correct. Without an error it is nil.
+func NewUser(reason v1alpha1.Reason, err error) error { return mark(User, reason, err) }
 
-// NewTransient marks err as one that may pass by itself.
-func NewTransient(reason v1alpha1.Reason, err error) error {
-	return &Error{Class: Transient, Reason: reason, Err: err}
+// NewTransient marks err as one that may pass by itself. Without an error it is nil.
+func NewTransient(reason v1alpha1.Reason, err error) error { return mark(Transient, reason, err) }
+
+func mark(class Class, reason v1alpha1.Reason, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &Error{Class: class, Reason: reason, Err: err}
 }
 
 // Doing adds to an error what was being done, as fmt.Sprintf writes it. Without an error it is nil.

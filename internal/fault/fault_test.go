@@ -17,3 +17,9 @@ func TestDoingKeepsClassAndCause(t *testing.T) {
 		t.Errorf("got %q, of class %d", got, ClassOf(err))
 	}
 }
+
+func TestNothingIsNoFault(t *testing.T) {
+	if err := errors.Join(NewUser(v1alpha1.ReasonSecretMissing, nil), NewTransient(v1alpha1.ReasonStoreFull, nil)); err != nil {
+		t.Errorf("of nothing it made %v", err)
+	}
+}

@@ -155,10 +155,7 @@ func (w *worker) holds(head []byte) (bool, error) {
 
 // onVolume says whose an error of the volume is.
 func onVolume(doing string, err error) error {
-	if err == nil {
-		return nil
-	}
-	wrapped := fmt.Errorf("%s: %w", doing, err)
+	wrapped := fault.Doing(err, "%s", doing)
 	errno, ok := errors.AsType[unix.Errno](err)
 	switch {
 	case !ok:

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // ErrNoProcess says that the process has ended.
@@ -37,10 +39,7 @@ func Of(pid int) (Group, error) {
 	if err == nil {
 		g, err = Parse(data)
 	}
-	if err != nil {
-		return Group{}, fmt.Errorf("reading cgroups of process %d: %w", pid, err)
-	}
-	return g, nil
+	return g, fault.Doing(err, "reading cgroups of process %d", pid)
 }
 
 // Parse reads lines like "4:memory:/path" and "0::/path", see cgroups(7).

@@ -24,10 +24,7 @@ var ErrGone = errors.New("cgroup is gone")
 // Place into where the container's own process is: on v2 that is a cgroup that
 // takes processes, even where the container has made cgroups further down.
 func (h *Host) Place(into Group, pids ...int) error {
-	if err := h.place(into, pids); err != nil {
-		return fault.NewTransient(v1alpha1.ReasonPlacementFailed, err)
-	}
-	return nil
+	return fault.NewTransient(v1alpha1.ReasonPlacementFailed, h.place(into, pids))
 }
 
 func (h *Host) place(into Group, pids []int) error {

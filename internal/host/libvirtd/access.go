@@ -43,10 +43,7 @@ func (c *Client) kvmUsable() error {
 	if err != nil {
 		return err
 	}
-	if err := checkKVM(filepath.Join(root, kvmDevice)); err != nil {
-		return fault.NewTransient(v1alpha1.ReasonKVMUnavailable, err)
-	}
-	return nil
+	return fault.NewTransient(v1alpha1.ReasonKVMUnavailable, checkKVM(filepath.Join(root, kvmDevice)))
 }
 
 func checkKVM(path string) error {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 const (
@@ -129,10 +131,8 @@ func (p *Port) AgentCommand(ctx context.Context, _, command string) (string, err
 
 // PowerDown asks the guest to power itself off. A guest agent that does so answers nothing.
 func (p *Port) PowerDown(ctx context.Context) error {
-	if err := p.begin(ctx, `{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}`); err != nil {
-		return notConnected(fmt.Errorf("asking for guest-shutdown: %w", err))
-	}
-	return nil
+	err := p.begin(ctx, `{"execute":"guest-shutdown","arguments":{"mode":"powerdown"}}`)
+	return notConnected(fault.Doing(err, "asking for guest-shutdown"))
 }
 
 // begin sends a command behind a synchronisation: what comes next is the reply to it, whatever was asked before.

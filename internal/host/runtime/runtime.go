@@ -214,10 +214,7 @@ func call[Q, A any](ctx context.Context, doing string, method func(context.Conte
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	answer, err := method(ctx, q)
-	if err != nil {
-		return answer, unreachable(fmt.Errorf("%s: %w", doing, err))
-	}
-	return answer, nil
+	return answer, unreachable(fault.Doing(err, "%s", doing))
 }
 
 func unreachable(err error) error { return fault.NewTransient(v1alpha1.ReasonRuntimeUnreachable, err) }

@@ -153,14 +153,12 @@ func lockedFile(path string, flags, how int) (*os.File, error) {
 // classify says what was being done, and knows a disk that is full or fails.
 func classify(doing string, err error) error {
 	switch {
-	case err == nil:
-		return nil
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		return fault.NewTransient(v1alpha1.ReasonStoreFull, fmt.Errorf("%s: the node's disk is full: free some space: %w", doing, err))
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.EROFS): // a file system that failed may let itself be read only
 		return fault.NewTransient(v1alpha1.ReasonStoreFailed, fmt.Errorf("%s: the node's disk fails: read the kernel log of the node: %w", doing, err))
 	default:
-		return fmt.Errorf("%s: %w", doing, err)
+		return fault.Doing(err, "%s", doing)
 	}
 }
 
