@@ -31,14 +31,6 @@ type Options struct {
 	ResyncInterval time.Duration
 }
 
-func (o Options) withDefaults() Options {
-	o.URI = cmp.Or(o.URI, "qemu:///system")
-	o.QueryTimeout = cmp.Or(o.QueryTimeout, 5*time.Second)
-	o.PingInterval = cmp.Or(o.PingInterval, 5*time.Second)
-	o.ResyncInterval = cmp.Or(o.ResyncInterval, 30*time.Second)
-	return o
-}
-
 // Watcher has callbacks. They only take note, since they run where events are
 // read: they must not block, call the Client or be nil.
 type Watcher struct {
@@ -73,7 +65,11 @@ var ErrNotConnected = errors.New("not connected to libvirtd yet")
 
 // New returns a Client that Run connects.
 func New(o Options, w Watcher) *Client {
-	c := &Client{options: o.withDefaults(), watcher: w, err: ErrNotConnected}
+	o.URI = cmp.Or(o.URI, "qemu:///system")
+	o.QueryTimeout = cmp.Or(o.QueryTimeout, 5*time.Second)
+	o.PingInterval = cmp.Or(o.PingInterval, 5*time.Second)
+	o.ResyncInterval = cmp.Or(o.ResyncInterval, 30*time.Second)
+	c := &Client{options: o, watcher: w, err: ErrNotConnected}
 	c.monitor.reset()
 	dial := func(ctx context.Context) (*connection, error) {
 		if err := c.Err(); err != nil {

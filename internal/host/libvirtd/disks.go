@@ -48,7 +48,7 @@ func (c *Client) DetachDisk(ctx context.Context, id, alias string) error {
 	return c.idempotent(ctx, "unplugging "+alias+" from", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		err := l.DomainDetachDeviceAlias(d, alias, uint32(golibvirt.DomainDeviceModifyLive))
 		// There is no code for QEMU's refusal to ask a guest again that has not answered yet. Whether it lets go, the domain tells.
-		if e, ok := errors.AsType[golibvirt.Error](err); ok && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrInternalError { //nolint:gosec // a small number
+		if isCode(err, golibvirt.ErrInternalError) {
 			return nil
 		}
 		return err
@@ -69,8 +69,7 @@ func (c *Client) ChangeMedium(ctx context.Context, id, doc string, force bool) e
 	held := false
 	err := c.device(ctx, "changing the medium of", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		err := l.DomainUpdateDeviceFlags(d, doc, flags)
-		e, ok := errors.AsType[golibvirt.Error](err)
-		held = ok && !force && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrOperationFailed //nolint:gosec // a small number
+		held = !force && isCode(err, golibvirt.ErrOperationFailed)
 		return err
 	})
 	if held {

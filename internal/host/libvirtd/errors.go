@@ -15,10 +15,13 @@ import (
 // maxErrorText is how much of libvirt's message is passed on, in bytes: it may hold QEMU's whole output.
 const maxErrorText = 1024
 
-func isNoDomain(err error) bool {
+// isCode tells whether err is an answer of libvirt's with this number.
+func isCode(err error, number golibvirt.ErrorNumber) bool {
 	e, ok := errors.AsType[golibvirt.Error](err)
-	return ok && golibvirt.ErrorNumber(e.Code) == golibvirt.ErrNoDomain //nolint:gosec // a small number
+	return ok && golibvirt.ErrorNumber(e.Code) == number //nolint:gosec // a small number
 }
+
+func isNoDomain(err error) bool { return isCode(err, golibvirt.ErrNoDomain) }
 
 // classify sorts an error of a call. What is no answer of libvirt's was classified by callPool.call.
 func classify(err error) error {
