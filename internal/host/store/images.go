@@ -158,7 +158,10 @@ func (s *Store) Images() (images []Image, err error) {
 	for _, key := range keys {
 		i, err := readImage(filepath.Join(s.images, key))
 		if err == nil && !used[key] {
-			i.LastUse, err = lastUse(i.Dir)
+			var info fs.FileInfo // of when Collect last saw it used, or of its import
+			if info, err = os.Stat(filepath.Join(i.Dir, metaFile)); err == nil {
+				i.LastUse = info.ModTime()
+			}
 		}
 		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
 			continue
@@ -169,15 +172,6 @@ func (s *Store) Images() (images []Image, err error) {
 		images = append(images, i)
 	}
 	return images, classify("listing the images", err)
-}
-
-// lastUse of an image that nothing uses is when Collect last saw it used, or its import.
-func lastUse(dir string) (time.Time, error) {
-	info, err := os.Stat(filepath.Join(dir, metaFile))
-	if err != nil {
-		return time.Time{}, err
-	}
-	return info.ModTime(), nil
 }
 
 // RemoveImage removes a content, ErrInUse if a guest needs it. One that is absent is no error.
