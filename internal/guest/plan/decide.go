@@ -257,9 +257,8 @@ func decideEmpty(w Want, h Have, m Memory, now time.Time) Next {
 		return Next{} // it may have had its guest, while no agent was there; what it says wakes us
 	case h.draining() && age(m.draining, now) < drainLimit:
 		return Next{Wake: drainLimit - age(m.draining, now)}
-	case h.Left && (h.Shim == nil || !h.Shim.Attached): // its container ended first, or its start failed
-		return steps(CleanUp{})
-	case len(h.Volumes) > 0 && h.Shim == nil && h.Container != ContainerAlive: // its container ended, or there is none
+	case h.Left && (h.Shim == nil || !h.Shim.Attached), // its container ended first, or its start failed
+		len(h.Volumes) > 0 && h.Shim == nil && h.Container != ContainerAlive: // its container ended, or there is none
 		return steps(CleanUp{})
 	case w.deleting() && h.Kept && (w.Berth == nil || w.Berth.Terminating):
 		return steps(append(exit(w, h), RemoveDisks{})...)

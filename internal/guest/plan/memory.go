@@ -53,25 +53,27 @@ func (m Memory) after(w Want, h Have, now time.Time) Memory {
 	case !m.resetsKnown && w.VM != nil:
 		m.resetsBefore, m.resetsKnown = w.VM.Status.Resets, true
 	}
-	since := func(first *time.Time, is bool) {
-		switch {
-		case !is:
-			*first = time.Time{}
-		case first.IsZero(), first.After(now): // the clock was set back
-			*first = now
-		}
-	}
 	m.tools = m.tools.afterLook(h, now)
-	since(&m.draining, h.draining())
-	since(&m.diskError, h.Domain == DomainPausedOnIOError)
-	since(&m.processGone, h.Domain != DomainAbsent && h.Process == ProcessNone)
-	since(&m.contradictory, h.contradictory())
+	since(&m.draining, h.draining(), now)
+	since(&m.diskError, h.Domain == DomainPausedOnIOError, now)
+	since(&m.processGone, h.Domain != DomainAbsent && h.Process == ProcessNone, now)
+	since(&m.contradictory, h.contradictory(), now)
 	if h.Unknown != nil {
 		return m
 	}
-	since(&m.shimStarting, h.ShimStarting)
-	since(&m.exitUnknown, w.VM != nil && exitUnknown(w, h))
+	since(&m.shimStarting, h.ShimStarting, now)
+	since(&m.exitUnknown, w.VM != nil && exitUnknown(w, h), now)
 	return m
+}
+
+// since keeps in first since when it is so, zero while it is not.
+func since(first *time.Time, is bool, now time.Time) {
+	switch {
+	case !is:
+		*first = time.Time{}
+	case first.IsZero(), first.After(now): // the clock was set back
+		*first = now
+	}
 }
 
 // early is for how long a QEMU may still be there before the first container of a berth. It is the only end of that, for

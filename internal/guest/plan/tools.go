@@ -36,11 +36,7 @@ func (t tools) afterLook(h Have, now time.Time) tools {
 	if h.Resets != t.resets { // what ran in it is gone
 		t.asked, t.resets, t.missing = false, h.Resets, time.Time{}
 	}
-	if !h.toolsMissing() || t.asked {
-		t.missing = time.Time{}
-	} else if t.missing.IsZero() || t.missing.After(now) { // the clock was set back
-		t.missing = now
-	}
+	since(&t.missing, h.toolsMissing() && !t.asked, now)
 	if t.changed.After(now) {
 		t.changed = now
 	}

@@ -3,6 +3,7 @@ package plan
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"strings"
 	"time"
 
@@ -20,6 +21,17 @@ func (h *Have) volume(disk string) *Volume {
 	return find(h.Volumes, func(v Volume) bool { return v.Disk == disk })
 }
 
+// claims are the disks of claims, each with what is attached for it, nil if nothing is.
+func claims(w Want, h Have) iter.Seq2[machine.Disk, *Volume] {
+	return func(yield func(machine.Disk, *Volume) bool) {
+		for _, d := range w.Machine.Disks {
+			if d.Claim != nil && !yield(d, h.volume(d.Name)) {
+				return
+			}
+		}
+	}
+}
+
 // rests is for how long the worker of a volume that failed is left alone.
 func (v *Volume) rests(now time.Time) time.Duration {
 	if v.Err == nil {
@@ -32,11 +44,7 @@ func (v *Volume) rests(now time.Time) time.Duration {
 func attach(w Want, h Have, now time.Time) (next Next, done bool) {
 	var absent, unmade []machine.Disk
 	wake, done := never, true
-	for _, d := range w.Machine.Disks {
-		if d.Claim == nil {
-			continue
-		}
-		has := h.volume(d.Name)
+	for d, has := range claims(w, h) {
 		if has != nil && has.Made && has.Claim == d.Claim.UID {
 			continue
 		}
@@ -89,11 +97,7 @@ func outgrows(d machine.Disk, v *Volume) bool {
 
 // outgrown are the disks that are to be larger, and of which no worker finds out how large they can be.
 func outgrown(w Want, h Have, now time.Time) (list []machine.Disk) {
-	for _, d := range w.Machine.Disks {
-		if d.Claim == nil {
-			continue
-		}
-		v := h.volume(d.Name)
+	for d, v := range claims(w, h) {
 		if v != nil && v.Made && v.Claim == d.Claim.UID && outgrows(d, v) && !v.Working && v.rests(now) == 0 {
 			list = append(list, d)
 		}
@@ -105,8 +109,8 @@ func outgrown(w Want, h Have, now time.Time) (list []machine.Disk) {
 func volumesFailed(w Want, h Have) *metav1.Condition {
 	var failed []string
 	var reason v1alpha1.Reason
-	for _, d := range w.Machine.Disks {
-		if v := h.volume(d.Name); d.Claim != nil && v != nil && v.Err != nil && (!v.Made || outgrows(d, v)) {
+	for d, v := range claims(w, h) {
+		if v != nil && v.Err != nil && (!v.Made || outgrows(d, v)) {
 			failed, reason = append(failed, fmt.Sprintf("disk %s: %v", d.Name, v.Err)), fault.ReasonOf(v.Err)
 		}
 	}
@@ -119,11 +123,7 @@ func volumesFailed(w Want, h Have) *metav1.Condition {
 // volumesReady is what the claims' disks of a guest that is to start wait for, nil for nothing.
 func volumesReady(w Want, h Have) *metav1.Condition {
 	var waiting, seeding []string
-	for _, d := range w.Machine.Disks {
-		if d.Claim == nil {
-			continue
-		}
-		v := h.volume(d.Name)
+	for d, v := range claims(w, h) {
 		switch {
 		case d.Claim.UID == "" || d.Claim.Capacity == 0:
 			waiting = append(waiting, d.Name)
@@ -147,16 +147,12 @@ func volumesReady(w Want, h Have) *metav1.Condition {
 // volumeStatus is what a status tells of the disks on claims. What a guest has had stays in it wherever its volume is: it is
 // never seeded again.
 func volumeStatus(w Want, h Have) (list []v1alpha1.DiskStatus) {
-	for _, d := range w.Machine.Disks {
-		if d.Claim == nil {
-			continue
-		}
+	for d, v := range claims(w, h) {
 		s := v1alpha1.DiskStatus{Name: d.Name}
 		if had := find(w.VM.Status.Disks, func(had v1alpha1.DiskStatus) bool { return had.Name == d.Name }); had != nil && d.Claim.Used {
 			s = ownedOf(*had)
 			s.Progress = nil
 		}
-		v := h.volume(d.Name)
 		switch {
 		case v == nil || v.Claim != d.Claim.UID:
 		case v.Made:
