@@ -210,8 +210,8 @@ func ParseFacts(doc string) (Facts, error) {
 		switch {
 		case c.Target.Name == agentPort:
 			f.AgentConnected = c.Target.State == "connected"
-			if isTerminal && c.Type == "pty" {
-				f.AgentPTY = ptyNumber(number)
+			if n, err := strconv.ParseUint(number, 10, 31); err == nil && isTerminal && c.Type == "pty" {
+				f.AgentPTY = int(n)
 			}
 		case c.Target.Name == guestPort && c.Type == "unix":
 			f.GuestPort = c.Source.Path
@@ -278,13 +278,4 @@ func hardware(layout, machine string) Hardware {
 		n = -1
 	}
 	return Hardware{Layout: n, Machine: cmp.Or(machine, unrecorded.Machine)}
-}
-
-// ptyNumber is -1 for what is no number.
-func ptyNumber(text string) int {
-	n, err := strconv.ParseUint(text, 10, 31)
-	if err != nil {
-		return -1
-	}
-	return int(n)
 }
