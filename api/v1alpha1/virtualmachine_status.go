@@ -257,10 +257,8 @@ type DiskStatus struct {
 // +kubebuilder:validation:Enum=Seeding
 type DiskDoing string
 
-// What is being done to make a disk.
-const (
-	DiskSeeding DiskDoing = "Seeding" // its claim is written from its image
-)
+// DiskSeeding is that a disk's claim is written from its image.
+const DiskSeeding DiskDoing = "Seeding"
 
 // DiskProgress is how far the making of a disk has come.
 type DiskProgress struct {
