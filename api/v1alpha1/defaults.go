@@ -1,13 +1,13 @@
 package v1alpha1
 
+import "cmp"
+
 // Default fills in what the CRD's schema fills in. The API server does so when it reads an object; Berth does so with
 // the specs that it has recorded, so that a field with a default that came later changes nothing about them.
 func Default(s *VirtualMachineSpec) {
 	setDefault(&s.State, StateRunning)
 	setDefault(&s.RestartPolicy, RestartAlways)
-	if s.TerminationGracePeriodSeconds == nil {
-		s.TerminationGracePeriodSeconds = new(int64(60))
-	}
+	setDefault(&s.TerminationGracePeriodSeconds, new(int64(60)))
 	setDefault(&s.CPU.Cores, 1)
 	setDefault(&s.CPU.Sockets, 1)
 	setDefault(&s.CPU.Threads, 1)
@@ -37,15 +37,10 @@ func Default(s *VirtualMachineSpec) {
 		}
 	}
 	for _, p := range []*Probe{s.ReadinessProbe, s.LivenessProbe, s.StartupProbe} {
-		if p != nil && p.GRPC != nil && p.GRPC.Service == nil {
-			p.GRPC.Service = new("")
+		if p != nil && p.GRPC != nil {
+			setDefault(&p.GRPC.Service, new(""))
 		}
 	}
 }
 
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
+func setDefault[T comparable](field *T, value T) { *field = cmp.Or(*field, value) }
