@@ -21,9 +21,8 @@ func (v *Volumes) namespace(ctx context.Context) (*os.File, error) {
 	var ns *os.File
 	pid, err := v.libvirtd(ctx)
 	if err == nil {
-		if ns, err = openNamespace(pid); err != nil {
-			err = fault.NewTransient(v1alpha1.ReasonLibvirtUnreachable, fmt.Errorf("opening the mount namespace of libvirtd: %w", err))
-		}
+		ns, err = openNamespace(pid)
+		err = fault.NewTransient(v1alpha1.ReasonLibvirtUnreachable, fault.Doing(err, "opening the mount namespace of libvirtd"))
 	}
 	switch {
 	case err != nil && v.ns != nil:
