@@ -30,6 +30,7 @@ const requestTimeout = time.Minute
 type Registry struct {
 	mu       sync.Mutex
 	served   map[string][]byte        // what has been put, by path
+	refused  map[string]string        // the address of a client that has no answer, by repository
 	repaired map[string]chan struct{} // by repository, closed once it misbehaves no more
 	asked    map[string]int           // how often blobs were asked for, by repository
 	sending  map[string]int           // how many answers with blobs are under way, by repository
@@ -39,7 +40,7 @@ type Registry struct {
 // New makes a registry without images.
 func New() *Registry {
 	return &Registry{
-		served: map[string][]byte{}, repaired: map[string]chan struct{}{},
+		served: map[string][]byte{}, refused: map[string]string{}, repaired: map[string]chan struct{}{},
 		asked: map[string]int{}, sending: map[string]int{}, sent: map[string]int{},
 	}
 }
@@ -75,9 +76,19 @@ const manifestType = "application/vnd.oci.image.manifest.v1+json"
 
 func digest(b []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(b)) }
 
+// Refuse has a repository answer a client at this IP address that the service is unavailable, until it is repaired.
+func (r *Registry) Refuse(repository, client string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refused[repository] = client
+}
+
 // Repair has a repository behave from now on.
 func (r *Registry) Repair(repository string) {
 	close(r.repair(repository))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.refused, repository)
 }
 
 // repair is what is closed once a repository is repaired.
@@ -127,7 +138,12 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	r.mu.Lock()
 	body, found := r.served[req.URL.Path]
+	refused := r.refused[repository]
 	r.mu.Unlock()
+	if client, _, _ := net.SplitHostPort(req.RemoteAddr); client == refused {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
 	if !found {
 		w.WriteHeader(http.StatusNotFound)
 		return

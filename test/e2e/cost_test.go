@@ -49,12 +49,17 @@ func (l *lab) agentOf(vm *v1alpha1.VirtualMachine) string {
 	return ""
 }
 
+func (l *lab) addressOf(node string) string {
+	l.Helper()
+	return l.kubectl("", "get", "node", node, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+}
+
 // otherNode is the address of a node that a guest is not on.
 func (l *lab) otherNode(vm *v1alpha1.VirtualMachine) string {
 	l.Helper()
 	for _, node := range nodes(l) {
 		if node != vm.Status.NodeName {
-			return l.kubectl("", "get", "node", node, "-o", `jsonpath={.status.addresses[?(@.type=="InternalIP")].address}`)
+			return l.addressOf(node)
 		}
 	}
 	l.Fatal("there is no other node")

@@ -72,6 +72,8 @@ func (w *World) Node(name string) *corev1.Node {
 	w.T.Helper()
 	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
 	w.must("making node", w.Create(w.T.Context(), node))
+	node.Spec.Taints = nil // which the API server gives each until somebody says that it is ready
+	w.must("admitting node", w.Update(w.T.Context(), node))
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 	w.must("reporting node", w.Status().Update(w.T.Context(), node))
 	return node
