@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -42,11 +43,7 @@ func TestOperator(t *testing.T) {
 	t.Run("writes no more than it must", func(t *testing.T) {
 		w := scenario{env.NewWorld(t, c)}
 		o := startOperator(t, config, "one")
-		env.Eventually(t, "labels of both nodes", func() bool {
-			var labelled corev1.NodeList
-			err := c.List(t.Context(), &labelled, client.MatchingLabels{berth.LabelReady: "true"})
-			return err == nil && len(labelled.Items) == 2
-		})
+		w.labelled()
 		o.wrote()
 		w.apply(nil)
 		w.runs()
@@ -128,6 +125,14 @@ func TestOperator(t *testing.T) {
 			onClaim(scenario{env.NewWorld(t, c)})
 		})
 	}
+	t.Run("brings images to nodes", func(t *testing.T) {
+		startOperator(t, config, "one")
+		onNodes(scenario{env.NewWorld(t, c)}, "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64))
+	})
+	t.Run("may be killed after every write for an image", func(t *testing.T) {
+		startOperator(t, config, "one").setKillOnWrite(true)
+		onNodes(scenario{env.NewWorld(t, c)}, "sha256:"+strings.Repeat("c", 64), "sha256:"+strings.Repeat("d", 64))
+	})
 	t.Run("creates one berth though it learns late that it exists", func(t *testing.T) {
 		o := startOperator(t, config, "one")
 		o.setDelayPods(true)
@@ -423,4 +428,14 @@ func guest(running bool, reason v1alpha1.Reason) v1alpha1.VirtualMachineStatus {
 
 func says(vm *v1alpha1.VirtualMachine, kind string, status metav1.ConditionStatus, reason v1alpha1.Reason) bool {
 	return condition.Is(vm.Status.Conditions, kind, status) && condition.Reason(vm.Status.Conditions, kind) == reason
+}
+
+// labelled waits for the labels of both nodes.
+func (w scenario) labelled() {
+	w.T.Helper()
+	env.Eventually(w.T, "labels of both nodes", func() bool {
+		var nodes corev1.NodeList
+		err := w.List(w.T.Context(), &nodes, client.MatchingLabels{berth.LabelReady: "true"})
+		return err == nil && len(nodes.Items) == 2
+	})
 }

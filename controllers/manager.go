@@ -24,6 +24,7 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/controllers/host"
+	"github.com/berth-dev/berth/controllers/image"
 	"github.com/berth-dev/berth/controllers/virtualmachine"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/kube"
@@ -112,7 +113,8 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Options: o.Berth, Now: time.Now,
 	}
 	hosts := &host.Reconciler{Client: mgr.GetClient()}
-	if err := errors.Join(vms.Setup(ctx, mgr), hosts.Setup(mgr)); err != nil {
+	images := &image.Reconciler{Client: mgr.GetClient(), Status: vms.Status, Options: o.Berth, Now: time.Now}
+	if err := errors.Join(vms.Setup(ctx, mgr), hosts.Setup(mgr), images.Setup(ctx, mgr)); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
 	}
 	return mgr.Start(ctx)

@@ -17,6 +17,7 @@ func AddToScheme(s *runtime.Scheme) error {
 	s.AddKnownTypes(GroupVersion,
 		&VirtualMachine{}, &VirtualMachineList{},
 		&VirtualMachineHost{}, &VirtualMachineHostList{},
+		&VirtualMachineImage{}, &VirtualMachineImageList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

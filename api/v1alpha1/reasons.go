@@ -93,6 +93,8 @@ const (
 	ReasonGuestAgentConnected    Reason = "GuestAgentConnected"    // the guest agent answers
 	ReasonGuestAgentNotConnected Reason = "GuestAgentNotConnected" // no guest agent answers
 	ReasonReady                  Reason = "Ready"                  // the guest runs and its probes pass
+	ReasonImageReady             Reason = "ImageReady"             // all nodes that are to have the image have it
+	ReasonImageResolved          Reason = "ImageResolved"          // it is known what the image's name means
 	ReasonEvicted                Reason = "Evicted"                // the pod was evicted, and a guest under Never is not started again
 	ReasonPodDeleted             Reason = "PodDeleted"             // the pod was deleted, and a guest under Never is not started again
 	ReasonBerthNotStarted        Reason = "BerthNotStarted"        // kubelet does not run the berth's container

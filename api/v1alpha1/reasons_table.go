@@ -9,14 +9,15 @@ import (
 
 // Where a reason can stand, besides the conditions of a VirtualMachine.
 const (
-	InLastExit = "lastExit"           // status.lastExit of a VirtualMachine
-	InHost     = "VirtualMachineHost" // conditions and problems of a VirtualMachineHost
+	InLastExit = "lastExit"            // status.lastExit of a VirtualMachine
+	InHost     = "VirtualMachineHost"  // conditions and problems of a VirtualMachineHost
+	InImage    = "VirtualMachineImage" // conditions of a VirtualMachineImage, beside the reasons of DisksReady
 )
 
 // Reasons are all, sorted.
 func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 
-// In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost; nothing for Events
+// In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost, InImage; nothing for Events
 // alone. Ready and Stalled repeat the reasons of other conditions besides.
 func (r Reason) In() []string { return reasons[r].in }
 
@@ -137,6 +138,8 @@ var reasons = map[Reason]reasonInfo{
 	ReasonInternalError:          {in(ConditionRunning, ConditionDisksReady, InHost), warning, "A bug of Berth's, or a failure that it has no word for; it is tried again.", "Report it with the message."},
 	ReasonGuestAgentConnected:    {in(ConditionGuestAgentConnected), "", "The guest agent answers.", ""},
 	ReasonGuestAgentNotConnected: {in(ConditionGuestAgentConnected), "", "No guest agent has connected.", "Install qemu-guest-agent in the guest, if you want it."},
+	ReasonImageReady:             {in(InImage), "", "Every node that is to have the image has it.", ""},
+	ReasonImageResolved:          {in(InImage), "", "It is known what the image's name means.", ""},
 	ReasonReady:                  {in(ConditionReady), "", "The guest runs and its probes pass.", ""},
 	ReasonEvicted:                {in(ConditionReady), warning, "The guest's pod was evicted (a drain, a preemption, a node that is short of something) before the guest had ended, and restartPolicy Never starts no other.", "Change restartedAt to run the guest once more."},
 	ReasonPodDeleted:             {in(ConditionReady), warning, "Somebody deleted the guest's pod before the guest had ended, and restartPolicy Never starts no other.", "Change restartedAt to run the guest once more."},

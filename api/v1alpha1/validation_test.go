@@ -54,7 +54,7 @@ func TestSchema(t *testing.T) {
 			{"no cores", ok + "cpu: {cores: 0}", "greater than or equal to 1"},
 			{"too many vCPUs", ok + "cpu: {cores: 512, sockets: 2}", "at most 512"},
 			{"a CPU model with markup", ok + "cpu: {model: \"<x/>\"}", "such as Skylake-Server"},
-			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "give image, empty: {} or persistentVolumeClaim"},
+			{"a disk without image", "memory: {size: 1Gi}\ndisks: [{name: root}]", "give image, virtualMachineImage, empty: {} or persistentVolumeClaim"},
 			{"a disk with an empty image", "memory: {size: 1Gi}\ndisks: [{name: root, image: \"\"}]", "at least 1"},
 			{"a disk without name", "memory: {size: 1Gi}\ndisks: [{image: a}]", "name"},
 			{"a disk whose name is a path", "memory: {size: 1Gi}\ndisks: [{name: ../../etc, image: a}]", "digits and '-', such as root"},
@@ -62,8 +62,10 @@ func TestSchema(t *testing.T) {
 			{"two disks of one name", "memory: {size: 1Gi}\ndisks: [{name: a, image: a}, {name: a, image: b}]", "Duplicate"},
 			{"a disk of no size", "memory: {size: 1Gi}\ndisks: [{name: a, image: a, size: \"0\"}]", "at least 1Mi"},
 			{"thirteen disks", "memory: {size: 1Gi}\ndisks: [" + disks(13) + "]", "12 items"},
-			{"a disk of two sources", disk + "image: a, empty: {}, size: 1Gi}]", "give empty, or image, or persistentVolumeClaim"},
-			{"a claim that is empty besides", claim + "empty: {}, size: 1Gi}]", "give empty, or image, or persistentVolumeClaim"},
+			{"a disk of two sources", disk + "image: a, empty: {}, size: 1Gi}]", "leave empty out, or what is beside it"},
+			{"a disk of two images", disk + "image: a, virtualMachineImage: b}]", "give image or virtualMachineImage, and not both"},
+			{"a shared claim with an image to be resolved", claim + "virtualMachineImage: b, access: Shared}]", "is seeded by nobody"},
+			{"a claim that is empty besides", claim + "empty: {}, size: 1Gi}]", "leave empty out, or what is beside it"},
 			{"an empty disk of no size", disk + "empty: {}}]", "needs a size"},
 			{"a claim of no name", disk + "persistentVolumeClaim: {}}]", "give claimName"},
 			{"a claim of two names", disk + "persistentVolumeClaim: {claimName: a, templateName: t}}]\n" + templates, "and not both"},
@@ -194,8 +196,27 @@ func TestSchema(t *testing.T) {
 		}
 	})
 
+	t.Run("knows which images nodes can be asked for", func(t *testing.T) {
+		for _, tt := range []struct{ name, image, says string }{
+			{strings.Repeat("a", 50), "quay.io/containerdisks/debian:12", ""},
+			{"a.b", "https://example.com/a.qcow2#sha256=" + strings.Repeat("0", 64), ""},
+			{strings.Repeat("a", 51), "debian", "more than 50 characters"},
+			{"a", "Debian", "no image reference"},
+			{"a", "", "spec.image"},
+		} {
+			image := &v1alpha1.VirtualMachineImage{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: tt.name}}
+			image.Spec.Image = tt.image
+			err := c.Create(t.Context(), image, client.DryRunAll)
+			if tt.says == "" && err != nil || tt.says != "" && (err == nil || !strings.Contains(err.Error(), tt.says)) {
+				t.Errorf("%s, %q: %v", tt.name, tt.image, err)
+			}
+		}
+	})
+
 	t.Run("accepts every source of a disk", func(t *testing.T) {
 		for _, spec := range []string{
+			disk + "virtualMachineImage: a, size: 1Gi}, {name: b, type: CDROM, virtualMachineImage: a}]",
+			claim + "virtualMachineImage: a}]",
 			disk + "image: a}, {name: b, empty: {}, size: 1Gi, ephemeral: true}, {name: c, empty: {}, size: 1Gi, access: ReadWrite}]",
 			claim + "image: a, size: 1Gi, access: ReadWrite}, {name: b, persistentVolumeClaim: {claimName: b}, access: Shared, ephemeral: false}]",
 			claim + "access: ReadOnly}, {name: b, persistentVolumeClaim: {templateName: t}}]\nvolumeClaimRetention: Delete\n" + templates,

@@ -167,9 +167,9 @@ type VirtualMachineSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule=`self.matches(r'^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$')`,message="a key must be a public one as in a .pub file, such as ssh-ed25519 AAAA… name: no private key, no options, one line"
 	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k)).sum() <= 16384",message="sshAuthorizedKeys are more than 16Ki in all: put the keys into user data in a Secret, and name it in cloudInit.userDataSecretRef"
 	SSHAuthorizedKeys []string `json:"sshAuthorizedKeys,omitempty"`
-	// guestTools says whether the guest gets Berth's guest program, which kubectl exec, kubectl cp and exec probes reach
-	// into it by: Offered puts it on a read-only disk labelled BERTH and has cloud-init, or else a guest agent, start it; None
-	// does neither. A guest that boots a kernel directly gets no disk: its initrd can have the program.
+	// guestTools says whether the guest gets Berth's guest program, by which kubectl exec, kubectl cp and exec probes reach
+	// into it: Offered puts it on a read-only disk labelled BERTH and has cloud-init or a guest agent start it; None
+	// does neither. A guest that boots a kernel gets no disk.
 	// +optional
 	// +kubebuilder:default=Offered
 	GuestTools GuestTools `json:"guestTools,omitempty"`
@@ -297,12 +297,13 @@ type Kernel struct {
 
 // Disk is a disk of the guest, or a CD-ROM drive. A disk's source is image, empty or persistentVolumeClaim; a drive has an image or nothing.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.image) || has(self.empty) || has(self.persistentVolumeClaim) || has(self.type) && self.type == 'CDROM'",message="the disk has no source: give image, empty: {} or persistentVolumeClaim, or type: CDROM for an empty drive"
-// +kubebuilder:validation:XValidation:rule="!has(self.empty) || !has(self.image) && !has(self.persistentVolumeClaim)",message="an empty disk has no other source: give empty, or image, or persistentVolumeClaim, or the last two for a claim that is seeded from the image"
+// +kubebuilder:validation:XValidation:rule="has(self.image) || has(self.virtualMachineImage) || has(self.empty) || has(self.persistentVolumeClaim) || has(self.type) && self.type == 'CDROM'",message="the disk has no source: give image, virtualMachineImage, empty: {} or persistentVolumeClaim, or type: CDROM for an empty drive"
+// +kubebuilder:validation:XValidation:rule="!has(self.empty) || !has(self.image) && !has(self.virtualMachineImage) && !has(self.persistentVolumeClaim)",message="an empty disk has no other source: leave empty out, or what is beside it"
+// +kubebuilder:validation:XValidation:rule="!has(self.image) || !has(self.virtualMachineImage)",message="give image or virtualMachineImage, and not both"
 // +kubebuilder:validation:XValidation:rule="!has(self.empty) || has(self.size)",message="an empty disk needs a size, such as 10Gi"
 // +kubebuilder:validation:XValidation:rule="!has(self.persistentVolumeClaim) || !has(self.ephemeral) || !self.ephemeral",message="a claim is never ephemeral: leave ephemeral out, or give empty: {} in place of the claim"
 // +kubebuilder:validation:XValidation:rule="has(self.persistentVolumeClaim) || !has(self.access) || self.access == 'ReadWrite'",message="access ReadOnly and Shared are for claims: leave access out, or give persistentVolumeClaim"
-// +kubebuilder:validation:XValidation:rule="!has(self.image) || !has(self.access) || self.access == 'ReadWrite'",message="a claim that is shared or only read is seeded by nobody: leave image out, or set access to ReadWrite"
+// +kubebuilder:validation:XValidation:rule="!has(self.image) && !has(self.virtualMachineImage) || !has(self.access) || self.access == 'ReadWrite'",message="a claim that is shared or only read is seeded by nobody: leave the image or access out"
 // +kubebuilder:validation:XValidation:rule="!has(self.type) || self.type != 'CDROM' || !has(self.empty) && !has(self.persistentVolumeClaim) && !has(self.size) && !has(self.access) && !has(self.cache) && !has(self.limits) && !(has(self.ephemeral) && self.ephemeral) && !(has(self.ioThread) && self.ioThread)",message="a CD-ROM has an image or is empty: leave empty, persistentVolumeClaim, size, ephemeral, access, cache, ioThread and limits out"
 // +kubebuilder:validation:XValidation:rule="!has(self.type) || self.type != 'CDROM' || !has(self.bus) || self.bus != 'Virtio'",message="a CD-ROM is on SATA or SCSI: set bus to one of them, or leave it out for SATA"
 // +kubebuilder:validation:XValidation:rule="!has(self.ioThread) || !self.ioThread || !has(self.bus) || self.bus != 'SATA'",message="a disk on SATA has no thread of its own: leave ioThread out, or set bus to Virtio or SCSI"
@@ -316,14 +317,19 @@ type Disk struct {
 	// without one it is empty.
 	// +optional
 	Type DiskType `json:"type,omitempty"`
-	// image holds a raw or qcow2 disk: an OCI image, as a containerDisk (/disk/*) or an artifact, or https://host/file, with
-	// #sha256=… perhaps. The disk is a copy-on-write layer over it on the node's own storage, and is kept until the
-	// VirtualMachine is deleted. Beside a persistentVolumeClaim it is what the claim is seeded from once, while it is blank.
+	// image holds a raw or qcow2 disk: an OCI image (containerDisk or artifact), or https://host/file, with #sha256=… perhaps.
+	// The disk is a copy-on-write layer over it on the node's own storage, kept until the VirtualMachine is deleted. Beside a
+	// persistentVolumeClaim it seeds the claim once, while that is blank.
 	// +optional
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
 	// +kubebuilder:validation:XValidation:rule=`self.matches(r'^(https?://[^\s@/?#]+/[^\s#]*(#sha(256=[0-9a-f]{64}|512=[0-9a-f]{128}))?|(([a-zA-Z0-9][a-zA-Z0-9.-]*|\[[a-fA-F0-9:]+\])(:[0-9]+)?/)?[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([._]|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?(#disk=[A-Za-z0-9_.-]{1,128})?)$')`,message="image is no image reference: write registry/repository:tag or registry/repository@sha256:…, in lower case, with #disk=NAME perhaps, or https://host/file, with #sha256=… perhaps, without a password or spaces"
 	Image string `json:"image,omitempty"`
+	// virtualMachineImage names, in place of image, a VirtualMachineImage.
+	// +optional
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=50
+	VirtualMachineImage string `json:"virtualMachineImage,omitempty"`
 	// empty makes a blank disk on the node's own storage, which is kept until the VirtualMachine is deleted. It needs a size.
 	// +optional
 	Empty *EmptyDisk `json:"empty,omitempty"`

@@ -179,10 +179,10 @@ func (s *snapshot) usersFor(ready *metav1.Condition) time.Duration {
 }
 
 func bootImage(vm *v1alpha1.VirtualMachine) string {
-	if k, disks := vm.Spec.Kernel, vm.Spec.Disks; k != nil && (len(disks) == 0 || disks[0].Image == "") {
+	if k, disks := vm.Spec.Kernel, vm.Spec.Disks; k != nil && (len(disks) == 0 || disks[0].ImageName() == "") {
 		return k.Image
 	}
-	return vm.Spec.Disks[0].Image
+	return vm.Spec.Disks[0].ImageName()
 }
 
 func guestStatus(pod *corev1.Pod) *corev1.ContainerStatus {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -75,7 +76,7 @@ type Options struct {
 // so nothing secret is in what it reads.
 //
 // +kubebuilder:rbac:groups="",resources=pods,verbs=get;list;watch
-// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines,verbs=get;list;watch
+// +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines;virtualmachineimages,verbs=get;list;watch
 // +kubebuilder:rbac:groups=berth.dev,resources=virtualmachines/status,verbs=patch
 // +kubebuilder:rbac:groups=events.k8s.io,resources=events,verbs=create;patch;update
 // +kubebuilder:rbac:groups=authentication.k8s.io,resources=tokenreviews,verbs=create
@@ -150,6 +151,7 @@ func (w *wiring) setup(mgr ctrl.Manager) error {
 	for _, s := range []source.TypedSource[types.UID]{
 		source.TypedKind(mgr.GetCache(), &v1alpha1.VirtualMachine{}, onGuest[*v1alpha1.VirtualMachine](guestUID)),
 		source.TypedKind(mgr.GetCache(), &corev1.Pod{}, onGuest[*corev1.Pod](berthUID)),
+		source.TypedKind(mgr.GetCache(), &v1alpha1.VirtualMachineImage{}, handler.TypedEnqueueRequestsFromMapFunc(w.onImage)),
 		source.TypedFunc[types.UID](w.listen),
 	} {
 		if err := loop.Watch(s); err != nil {
@@ -162,9 +164,28 @@ func (w *wiring) setup(mgr ctrl.Manager) error {
 	return w.host.Setup(mgr)
 }
 
+// onImage enqueues the guests that name a VirtualMachineImage.
+func (w *wiring) onImage(ctx context.Context, image *v1alpha1.VirtualMachineImage) (uids []types.UID) {
+	var vms v1alpha1.VirtualMachineList
+	if err := w.cache.List(ctx, &vms, client.InNamespace(image.Namespace)); err != nil {
+		return nil
+	}
+	for i := range vms.Items {
+		vm := &vms.Items[i]
+		if slices.ContainsFunc(vm.Spec.Disks, func(d v1alpha1.Disk) bool { return d.VirtualMachineImage == image.Name }) {
+			uids = append(uids, vm.UID)
+		}
+	}
+	return uids
+}
+
 func guestUID(vm *v1alpha1.VirtualMachine) types.UID { return vm.UID }
 
+// berthUID is the UID of the guest whose berth a pod is, or a porter's own.
 func berthUID(pod *corev1.Pod) types.UID {
+	if berth.PorterOwner(pod) != nil {
+		return pod.UID
+	}
 	uid, _ := berth.OwnerUID(pod)
 	return uid
 }
@@ -186,7 +207,7 @@ func trimPod(o any) (any, error) {
 		return o, nil
 	}
 	berth.TrimForCache(pod)
-	if _, ours := berth.OwnerUID(pod); !ours {
+	if berthUID(pod) == "" {
 		pod.Spec, pod.Status = corev1.PodSpec{NodeName: pod.Spec.NodeName}, corev1.PodStatus{}
 		pod.Labels, pod.Annotations = nil, nil
 	}

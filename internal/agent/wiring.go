@@ -25,7 +25,6 @@ import (
 	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
 	"github.com/berth-dev/berth/internal/agent/volumes"
-	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/guest/seed"
@@ -108,8 +107,14 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 			return pulls.Resolved{Digest: func() string { return found.Digest }, Fingerprint: found.Fingerprint, Layers: found}, nil
 		},
 		Fingerprints: registry.Fingerprints,
-		Collect:      func(now time.Time) ([]store.Image, error) { return images.Collect(o.Images, now) },
-		Wake:         w.enqueue, Pulled: func(vm types.UID, said string) { go w.guests.TellPulled(vm, said) },
+		Collect: func(now time.Time) (removed []store.Image, err error) {
+			limits := o.Images
+			if limits.Keep, err = virtualmachine.Named(ctx, mgr.GetClient()); err != nil {
+				return nil, err
+			}
+			return images.Collect(limits, now)
+		},
+		Wake: w.enqueue, Pulled: func(vm types.UID, said string) { go w.guests.TellPulled(vm, said) },
 		Removed: func() { w.host.Wake() }, Metrics: counted.pulls, Now: time.Now,
 	})
 	w.host = host.New(ctx, host.Options{
@@ -222,9 +227,7 @@ func (w *wiring) onContainer(pod types.UID) {
 	if err := w.cache.List(w.life, &pods, client.MatchingFields{virtualmachine.IndexUID: string(pod)}); err != nil || len(pods.Items) == 0 {
 		return
 	}
-	if owner, ok := berth.OwnerUID(&pods.Items[0]); ok {
-		w.enqueue(owner)
-	}
+	w.enqueue(berthUID(&pods.Items[0]))
 }
 
 // podOf is the UID of the pod in whose container a process is, "" if it is in none.

@@ -57,6 +57,7 @@ func TrimForCache(pod *corev1.Pod) {
 	pod.ManagedFields, pod.Labels = nil, nil
 	pod.Annotations = map[string]string{
 		AnnotationSpec: pod.Annotations[AnnotationSpec], AnnotationRestartedAt: pod.Annotations[AnnotationRestartedAt],
+		AnnotationErrand: pod.Annotations[AnnotationErrand],
 	}
 	trimmed := corev1.PodSpec{NodeName: spec.NodeName, TerminationGracePeriodSeconds: spec.TerminationGracePeriodSeconds}
 	if c := spec.SecurityContext; c != nil && c.FSGroup != nil {

@@ -27,6 +27,7 @@ const (
 	LabelVM               = "vm.berth.dev/name"      // holds the VirtualMachine's name. It is for people and selectors; nothing is proven by it
 	AnnotationSpec        = "berth.dev/spec"         // holds the Record of the spec that the berth was made from
 	AnnotationRestartedAt = "berth.dev/restarted-at" // holds the spec's restartedAt when the berth was made
+	AnnotationErrand      = "berth.dev/errand"       // holds the Errand of a porter
 )
 
 // Labels of a node. The operator writes them from what the node's agent reports.
@@ -85,9 +86,14 @@ func digest(vm types.UID, network string) []byte {
 
 // Owner returns the controller reference to the VirtualMachine whose berth the pod claims to be, nil if it refers to none. The
 // pod's own name says nothing. Only together with that VirtualMachine's status is the claim a proof.
-func Owner(pod metav1.Object) *metav1.OwnerReference {
+func Owner(pod metav1.Object) *metav1.OwnerReference { return owner(pod, "VirtualMachine") }
+
+// PorterOwner is Owner of a porter, by its VirtualMachineImage.
+func PorterOwner(pod metav1.Object) *metav1.OwnerReference { return owner(pod, "VirtualMachineImage") }
+
+func owner(pod metav1.Object, kind string) *metav1.OwnerReference {
 	ref := metav1.GetControllerOf(pod)
-	if ref == nil || ref.Kind != "VirtualMachine" || ref.APIVersion != v1alpha1.GroupVersion.String() {
+	if ref == nil || ref.Kind != kind || ref.APIVersion != v1alpha1.GroupVersion.String() {
 		return nil
 	}
 	return ref

@@ -109,11 +109,8 @@ func podSpec(in Input) corev1.PodSpec {
 		PriorityClassName:             vm.Spec.PriorityClassName,
 		SchedulerName:                 vm.Spec.SchedulerName,
 		ImagePullSecrets:              localReferences(o.PullSecrets),
-		SecurityContext: &corev1.PodSecurityContext{
-			RunAsNonRoot: new(true), RunAsUser: new(shimUser), RunAsGroup: new(shimUser),
-			SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
-		},
-		Volumes: volumes,
+		SecurityContext:               unprivileged(),
+		Volumes:                       volumes,
 		Containers: []corev1.Container{{
 			Name:            Container,
 			Image:           o.ShimImage,
@@ -126,28 +123,33 @@ func podSpec(in Input) corev1.PodSpec {
 			StartupProbe:    startupProbe(vm),
 			ReadinessProbe:  userProbe(vm.Spec.ReadinessProbe, readiness),
 			LivenessProbe:   userProbe(vm.Spec.LivenessProbe, liveness),
-			SecurityContext: &corev1.SecurityContext{
-				AllowPrivilegeEscalation: new(false),
-				ReadOnlyRootFilesystem:   new(true),
-				Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			},
+			SecurityContext: confined(),
 		}},
+	}
+}
+
+func unprivileged() *corev1.PodSecurityContext {
+	return &corev1.PodSecurityContext{
+		RunAsNonRoot: new(true), RunAsUser: new(shimUser), RunAsGroup: new(shimUser),
+		SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+	}
+}
+
+func confined() *corev1.SecurityContext {
+	return &corev1.SecurityContext{
+		AllowPrivilegeEscalation: new(false),
+		ReadOnlyRootFilesystem:   new(true),
+		Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 	}
 }
 
 // secrets mounts what the agent reads from the berth. Only root, so only the agent, can read the files. A missing Secret does
 // not keep the container from starting: the agent says which one is missing, and sees it come.
 func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []corev1.VolumeMount) {
-	add := func(volume, secret, key, file string) {
-		volumes = append(volumes, corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
-			SecretName: secret, Optional: new(true), DefaultMode: new(int32(0o400)),
-			Items: []corev1.KeyToPath{{Key: key, Path: path.Base(file)}},
-		}}})
-		mounts = append(mounts, corev1.VolumeMount{Name: volume, MountPath: path.Dir(file), ReadOnly: true})
-	}
 	addKey := func(volume string, ref *v1alpha1.SecretKeyReference, file string) {
 		if ref != nil {
-			add(volume, ref.Name, ref.Key, file)
+			v, m := secret(volume, ref.Name, ref.Key, file)
+			volumes, mounts = append(volumes, v), append(mounts, m)
 		}
 	}
 	if c := vm.Spec.CloudInit; c != nil {
@@ -157,10 +159,24 @@ func secrets(vm *v1alpha1.VirtualMachine) (volumes []corev1.Volume, mounts []cor
 	if i := vm.Spec.Ignition; i != nil {
 		addKey("ignition", i.SecretRef, IgnitionPath)
 	}
-	for i, s := range vm.Spec.ImagePullSecrets {
-		add(fmt.Sprintf("pull-%d", i), s.Name, corev1.DockerConfigJsonKey, path.Join(PullSecretsDir, s.Name, PullSecretFile))
+	v, m := pullSecrets(vm.Spec.ImagePullSecrets)
+	return append(volumes, v...), append(mounts, m...)
+}
+
+func pullSecrets(refs []v1alpha1.LocalReference) (volumes []corev1.Volume, mounts []corev1.VolumeMount) {
+	for i, s := range refs {
+		v, m := secret(fmt.Sprintf("pull-%d", i), s.Name, corev1.DockerConfigJsonKey, path.Join(PullSecretsDir, s.Name, PullSecretFile))
+		volumes, mounts = append(volumes, v), append(mounts, m)
 	}
 	return volumes, mounts
+}
+
+// secret mounts the key of a Secret as a file.
+func secret(volume, name, key, file string) (corev1.Volume, corev1.VolumeMount) {
+	return corev1.Volume{Name: volume, VolumeSource: corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{
+		SecretName: name, Optional: new(true), DefaultMode: new(int32(0o400)),
+		Items: []corev1.KeyToPath{{Key: key, Path: path.Base(file)}},
+	}}}, corev1.VolumeMount{Name: volume, MountPath: path.Dir(file), ReadOnly: true}
 }
 
 // The kinds of probes, as the shim is told them.

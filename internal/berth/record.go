@@ -163,7 +163,7 @@ func clearUnrecorded(s *v1alpha1.VirtualMachineSpec) {
 		d := &s.Disks[i]
 		bus := v1alpha1.BusVirtio
 		if d.Type == v1alpha1.DiskTypeCDROM {
-			d.Image, bus = "", v1alpha1.BusSATA
+			d.Image, d.VirtualMachineImage, bus = "", "", v1alpha1.BusSATA
 		}
 		if d.PersistentVolumeClaim != nil {
 			d.Size = nil

@@ -90,7 +90,7 @@ func diskSize(vm *v1alpha1.VirtualMachine, d v1alpha1.Disk, o Options) resource.
 		return *d.Size
 	}
 	for _, has := range vm.Status.Disks {
-		if has.Name == d.Name && has.Image == d.Image && has.Size != nil { // a tag that moves does not change it
+		if has.Name == d.Name && has.Image == d.ImageName() && has.Size != nil { // a tag that moves does not change it
 			return *has.Size
 		}
 	}

@@ -100,6 +100,8 @@ func ofCondition(n ast.Node) string {
 	switch kind, _ := strings.CutPrefix(selected(call.Args[0], "v1alpha1"), "Condition"); kind {
 	case "HostReady", "WellConfigured":
 		return v1alpha1.InHost
+	case v1alpha1.ConditionResolved:
+		return v1alpha1.InImage
 	default:
 		return kind
 	}

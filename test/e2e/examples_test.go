@@ -86,7 +86,11 @@ func decodeExample(t *testing.T, file string, raw []byte) []*unstructured.Unstru
 // useLabImages replaces images by the lab's: its kernel, and for every disk that has one its Debian.
 func useLabImages(o *unstructured.Unstructured) {
 	spec, ok := o.Object["spec"].(map[string]any)
-	if !ok || o.GetKind() != "VirtualMachine" {
+	switch {
+	case ok && o.GetKind() == "VirtualMachineImage":
+		spec["image"] = os.Getenv("LAB_IMAGE_CLOUD")
+		return
+	case !ok || o.GetKind() != "VirtualMachine":
 		return
 	}
 	if kernel, ok := spec["kernel"].(map[string]any); ok {
@@ -106,6 +110,8 @@ func awaitExample(l *lab, o *unstructured.Unstructured) {
 	switch o.GetKind() {
 	case "VirtualMachine":
 		l.vm(o.GetName(), "to be as its spec asks", asAsked)
+	case "VirtualMachineImage":
+		l.kubectl("", "wait", "--for=condition=Ready", "--timeout=10m", "vmimage/"+o.GetName())
 	case "Service":
 		l.kubectl("", "wait", "--for=jsonpath={.endpoints[0].conditions.ready}=true", "--timeout=2m",
 			"endpointslice", "-l", "kubernetes.io/service-name="+o.GetName())

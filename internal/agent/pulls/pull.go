@@ -43,12 +43,12 @@ type source struct {
 }
 
 func (p *Puller) sourceOf(vm types.UID, i machine.Image, keys image.Keychain, err error) source {
-	s := source{reference: i.Reference, kernel: i.Kernel, initrd: i.Initrd}
+	s := source{reference: i.From(), kernel: i.Kernel, initrd: i.Initrd}
 	if err != nil {
 		s.vm = vm
 		return s
 	}
-	if ref, err := image.ParseReference(i.Reference); err == nil {
+	if ref, err := image.ParseReference(i.From()); err == nil {
 		s.reference, s.fingerprints = ref.At(i.Digest).String(), strings.Join(p.Fingerprints(keys, ref), " ")
 	}
 	return s
@@ -104,7 +104,7 @@ func (p *Puller) run(ctx context.Context, u *pull) {
 func (u *pull) said(took time.Duration) string {
 	taken, _ := u.received()
 	mib := float64(taken) / (1 << 20)
-	return fmt.Sprintf("Pulled image %s: %.1f MiB in %.1f s, %.1f MiB/s", u.image.Reference, mib, took.Seconds(), mib/max(took.Seconds(), 0.001))
+	return fmt.Sprintf("Pulled image %s: %.1f MiB in %.1f s, %.1f MiB/s", u.image.From(), mib, took.Seconds(), mib/max(took.Seconds(), 0.001))
 }
 
 // end notes how an attempt ended, and wakes who waited for it.
@@ -137,7 +137,7 @@ type imageError struct{ error }
 // fetch pulls one image into the store.
 func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	i := u.image
-	ref, err := image.ParseReference(i.Reference)
+	ref, err := image.ParseReference(i.From())
 	if err != nil {
 		return err
 	}
@@ -178,6 +178,9 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 			return transfer(ctx, func(string, int64) (io.Writer, error) { return checked{progress}, nil })
 		})
 	}
+	if err == nil && i.Named != "" {
+		err = p.Store.GrantAccess(content, proofOf(i))
+	}
 	if err == nil && i.Digest == "" { // otherwise what the name means now is another question
 		err = p.Store.SetTag(ref.String(), content.Digest)
 	}
@@ -186,7 +189,7 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	if is {
 		err = named.error
 	} else if err != nil {
-		err = fmt.Errorf("image %s: %w", i.Reference, err)
+		err = fmt.Errorf("image %s: %w", i.From(), err)
 	}
 	if is || whole {
 		p.remember(u.source, content, err)
@@ -213,6 +216,9 @@ func (c checked) Write(b []byte) (int, error) {
 	c.progress.Bytes.Add(int64(len(b)))
 	return len(b), nil
 }
+
+// proofOf is that of whoever names an image by its VirtualMachineImage, for which it was pulled.
+func proofOf(i machine.Image) string { return "VirtualMachineImage " + string(i.Named) }
 
 // prove records who may have a content that is in the store. That a registry has its manifest is no proof, as whoever
 // may read the manifest of a private image can serve it from a registry of his own: the repository must have served

@@ -126,14 +126,14 @@ func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, er
 // keys may have it.
 func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
 	missing := plan.Image{State: plan.ImageMissing}
-	ref, err := image.ParseReference(i.Reference)
+	ref, err := image.ParseReference(i.From())
 	if err != nil {
 		return missing, nil //nolint:nilerr // the pull says it
 	}
 	digest := i.Digest
 	if digest == "" {
 		if digest, err = p.Store.ResolveTag(ref.String()); err != nil {
-			return missing, fmt.Errorf("reading the digest of %s: %w", i.Reference, err)
+			return missing, fmt.Errorf("reading the digest of %s: %w", i.From(), err)
 		}
 	}
 	if digest == "" {
@@ -143,13 +143,17 @@ func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
 	if _, err := p.Store.Image(content); errors.Is(err, fs.ErrNotExist) {
 		return missing, nil
 	} else if err != nil {
-		return missing, fmt.Errorf("looking %s up: %w", i.Reference, err)
+		return missing, fmt.Errorf("looking %s up: %w", i.From(), err)
 	}
 	held, err := keys()
 	if err != nil {
 		return missing, nil //nolint:nilerr // the pull says it
 	}
-	allowed, err := p.Store.HasAccess(content, p.Fingerprints(held, ref))
+	proofs := p.Fingerprints(held, ref)
+	if i.Named != "" {
+		proofs = append(proofs, proofOf(i))
+	}
+	allowed, err := p.Store.HasAccess(content, proofs)
 	if err != nil || !allowed {
 		return missing, err
 	}

@@ -256,6 +256,10 @@ func (r *Reconciler) observeDisks(g *target, o *observed) error {
 			o.Images[i.For] = plan.Image{State: plan.ImageReady}
 			continue
 		}
+		if name, is := i.Unresolved(); is {
+			o.Images[i.For] = unresolved(name)
+			continue
+		}
 		if o.Images[i.For], err = r.Host.Images.State(g.uid, i, keys); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -59,9 +60,10 @@ type Options struct {
 // Reconciler cares for the guests of one node.
 type Reconciler struct {
 	Options
-	guests *guestCache
-	starts *starts
-	life   context.Context // ends with the agent: what is asked of a guest outlives a sync
+	guests  *guestCache
+	starts  *starts
+	carried sync.Map        // by types.UID of porters whose pulls have begun, the *os.File that is their log
+	life    context.Context // ends with the agent: what is asked of a guest outlives a sync
 }
 
 // New makes a Reconciler. What it does in the background ends with ctx.
@@ -69,8 +71,15 @@ func New(ctx context.Context, o Options) *Reconciler {
 	return &Reconciler{Options: o, guests: newGuestCache(), starts: &starts{wake: o.Enqueue, now: o.Now, running: map[string]int{}}, life: ctx}
 }
 
-// Reconcile brings one guest to what the API wants, by the UID of its VirtualMachine.
+// Reconcile brings one guest to what the API wants, by the UID of its VirtualMachine, or a porter, by its own.
 func (r *Reconciler) Reconcile(ctx context.Context, uid types.UID) (ctrl.Result, error) {
+	if p, err := r.porter(ctx, uid); p != nil || err != nil {
+		var wake time.Duration
+		if err == nil {
+			wake, err = r.carry(ctx, p)
+		}
+		return kube.Outcome(err, wake)
+	}
 	wake, err := r.sync(ctrl.LoggerInto(ctx, ctrl.LoggerFrom(ctx).WithValues("guest", uid)), uid)
 	return kube.Outcome(err, wake)
 }

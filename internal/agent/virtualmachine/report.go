@@ -86,7 +86,7 @@ func (r *Reconciler) TellPulled(uid types.UID, said string) {
 func (r *Reconciler) announceData(vm *v1alpha1.VirtualMachine, had, has *v1alpha1.VirtualMachineStatus) {
 	for _, d := range has.Disks {
 		known := slices.ContainsFunc(had.Disks, func(old v1alpha1.DiskStatus) bool { return old.Name == d.Name && old.UsedClaimUID == d.UsedClaimUID })
-		wanted := slices.ContainsFunc(vm.Spec.Disks, func(s v1alpha1.Disk) bool { return s.Name == d.Name && s.Image != "" })
+		wanted := slices.ContainsFunc(vm.Spec.Disks, func(s v1alpha1.Disk) bool { return s.Name == d.Name && s.ImageName() != "" })
 		if d.UsedClaimUID != "" && !d.Seeded && !known && wanted {
 			reason := v1alpha1.ReasonClaimNotBlank
 			r.Events.Eventf(vm, nil, reason.Event(), string(reason), "Seed", "The claim of disk %s had data already: its image was not written to it", d.Name)

@@ -39,6 +39,9 @@ func (r *Reconciler) want(ctx context.Context, uid types.UID) (*target, error) {
 		return g, err
 	}
 	g.VM = vm
+	if err := r.resolve(ctx, &g.Machine); err != nil {
+		return g, err
+	}
 	g.writable = vm.Status.NodeName == r.Node
 	g.Elsewhere = vm.Status.NodeName != "" && !g.writable
 	if vm.Status.Berth == nil || !g.writable {

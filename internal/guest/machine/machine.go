@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -50,11 +51,24 @@ type Image struct {
 	For string
 	// Reference is as in the spec.
 	Reference string
+	// Source is where one comes from that the spec names by a VirtualMachineImage, and Named the UID of that: whom its node
+	// has it for may have it. Both are "" of others, and while it is not resolved.
+	Source string
+	Named  types.UID
 	// Digest pins it: to what the guest has had of it, or to what the reference meant when it was resolved. "" is that
 	// neither is known.
 	Digest string
 	// Kernel and Initrd are paths in it; both are "" if it is a disk's.
 	Kernel, Initrd string
+}
+
+// From is where it comes from.
+func (i Image) From() string { return cmp.Or(i.Source, i.Reference) }
+
+// Unresolved: the spec names it by a VirtualMachineImage of which nothing is known yet.
+func (i Image) Unresolved() (name string, is bool) {
+	name, is = strings.CutPrefix(i.Reference, v1alpha1.ImagePrefix)
+	return name, is && i.Source == ""
 }
 
 // ForKernel is what the kernel's image is for. No disk has that name.
@@ -177,7 +191,7 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
 	cdrom := d.Type == v1alpha1.DiskTypeCDROM
 	disk := Disk{
-		Name: d.Name, Image: Image{For: d.Name, Reference: d.Image}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral || cdrom, CDROM: cdrom,
+		Name: d.Name, Image: Image{For: d.Name, Reference: d.ImageName()}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral || cdrom, CDROM: cdrom,
 		Bus:   d.Bus,
 		Cache: d.Cache, Serial: d.Serial, IOThread: d.IOThread, Limits: limitsOf(d.Limits),
 	}
@@ -191,7 +205,7 @@ func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
 	if i := slices.IndexFunc(vm.Status.Disks, func(s v1alpha1.DiskStatus) bool { return s.Name == d.Name }); i >= 0 {
 		had = vm.Status.Disks[i]
 	}
-	if had.Image == d.Image {
+	if had.Image == disk.Image.Reference {
 		disk.Image.Digest = had.ImageDigest
 	}
 	if d.PersistentVolumeClaim != nil {
@@ -205,7 +219,7 @@ func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
 		}
 		return disk
 	}
-	if had.Image == d.Image && had.Size != nil && disk.MaxSize > 0 { // it was allowed once
+	if had.Image == disk.Image.Reference && had.Size != nil && disk.MaxSize > 0 { // it was allowed once
 		disk.MaxSize = max(disk.MaxSize, had.Size.Value())
 	}
 	return disk

@@ -69,6 +69,8 @@ type Limits struct {
 	// MaxUsagePercent is how full the file system may be, in percent, before unused images go early, until it is no fuller
 	// than LowUsagePercent; 100 is never.
 	MaxUsagePercent, LowUsagePercent int
+	// Keep are the digests of images that count as used.
+	Keep map[string]bool
 }
 
 // Collect removes what is left of imports for more than a day, and images that no guest uses: those whose last use is longer
@@ -86,7 +88,7 @@ func (s *Store) Collect(limits Limits, now time.Time) (removed []Image, err erro
 	}
 	slices.SortFunc(images, func(a, b Image) int { return a.LastUse.Compare(b.LastUse) })
 	for _, i := range images {
-		if i.LastUse.IsZero() {
+		if i.LastUse.IsZero() || limits.Keep[i.Digest] {
 			if err := os.Chtimes(filepath.Join(i.Dir, metaFile), now, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return removed, classify("noting the use of image "+i.Digest, err)
 			}
