@@ -92,4 +92,7 @@ func onNodes(w scenario, digest, other string) {
 		var pods corev1.PodList
 		return w.List(t.Context(), &pods, client.InNamespace(w.Namespace)) == nil && len(pods.Items) == 0
 	})
+	if err := w.Delete(t.Context(), image); err != nil { // or it wants porters as soon as hosts tell of other images
+		t.Fatal(err)
+	}
 }

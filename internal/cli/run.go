@@ -222,11 +222,13 @@ func (s *session) runGuest(ctx context.Context, o *runOptions, image string, wor
 	if err != nil {
 		return err
 	}
+	creating, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second) // cut off, it would leave what nobody knows of
+	defer cancel()
 	switch o.dryRun {
 	case "server":
 		err = s.api.Create(ctx, vm, client.DryRunAll)
 	case "none":
-		err = s.api.Create(ctx, vm)
+		err = s.api.Create(creating, vm)
 	}
 	if err != nil {
 		return err
