@@ -80,7 +80,7 @@ func TestThrowAwayOfAKilledClient(t *testing.T) {
 	u := l.user()
 	shown := l.newConsole()
 	cmd := exec.CommandContext(t.Context(), "kubectl", "vm", "run", "--rm", "-p", "80", "--name", "deb", "-m", "512Mi", expand("$CLOUD"), "--", "sh", "-c", "echo begun; exec sleep 9999")
-	cmd.Env, cmd.Stdout = u.environment, shown
+	cmd.Env, cmd.Stdout, cmd.Stderr = u.environment, shown, shown
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

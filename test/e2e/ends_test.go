@@ -107,8 +107,8 @@ func TestReboot(t *testing.T) {
 	console.await("tiny: up")
 	l.say("tiny", "reboot")
 	console.awaitTimes("tiny: up", 2)
-	l.vm("tiny", "to have been reset once", func(vm *v1alpha1.VirtualMachine) bool {
-		return isReady(vm) && vm.Status.Resets == 1 && vm.Status.LastReset != nil
+	l.vm("tiny", "to have been reset", func(vm *v1alpha1.VirtualMachine) bool { // of one whose QEMU gets no CPU, QEMU tells twice
+		return isReady(vm) && vm.Status.Resets > 0 && vm.Status.LastReset != nil
 	})
 	pod := l.pod("tiny", "to be there", func(p *corev1.Pod) bool { return p != nil })
 	if n := pod.Status.ContainerStatuses[0].RestartCount; n != 0 {
