@@ -22,6 +22,7 @@ import (
 	"github.com/berth-dev/berth/internal/host/kubelet"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/process"
+	"github.com/berth-dev/berth/internal/host/store"
 )
 
 // maxListed bounds the lists in a host's status.
@@ -136,8 +137,14 @@ func (r *Reconciler) images(old []v1alpha1.HostImage) []v1alpha1.HostImage {
 	if err != nil {
 		return old
 	}
+	slices.SortStableFunc(images, func(a, b store.Image) int { // those that are in use, and then those that were last
+		if a.LastUse.IsZero() || b.LastUse.IsZero() {
+			return a.LastUse.Compare(b.LastUse)
+		}
+		return b.LastUse.Compare(a.LastUse)
+	})
 	var list []v1alpha1.HostImage
-	for _, i := range images {
+	for _, i := range images[:min(len(images), maxListed)] {
 		one := v1alpha1.HostImage{Digest: i.Digest, Size: resource.NewQuantity(i.Allocated, resource.BinarySI)}
 		if !i.LastUse.IsZero() {
 			one.LastUsed = &metav1.Time{Time: i.LastUse.Truncate(time.Second)}
@@ -145,7 +152,7 @@ func (r *Reconciler) images(old []v1alpha1.HostImage) []v1alpha1.HostImage {
 		list = append(list, one)
 	}
 	slices.SortFunc(list, func(a, b v1alpha1.HostImage) int { return strings.Compare(a.Digest, b.Digest) })
-	return list[:min(len(list), maxListed)]
+	return list
 }
 
 // releasedBerths are the terminating berths of which no process is left and that no VirtualMachine's status names: the

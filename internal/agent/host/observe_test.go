@@ -80,8 +80,14 @@ func TestImages(t *testing.T) {
 		t.Errorf("in a store that cannot be read, -want +got:\n%s", diff)
 	}
 	s.images, s.err = make([]store.Image, maxListed+1), nil
+	for i := range maxListed {
+		s.images[i].Digest, s.images[i].LastUse = "sha256:a", used
+	}
+	s.images[maxListed].Digest, s.images[maxListed].LastUse = "sha256:z", used.Add(time.Hour)
 	if got := r.images(nil); len(got) != maxListed {
 		t.Errorf("%d images are listed, at most %d may be", len(got), maxListed)
+	} else if got[maxListed-1].Digest != "sha256:z" {
+		t.Error("what was used last is not among those that are listed")
 	}
 }
 
