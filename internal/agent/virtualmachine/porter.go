@@ -27,7 +27,7 @@ const (
 	progressPeriod = 5 * time.Second        // how often a porter's log tells how far its pull is
 )
 
-// porter returns the porter of that UID, nil if there is none.
+// porter returns the porter of that UID, nil if there is none, or none any more: one that was deleted by force is just gone.
 func (r *Reconciler) porter(ctx context.Context, uid types.UID) (*corev1.Pod, error) {
 	var pods corev1.PodList
 	if err := r.Cache.List(ctx, &pods, client.MatchingFields{IndexUID: string(uid)}); err != nil {
@@ -38,6 +38,7 @@ func (r *Reconciler) porter(ctx context.Context, uid types.UID) (*corev1.Pod, er
 			return &pods.Items[i], nil
 		}
 	}
+	r.forget(uid)
 	return nil, nil
 }
 

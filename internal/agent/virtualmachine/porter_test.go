@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
@@ -156,6 +157,23 @@ func TestPorterIsDeleted(t *testing.T) {
 	pod.Status.Phase = corev1.PodFailed
 	if carry(t, r, pod); !pulls.released {
 		t.Error("its pull goes on")
+	}
+	if _, ended := shim.read(t); !ended {
+		t.Error("its log stays open")
+	}
+}
+
+// noPods is a cache that has none.
+type noPods struct{ client.Reader }
+
+func (noPods) List(context.Context, client.ObjectList, ...client.ListOption) error { return nil }
+
+func TestPorterIsDeletedByForce(t *testing.T) {
+	r, pod, shim, _ := newPorter(t)
+	carry(t, r, pod)
+	r.Cache = noPods{}
+	if p, err := r.porter(t.Context(), pod.UID); p != nil || err != nil {
+		t.Fatalf("%v, %v", p, err)
 	}
 	if _, ended := shim.read(t); !ended {
 		t.Error("its log stays open")
