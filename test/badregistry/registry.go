@@ -140,7 +140,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	body, found := r.served[req.URL.Path]
 	refused := r.refused[repository]
 	r.mu.Unlock()
-	if client, _, _ := net.SplitHostPort(req.RemoteAddr); client == refused {
+	if client, _, _ := net.SplitHostPort(req.RemoteAddr); refused != "" && client == refused {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
