@@ -49,6 +49,7 @@ func TestSchema(t *testing.T) {
 			{"negative memory", "memory: {size: -1Gi}\ndisks: [{name: root, image: a}]", "16Mi to 16Ti"},
 			{"a state that YAML reads as a boolean", ok + "state: on", "state"},
 			{"an unknown state", ok + "state: Halted", "supported values"},
+			{"an unknown pull policy", ok + "imagePullPolicy: Sometimes", "supported values"},
 			{"an unknown restart policy", ok + "restartPolicy: Sometimes", "supported values"},
 			{"a negative grace period", ok + "terminationGracePeriodSeconds: -1", "greater than or equal to 0"},
 			{"no cores", ok + "cpu: {cores: 0}", "greater than or equal to 1"},

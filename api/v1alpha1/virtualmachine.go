@@ -98,9 +98,8 @@ type VirtualMachineSpec struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=64
 	RestartedAt string `json:"restartedAt,omitempty"`
-	// ttlSecondsAfterFinished is how long the VirtualMachine is kept after its guest has ended for good (see
-	// status.ended), in seconds. Then it is deleted, with its disks; 0 does so at once. By default it is kept. Only with
-	// restartPolicy OnFailure or Never.
+	// ttlSecondsAfterFinished is after how many seconds the VirtualMachine is deleted, with its disks, once its guest has ended
+	// for good (status.ended). By default it is kept. Only with restartPolicy OnFailure or Never.
 	// +optional
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=31536000
@@ -167,9 +166,8 @@ type VirtualMachineSpec struct {
 	// +kubebuilder:validation:items:XValidation:rule=`self.matches(r'^(ssh-(rsa|ed25519|dss)|ecdsa-sha2-nistp(256|384|521)|sk-(ssh-ed25519|ecdsa-sha2-nistp256)@openssh\.com) [A-Za-z0-9+/]+=*( [^\n\r]*)?$')`,message="a key must be a public one as in a .pub file, such as ssh-ed25519 AAAA… name: no private key, no options, one line"
 	// +kubebuilder:validation:XValidation:rule="self.map(k, size(k)).sum() <= 16384",message="sshAuthorizedKeys are more than 16Ki in all: put the keys into user data in a Secret, and name it in cloudInit.userDataSecretRef"
 	SSHAuthorizedKeys []string `json:"sshAuthorizedKeys,omitempty"`
-	// guestTools says whether the guest gets Berth's guest program, by which kubectl exec, kubectl cp and exec probes reach
-	// into it: Offered puts it on a read-only disk labelled BERTH and has cloud-init or a guest agent start it; None
-	// does neither. A guest that boots a kernel gets no disk.
+	// guestTools says whether the guest gets Berth's guest program, for kubectl exec, kubectl cp and exec probes: Offered puts
+	// it on a read-only disk labelled BERTH, and cloud-init or a guest agent starts it. A guest that boots a kernel gets no disk.
 	// +optional
 	// +kubebuilder:default=Offered
 	GuestTools GuestTools `json:"guestTools,omitempty"`
@@ -213,6 +211,12 @@ type VirtualMachineSpec struct {
 	// +listMapKey=name
 	// +kubebuilder:validation:MaxItems=8
 	ImagePullSecrets []LocalReference `json:"imagePullSecrets,omitempty"`
+	// imagePullPolicy says what of the node's own images are used, as a pod's does, when a disk is made from an image: never of
+	// a disk that exists.
+	// +optional
+	// +kubebuilder:default=IfNotPresent
+	// +kubebuilder:validation:Enum=Always;IfNotPresent;Never
+	ImagePullPolicy corev1.PullPolicy `json:"imagePullPolicy,omitempty"`
 
 	// readinessProbe decides whether Services send traffic to the guest, as a pod's. It counts while the guest runs.
 	// +optional
@@ -341,9 +345,8 @@ type Disk struct {
 	// read; or Shared, beside others that share it and see to it themselves that none destroys what another wrote.
 	// +optional
 	Access DiskAccess `json:"access,omitempty"`
-	// size is what the guest sees, such as 20Gi; the image's own size by default, if the administrator allows so much. It
-	// cannot be less than the image's. It may grow while the guest runs, and never shrinks. Of a Filesystem claim it is by
-	// default as much as the claim holds; a Block claim has its own.
+	// size is what the guest sees, such as 20Gi; by default the image's own, if the administrator allows so much, and never less.
+	// It may grow while the guest runs, and never shrinks. A Filesystem claim's is by default all it holds; a Block claim has its own.
 	// +optional
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('1023Ki'))",message="size must be a quantity of at least 1Mi, such as 20Gi"
 	Size *resource.Quantity `json:"size,omitempty"`
@@ -355,8 +358,7 @@ type Disk struct {
 	// +optional
 	Bus DiskBus `json:"bus,omitempty"`
 	// cache is how QEMU caches the disk on the host: None (O_DIRECT), Writeback or Writethrough. By default it is None where
-	// the disk's file system can, and else Writeback; an ephemeral disk without one does not wait for flushes either. A claim
-	// that is Shared has None.
+	// the file system can, and Writeback elsewhere; an ephemeral disk does not wait for flushes then. A Shared claim has None.
 	// +optional
 	Cache DiskCache `json:"cache,omitempty"`
 	// ioThread gives the disk's requests a thread of QEMU's beside that of all others. The disks on SCSI have one in common.

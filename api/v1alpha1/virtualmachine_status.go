@@ -81,8 +81,7 @@ type VirtualMachineStatus struct {
 	// restarts counts the guest's restarts in its present berth.
 	// +optional
 	Restarts int32 `json:"restarts,omitempty"`
-	// resets counts how often the guest was reset since its start, by itself, its firmware or from outside, as far as the
-	// node's agent was there to see it. The berth stays the same.
+	// resets counts how often the guest was reset since its start, from inside or outside, as far as the node's agent saw it.
 	// +optional
 	Resets int32 `json:"resets,omitempty"`
 	// lastReset is when it last was.
@@ -91,8 +90,8 @@ type VirtualMachineStatus struct {
 	// guest is what the guest agent and Berth's guest program tell.
 	// +optional
 	Guest *GuestInfo `json:"guest,omitempty"`
-	// disks are the guest's disks on the node, also those that the spec has no more, its claims, and those disks of the spec
-	// that were there, or on another node, and are absent.
+	// disks are the guest's disks on the node, also those that the spec has no more, its claims, and those that are lost or on
+	// another node.
 	// +optional
 	// +listType=map
 	// +listMapKey=name
@@ -109,7 +108,7 @@ type VirtualMachineStatus struct {
 	// +optional
 	LastExit *LastExit `json:"lastExit,omitempty"`
 	// pendingChanges are the fields of the spec that are not what the guest was started with. They take effect at its
-	// next restart, and go when they are changed back. There are none while there is no guest.
+	// next restart, and go when they are changed back.
 	// +optional
 	// +listType=map
 	// +listMapKey=path
@@ -216,8 +215,8 @@ type DiskStatus struct {
 	// ephemeral is true for a disk that is fresh at every start, and for a CD-ROM. Every other disk without a claim binds its guest to the node.
 	// +optional
 	Ephemeral bool `json:"ephemeral,omitempty"`
-	// detached is true for a disk that the node keeps, though the guest does not have it: the spec has it no more. It binds the
-	// guest to the node as others do, until removeDisks names it.
+	// detached is true for a disk that the node keeps though the spec has it no more. It binds the guest to the node until
+	// removeDisks names it.
 	// +optional
 	Detached bool `json:"detached,omitempty"`
 	// claimName is the name of the disk's PersistentVolumeClaim.

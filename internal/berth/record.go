@@ -158,7 +158,7 @@ func RecordWithDisk(recordText, name string, among []v1alpha1.Disk) (string, err
 func clearUnrecorded(s *v1alpha1.VirtualMachineSpec) {
 	s.State, s.RestartedAt, s.TTLSecondsAfterFinished = "", "", nil
 	s.VolumeClaimTemplates, s.VolumeClaimRetention = nil, ""
-	s.RemoveDisks = nil
+	s.RemoveDisks, s.ImagePullPolicy = nil, ""
 	for i := range s.Disks {
 		d := &s.Disks[i]
 		bus := v1alpha1.BusVirtio

@@ -458,6 +458,7 @@ func testRun(c *cluster) {
 		{"run --dry-run=perhaps a", "none of none, client and server"},
 		{"run -d --name bad HTTPS://x", "image is no image reference"},
 		{"run -d --name bad -m 1Mi a", "memory.size must be a quantity from 16Mi"},
+		{"run --pull sometimes a", "none of always, missing and never"},
 		{"run -d --name bad --restart Sometimes a", `Unsupported value: "Sometimes"`},
 		{"run -d --name bad --display=Big a", `Unsupported value: "Big"`},
 		{"run -d --name bad --restart Always --ttl 5 a", "a guest that is always restarted never finishes"},

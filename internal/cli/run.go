@@ -28,7 +28,7 @@ import (
 
 // runOptions are the flags of run.
 type runOptions struct {
-	name, memory, size, kernelArgs, initrd, userData, restart, display, dryRun, detachKeys string
+	name, memory, size, kernelArgs, initrd, userData, restart, pull, display, dryRun, detachKeys string
 	cpus, ttl                                                                              int32
 	kernel, detach, stdin, tty, rm, hasKeys                                                bool
 	publish, keys                                                                          []string
@@ -61,6 +61,7 @@ func (s *session) run() *cobra.Command {
 	f.StringVar(&o.userData, "user-data", "", "A file with cloud-init's user data; whoever reads the VirtualMachine can read it")
 	f.StringToStringVarP(&o.labels, "label", "l", nil, "A label of the VirtualMachine, as KEY=VALUE")
 	f.StringVar(&o.restart, "restart", "", "What follows the guest's end: Always (default with -d), OnFailure or Never (default without)")
+	f.StringVar(&o.pull, "pull", "missing", "Ask the registry for the image always, if it is missing on the node, or never")
 	f.Int32Var(&o.ttl, "ttl", -1, "Seconds after which a guest that has ended is deleted with its disks")
 	f.StringVar(&o.display, "display", "", "Give the guest a screen: VGA or Virtio")
 	f.BoolVarP(&o.detach, "detach", "d", false, "Leave the guest once it is created")
@@ -93,6 +94,10 @@ func (o *runOptions) vm(namespace, image string, words []string) (*v1alpha1.Virt
 				PeriodSeconds: 5, TimeoutSeconds: 5, FailureThreshold: int32(lifelineTimeout / (5 * time.Second)),
 			}}
 		}
+	}
+	pulls := map[string]corev1.PullPolicy{"always": corev1.PullAlways, "missing": corev1.PullIfNotPresent, "never": corev1.PullNever}
+	if vm.Spec.ImagePullPolicy = pulls[o.pull]; vm.Spec.ImagePullPolicy == "" {
+		return nil, fmt.Errorf("--pull %s is none of always, missing and never", o.pull)
 	}
 	if o.ttl >= 0 {
 		vm.Spec.TTLSecondsAfterFinished = &o.ttl

@@ -133,6 +133,11 @@ func TestBadImages(t *testing.T) {
 			reason: v1alpha1.ReasonImageNotFound, says: "correct the name",
 			repair: func(l *lab) { l.replace("/spec/disks/0/image", imageOf(l.ns+"/disk")) },
 		}},
+		{repository: "/never", more: "  imagePullPolicy: Never\n", bad: bad{
+			name: "not on the node, and never to be pulled", before: good("/never"),
+			reason: v1alpha1.ReasonImageNotFound, says: "imagePullPolicy is Never",
+			repair: func(l *lab) { l.patch("tiny", `{"imagePullPolicy":"IfNotPresent"}`) },
+		}},
 		{repository: "/private", bad: bad{
 			name: "private, without a pull secret", before: good("/private"),
 			reason: v1alpha1.ReasonImageUnauthorized, says: "name a Secret in imagePullSecrets",

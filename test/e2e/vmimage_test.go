@@ -76,4 +76,9 @@ func TestVirtualMachineImage(t *testing.T) {
 	l.apply(named2("three", nodes[1]))
 	has("three", "other")
 	has("two", "first")
+
+	t.Log("who asks always has what the tag means now, though the node knows what it meant")
+	push("third")
+	l.apply(guestWith("four", "{name: data, image: "+imageOf(l.ns+repository)+"}") + on(nodes[0]) + "  imagePullPolicy: Always\n  imagePullSecrets: [{name: pull}]\n")
+	has("four", "third")
 }

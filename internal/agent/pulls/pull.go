@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -114,7 +115,12 @@ func (p *Puller) end(u *pull, err error) {
 	}
 	if err == nil {
 		p.Metrics.Pulls.Inc()
-		p.leaveAll(func(_ want, other *pull) bool { return other == u })
+		p.leaveAll(func(w want, other *pull) bool {
+			if other == u && w.image.Pull == corev1.PullAlways {
+				p.asked[w] = true
+			}
+			return other == u
+		})
 		return
 	}
 	p.Metrics.Failures.WithLabelValues(string(fault.ReasonOf(err))).Inc()

@@ -9,10 +9,13 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/wait"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/host/image"
@@ -81,6 +84,7 @@ type Puller struct {
 	queue    []*pull        // those that wait for a place, in order
 	running  map[*pull]bool // those that have one
 	verdicts map[judged]verdict
+	asked    map[want]bool // of what is to be pulled always, what a registry was asked for
 }
 
 // want is a VM's, of an image.
@@ -93,7 +97,7 @@ type want struct {
 func New(ctx context.Context, o Options) *Puller {
 	return &Puller{
 		Options: o, background: ctx, pulls: map[source]*pull{}, wants: map[want]*pull{},
-		running: map[*pull]bool{}, verdicts: map[judged]verdict{},
+		running: map[*pull]bool{}, verdicts: map[judged]verdict{}, asked: map[want]bool{},
 	}
 }
 
@@ -103,8 +107,17 @@ func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, er
 	p.mu.Lock()
 	u := p.wants[want{vm, i}]
 	if u == nil {
+		isKnown := i.Pull != corev1.PullAlways || p.asked[want{vm, i}]
 		p.mu.Unlock()
-		return p.storedState(i, keys)
+		state, err := p.storedState(i, keys, isKnown)
+		if err != nil || state.State != plan.ImageMissing || i.Pull != corev1.PullNever {
+			return state, err
+		}
+		if _, err := keys(); err == nil { // else Start says what is wrong with them
+			err := fmt.Errorf("image %s is not on the node, or not for these imagePullSecrets, and imagePullPolicy is Never: bring it there by a VirtualMachineImage, or set IfNotPresent", i.From())
+			state = plan.Image{State: plan.ImageFailed, Err: fault.NewUser(v1alpha1.ReasonImageNotFound, err), Retry: p.Now().Add(maxBackoff)}
+		}
+		return state, nil
 	}
 	state, from := u.state, u.source
 	if u.progress != nil {
@@ -123,15 +136,15 @@ func (p *Puller) State(vm types.UID, i machine.Image, keys Keys) (plan.Image, er
 }
 
 // storedState is the state of an image of which no pull is known. It is ready if the store has it and the holder of the
-// keys may have it.
-func (p *Puller) storedState(i machine.Image, keys Keys) (plan.Image, error) {
+// keys may have it. isKnown: what the store has of a reference is what it means.
+func (p *Puller) storedState(i machine.Image, keys Keys, isKnown bool) (plan.Image, error) {
 	missing := plan.Image{State: plan.ImageMissing}
 	ref, err := image.ParseReference(i.From())
 	if err != nil {
 		return missing, nil //nolint:nilerr // the pull says it
 	}
 	digest := i.Digest
-	if digest == "" {
+	if digest == "" && isKnown {
 		if digest, err = p.Store.ResolveTag(ref.String()); err != nil {
 			return missing, fmt.Errorf("reading the digest of %s: %w", i.From(), err)
 		}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -90,6 +91,45 @@ func TestWhatTheStoreHasIsReadyForWhoWasGivenAccess(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestARegistryIsAskedAsThePolicySays(t *testing.T) {
+	f := newFixture(t)
+	policy := func(p corev1.PullPolicy) machine.Image {
+		i := root
+		i.Pull = p
+		return i
+	}
+	is := func(vm types.UID, i machine.Image, want plan.ImageState, digest string) plan.Image {
+		t.Helper()
+		got := f.state(t, vm, i, none)
+		if got.State != want || got.Digest != digest {
+			t.Errorf("%s, %s: %+v", vm, i.Pull, got)
+		}
+		return got
+	}
+	never, always := policy(corev1.PullNever), policy(corev1.PullAlways)
+	absent := is(web, never, plan.ImageFailed, "")
+	if fault.ReasonOf(absent.Err) != v1alpha1.ReasonImageNotFound || fault.ClassOf(absent.Err) != fault.User || !absent.Retry.After(f.Now()) {
+		t.Errorf("of one that is absent, and never to be pulled, it says %+v", absent)
+	}
+	f.Start(web, "default", never, none)
+	f.push(full, &remote{digest: "sha256:new"})
+	f.pull(t, web, policy(corev1.PullIfNotPresent), none)
+	is(web, never, plan.ImageReady, "sha256:new")
+	is(web, policy(corev1.PullIfNotPresent), plan.ImageReady, "sha256:new")
+
+	f.push(full, &remote{digest: "sha256:newer"})
+	is(web, always, plan.ImageMissing, "")
+	f.pull(t, web, always, none)
+	is(web, always, plan.ImageReady, "sha256:newer")
+	is(db, always, plan.ImageMissing, "") // another VM asks anew
+	recorded := always
+	recorded.Digest = "sha256:new"
+	is(db, recorded, plan.ImageReady, "sha256:new") // what exists does not change
+	f.Retain(web, []machine.Image{recorded})
+	is(web, always, plan.ImageMissing, "")
+	is(web, policy(corev1.PullIfNotPresent), plan.ImageReady, "sha256:newer")
 }
 
 func TestWhatTheStoreCannotTellIsAnError(t *testing.T) {

@@ -2,8 +2,10 @@ package pulls
 
 import (
 	"context"
+	"maps"
 	"slices"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/internal/fault"
@@ -21,6 +23,9 @@ type Limits struct {
 // not wait. Its end wakes the VM.
 func (p *Puller) Start(vm types.UID, namespace string, i machine.Image, keys Keys) {
 	held, err := keys()
+	if err == nil && i.Pull == corev1.PullNever {
+		return // State says what is to be done
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	u := p.join(vm, namespace, i, held, err)
@@ -42,7 +47,9 @@ func (p *Puller) Start(vm types.UID, namespace string, i machine.Image, keys Key
 func (p *Puller) Retain(vm types.UID, images []machine.Image) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.leaveAll(func(w want, _ *pull) bool { return w.vm == vm && !slices.Contains(images, w.image) })
+	isOver := func(w want) bool { return w.vm == vm && !slices.Contains(images, w.image) }
+	p.leaveAll(func(w want, _ *pull) bool { return isOver(w) })
+	maps.DeleteFunc(p.asked, func(w want, _ bool) bool { return isOver(w) })
 }
 
 // join has a VM want the image from the source that its credentials make.

@@ -58,6 +58,9 @@ type Image struct {
 	// Digest pins it: to what the guest has had of it, or to what the reference meant when it was resolved. "" is that
 	// neither is known.
 	Digest string
+	// Pull is the spec's imagePullPolicy: Always has the registry asked what the reference means though the node knows, while
+	// Digest is "", and Never has it not pulled.
+	Pull corev1.PullPolicy
 	// Kernel and Initrd are paths in it; both are "" if it is a disk's.
 	Kernel, Initrd string
 }
@@ -166,7 +169,7 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 		m.TranslationCache = berth.EmulationCache
 	}
 	if k := spec.Kernel; k != nil {
-		m.Kernel = &Kernel{Image: Image{For: ForKernel, Reference: k.Image, Kernel: k.KernelPath, Initrd: k.InitrdPath}, CommandLine: k.CommandLine}
+		m.Kernel = &Kernel{Image: Image{For: ForKernel, Reference: k.Image, Pull: spec.ImagePullPolicy, Kernel: k.KernelPath, Initrd: k.InitrdPath}, CommandLine: k.CommandLine}
 		if had := vm.Status.Kernel; had != nil && had.Image == k.Image {
 			m.Kernel.Image.Digest = had.ImageDigest
 		}
@@ -191,7 +194,7 @@ func Of(vm *v1alpha1.VirtualMachine, on Host) (Machine, error) {
 func diskOf(vm *v1alpha1.VirtualMachine, d *v1alpha1.Disk, on Host) Disk {
 	cdrom := d.Type == v1alpha1.DiskTypeCDROM
 	disk := Disk{
-		Name: d.Name, Image: Image{For: d.Name, Reference: d.ImageName()}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral || cdrom, CDROM: cdrom,
+		Name: d.Name, Image: Image{For: d.Name, Reference: d.ImageName(), Pull: vm.Spec.ImagePullPolicy}, MaxSize: on.MaxUnsizedDisk, Ephemeral: d.Ephemeral || cdrom, CDROM: cdrom,
 		Bus:   d.Bus,
 		Cache: d.Cache, Serial: d.Serial, IOThread: d.IOThread, Limits: limitsOf(d.Limits),
 	}
