@@ -95,8 +95,8 @@ func (o *runOptions) vm(namespace, image string, words []string) (*v1alpha1.Virt
 			}}
 		}
 	}
-	pulls := map[string]corev1.PullPolicy{"always": corev1.PullAlways, "missing": corev1.PullIfNotPresent, "never": corev1.PullNever}
-	if vm.Spec.ImagePullPolicy = pulls[o.pull]; vm.Spec.ImagePullPolicy == "" {
+	pull, isPolicy := map[string]corev1.PullPolicy{"always": corev1.PullAlways, "missing": "", "never": corev1.PullNever}[o.pull]
+	if vm.Spec.ImagePullPolicy = pull; !isPolicy {
 		return nil, fmt.Errorf("--pull %s is none of always, missing and never", o.pull)
 	}
 	if o.ttl >= 0 {

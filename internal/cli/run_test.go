@@ -27,7 +27,7 @@ func TestWordsReachInit(t *testing.T) {
 		{"with a line's end", []string{"a\nb"}, "", "", "cannot stand on a kernel's command line"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			o := &runOptions{kernel: true, kernelArgs: c.append, memory: "64Mi", cpus: 1, name: "k", initrd: "/boot/initrd"}
+			o := &runOptions{kernel: true, pull: "missing", kernelArgs: c.append, memory: "64Mi", cpus: 1, name: "k", initrd: "/boot/initrd"}
 			vm, err := o.vm("default", "registry.example.org/k:1", c.words)
 			if c.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), c.fails) {
