@@ -29,11 +29,11 @@ import (
 // runOptions are the flags of run.
 type runOptions struct {
 	name, memory, size, kernelArgs, initrd, userData, restart, pull, display, dryRun, detachKeys string
-	cpus, ttl                                                                              int32
-	kernel, detach, stdin, tty, rm, hasKeys                                                bool
-	publish, keys                                                                          []string
-	labels                                                                                 map[string]string
-	print                                                                                  *genericclioptions.PrintFlags
+	cpus, ttl                                                                                    int32
+	kernel, detach, stdin, tty, rm, hasKeys                                                      bool
+	publish, keys                                                                                []string
+	labels                                                                                       map[string]string
+	print                                                                                        *genericclioptions.PrintFlags
 }
 
 func (s *session) run() *cobra.Command {
