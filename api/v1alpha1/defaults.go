@@ -1,6 +1,10 @@
 package v1alpha1
 
-import "cmp"
+import (
+	"cmp"
+
+	corev1 "k8s.io/api/core/v1"
+)
 
 // Default fills in what the CRD's schema fills in. The API server does so when it reads an object; Berth does so with
 // the specs that it has recorded, so that a field with a default that came later changes nothing about them.
@@ -21,6 +25,7 @@ func Default(s *VirtualMachineSpec) {
 	}
 	setDefault(&s.VolumeClaimRetention, VolumeClaimRetain)
 	setDefault(&s.GuestTools, GuestToolsOffered)
+	setDefault(&s.ImagePullPolicy, corev1.PullIfNotPresent)
 	if s.Display != nil {
 		setDefault(&s.Display.Type, DisplayVGA)
 	}

@@ -106,7 +106,7 @@ func TestDefaultKeepsWhatIsThere(t *testing.T) {
 	var given v1alpha1.VirtualMachineSpec
 	if err := json.Unmarshal([]byte(`{"state":"Stopped","restartPolicy":"Never","terminationGracePeriodSeconds":0,
 		"cpu":{"cores":2,"sockets":3,"threads":4,"model":"EPYC"},"memory":{"size":"1Gi"},"networks":[],
-		"kernel":{"image":"a","kernelPath":"/k","commandLine":"c"},"cloudInit":{"userDataSecretRef":{"name":"a","key":"k"}},"guestTools":"None","volumeClaimRetention":"Delete","display":{"type":"Virtio"},
+		"kernel":{"image":"a","kernelPath":"/k","commandLine":"c"},"cloudInit":{"userDataSecretRef":{"name":"a","key":"k"}},"guestTools":"None","imagePullPolicy":"Never","volumeClaimRetention":"Delete","display":{"type":"Virtio"},
 		"readinessProbe":{"grpc":{"port":1,"service":"s"}}}`), &given); err != nil {
 		t.Fatal(err)
 	}
