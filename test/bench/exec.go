@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -116,6 +117,13 @@ func hasTools(vm *v1alpha1.VirtualMachine) bool {
 	return vm.Status.Guest != nil && vm.Status.Guest.Tools != ""
 }
 
+// kubectlSays runs a command line of kubectl's and keeps what it says to its user.
+func (b *bench) kubectlSays(ctx context.Context, said io.Writer, args ...string) error {
+	cmd := exec.CommandContext(ctx, "kubectl", b.inNamespace(args)...)
+	cmd.Stderr = said
+	return cmd.Run()
+}
+
 // kubectl is how long a command line of kubectl's takes. Its input and output are files, if they are named.
 func (b *bench) kubectl(ctx context.Context, stdin, stdout string, args ...string) (took time.Duration, err error) {
 	var said strings.Builder
@@ -153,12 +161,20 @@ func (b *bench) inNamespace(args []string) []string {
 type bare struct {
 	guestlink.Link
 	exit  net.Conn
-	ended chan error // of the command
+	said  strings.Builder // by the command
+	ended chan error      // of the command
 }
 
 // startBare starts a domain as somebody without Berth would have the guest's, and waits for its guest program.
 func (b *bench) startBare(ctx context.Context, vm *v1alpha1.VirtualMachine) (*bare, error) {
-	if err := errors.Join(b.describe(ctx, vm, "bench"), b.create(ctx, "bench")); err != nil {
+	if err := b.describe(ctx, vm, "bench"); err != nil {
+		return nil, err
+	}
+	return b.startDescribed(ctx)
+}
+
+func (b *bench) startDescribed(ctx context.Context) (*bare, error) {
+	if err := b.create(ctx, "bench"); err != nil {
 		return nil, err
 	}
 	socket := filepath.Join(os.Getenv("LAB_DIR"), "machines", b.node, "root", portsDir, "bench")
@@ -208,8 +224,11 @@ func (d *bare) dd() (time.Duration, error) {
 	return took, <-d.ended
 }
 
-// Take drops what dd says.
-func (*bare) Take(int, []byte) error { return nil }
+// Take keeps what the command says.
+func (d *bare) Take(_ int, said []byte) error {
+	_, err := d.said.Write(said)
+	return err
+}
 
 // Ended is told how dd ended.
 func (d *bare) Ended(code int, err error) {

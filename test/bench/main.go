@@ -48,7 +48,7 @@ type figure struct {
 func main() {
 	n := flag.Int("n", 20, "repetitions of each measurement")
 	var instead modes
-	flag.StringVar(&instead.only, "only", "", "measure these alone, with commas between: starts, burst, writes, memory, tools, claims, pulls, exec, ps, run, timelines")
+	flag.StringVar(&instead.only, "only", "", "measure these alone, with commas between: starts, burst, writes, memory, tools, overlays, plugs, disk, claims, seeds, pulls, exec, ps, run, timelines")
 	flag.IntVar(&instead.crowd, "crowd", 0, "measure an agent that has so many guests instead")
 	flag.IntVar(&instead.hostile, "hostile", 0, "measure an agent and a guest beside so many of another tenant with hostile images instead")
 	flag.IntVar(&instead.scale, "scale", 0, "measure an operator that has so many VirtualMachines instead; this takes no lab")
@@ -108,7 +108,11 @@ func inLab(ctx context.Context, n int, instead modes) (figures []figure, failed 
 		{"writes", b.writes},
 		{"memory", b.memory},
 		{"tools", b.tools},
+		{"overlays", b.overlays},
+		{"plugs", b.plugs},
+		{"disk", b.disk},
 		{"claims", b.claims},
+		{"seeds", b.seeds},
 		{"pulls", b.pulls},
 		{"exec", b.exec},
 		{"ps", b.ps},

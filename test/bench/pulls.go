@@ -118,16 +118,27 @@ func (b *bench) pulls(ctx context.Context, n int) (figures []figure, err error) 
 	return figures, nil
 }
 
+// served is a web server that the lab's nodes trust.
+type served struct {
+	address string
+	end     func() error
+	ended   chan error // by itself
+}
+
+func (b *bench) serve(handler http.Handler) *served {
+	server := &http.Server{Addr: os.Getenv("LAB_TEST_WEB"), Handler: handler, ReadHeaderTimeout: time.Minute}
+	key := filepath.Join(os.Getenv("LAB_DIR"), "pki", "apiserver")
+	s := &served{address: server.Addr, end: server.Close, ended: make(chan error, 1)}
+	go func() { s.ended <- server.ListenAndServeTLS(key+".crt", key+".key") }()
+	return s
+}
+
 // pullsOne pulls a disk once, and removes it. It returns how many MiB of it came in a second, how many do if nothing but
 // their digest is wanted, and the most MiB that were resident of the agent's own
 // memory.
 func (b *bench) pullsOne(ctx context.Context, name string, disk repeated) (speed, bare, most float64, err error) {
-	address := os.Getenv("LAB_TEST_WEB")
-	server := &http.Server{Addr: address, Handler: disk, ReadHeaderTimeout: time.Minute}
-	key := filepath.Join(os.Getenv("LAB_DIR"), "pki", "apiserver")
-	ended := make(chan error, 1)
-	go func() { ended <- server.ListenAndServeTLS(key+".crt", key+".key") }()
-	defer func() { err = errors.Join(err, server.Close()) }()
+	served := b.serve(disk)
+	defer func() { err = errors.Join(err, served.end()) }()
 
 	self, err := os.Executable()
 	if err != nil {
@@ -135,21 +146,21 @@ func (b *bench) pullsOne(ctx context.Context, name string, disk repeated) (speed
 	}
 	var digest string
 	if err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, time.Minute, true, func(ctx context.Context) (bool, error) {
-		said, err := b.onNode(ctx, "", self, "-download", "https://"+address+"/disk")
+		said, err := b.onNode(ctx, "", self, "-download", "https://"+served.address+"/disk")
 		if err == nil {
 			_, err = fmt.Sscan(said, &digest, &bare)
 		}
 		return err == nil, nil
 	}); err != nil {
 		select {
-		case err = <-ended:
+		case err = <-served.ended:
 		default:
 		}
-		return 0, 0, 0, fmt.Errorf("serving %s: %w", address, err)
+		return 0, 0, 0, fmt.Errorf("serving %s: %w", served.address, err)
 	}
 
 	vm := b.guest(name)
-	vm.Spec.Disks = []v1alpha1.Disk{{Name: "data", Image: fmt.Sprintf("https://%s/disk#sha256=%s", address, digest)}}
+	vm.Spec.Disks = []v1alpha1.Disk{{Name: "data", Image: fmt.Sprintf("https://%s/disk#sha256=%s", served.address, digest)}}
 	if err := b.Create(ctx, vm); err != nil {
 		return 0, 0, 0, err
 	}

@@ -61,7 +61,11 @@ func startAlone(t *testing.T) *lab {
 		t.Fatalf("making namespace: %v", err)
 	}
 	l := &lab{T: t, WithWatch: c, ns: ns.Name}
-	t.Cleanup(func() { l.end(ns) })
+	began := time.Now()
+	t.Cleanup(func() {
+		l.end(ns)
+		t.Logf("it took %.1f s, once it had its turn", time.Since(began).Seconds())
+	})
 	return l
 }
 
