@@ -17,14 +17,15 @@ import (
 	"github.com/berth-dev/berth/internal/berth/guestlink"
 )
 
-// overlays measures how long a node-local disk takes to be made over an image, by how large the guest is to see it.
+// overlays measures how long a node-local disk takes to be made over an image, by how large the guest is to see it: as large as
+// the scheduler lets it be on a small machine.
 func (b *bench) overlays(ctx context.Context, n int) (figures []figure, err error) {
 	quiet, err := b.logSteps(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, quiet()) }()
-	for _, size := range []string{"1Gi", "1Ti"} {
+	for _, size := range []string{"1Gi", "16Gi"} {
 		var took []float64
 		for i := range max(3, n/4) + 1 { // the first has the image pulled
 			vm := b.guest("overlay")
@@ -54,7 +55,7 @@ func (b *bench) overlays(ctx context.Context, n int) (figures []figure, err erro
 }
 
 const attachedDisk = `<disk type='file' device='disk'><driver name='qemu' type='raw' cache='none' discard='unmap' detect_zeroes='unmap'/>` +
-	`<source file='/run/bench-%[1]d.raw'/><target dev='vd%[2]c' bus='virtio'/><serial>bench-%[1]d</serial>` +
+	`<source file='` + portsDir + `bench-%[1]d.raw'/><target dev='vd%[2]c' bus='virtio'/><serial>bench-%[1]d</serial>` +
 	`<address type='pci' domain='0x0000' bus='0x02' slot='0x%[3]x'/></disk>`
 
 // plugs measures how long a running guest's new disk takes, from the patch of the spec to the status that tells of it, beside
@@ -68,7 +69,11 @@ func (b *bench) plugs(ctx context.Context, n int) (figures []figure, err error) 
 	if err := errors.Join(b.describe(ctx, vm, "bench"), b.create(ctx, "bench")); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, b.destroy(context.WithoutCancel(ctx), "bench")) }()
+	defer func() {
+		ctx := context.WithoutCancel(ctx)
+		_, removed := b.onNode(ctx, "", "sh", "-c", "rm -f "+portsDir+"bench-*")
+		err = errors.Join(err, b.destroy(ctx, "bench"), removed)
+	}()
 	settle() // a kernel that has found its buses
 	i, size := 0, resource.MustParse("64Mi")
 	figures, err = pair{"plug", 1.25, "virsh attach-device", func() (time.Duration, error) {
@@ -78,9 +83,9 @@ func (b *bench) plugs(ctx context.Context, n int) (figures []figure, err error) 
 			return now.Status.ObservedGeneration >= vm.Generation && len(now.Status.Disks) > i && len(now.Status.PendingChanges) == 0
 		})
 	}, func() (time.Duration, error) {
-		file := fmt.Sprintf("/run/bench-%d", i)
+		file := fmt.Sprintf("%sbench-%d", portsDir, i)
 		device := fmt.Sprintf(attachedDisk, i, 'b'+i, 9+i)
-		if _, err := b.onNode(ctx, device, "sh", "-c", fmt.Sprintf("truncate -s 64M %[1]s.raw && cat >%[1]s.xml", file)); err != nil {
+		if _, err := b.onNode(ctx, device, "sh", "-c", fmt.Sprintf("truncate -s 64M %[1]s.raw && chmod 666 %[1]s.raw && cat >%[1]s.xml", file)); err != nil {
 			return 0, err
 		}
 		i++
@@ -114,18 +119,18 @@ func (b *bench) patched(ctx context.Context, vm *v1alpha1.VirtualMachine, patch 
 	return 0, fmt.Errorf("waiting for %s: %w", vm.Name, ctx.Err())
 }
 
-// ddToDisk writes 256 MiB to a disk, as what its serial number says, and has dd tell how long that took. QEMU would turn zeros
-// into holes.
+// ddToDisk writes 256 MiB to a disk, as what its serial number says, and tells from when to when by the guest's clock. QEMU would
+// turn zeros into holes.
 const ddToDisk = `tr '\0' x </dev/zero | dd of=/16mib bs=64k count=256 iflag=fullblock 2>/dev/null
 for d in /sys/block/vd*; do
-	[ "$(cat $d/serial)" = data ] && for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do cat /16mib; done | dd of=/dev/${d##*/} bs=64k conv=fsync
-done
-true`
+	[ "$(cat $d/serial)" = data ] || continue
+	read from _ </proc/uptime
+	for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do cat /16mib; done | dd of=/dev/${d##*/} bs=64k conv=fsync 2>/dev/null
+	read to _ </proc/uptime
+	echo "$from $to" >&2
+done`
 
-var (
-	ddSaid   = regexp.MustCompile(`copied, ([0-9.]+) seconds`)
-	diskPath = regexp.MustCompile(`/var/lib/berth/vms/[^']*`)
-)
+var diskPath = regexp.MustCompile(`/var/lib/berth/vms/[^']*`)
 
 // disk measures how long a guest takes to write 256 MiB to a node-local disk, beside the same guest without Berth, whose disk
 // is the same file once more.
@@ -186,10 +191,11 @@ func (b *bench) disk(ctx context.Context, n int) (figures []figure, err error) {
 	return figures, err
 }
 
+// ddTook reads what ddToDisk tells.
 func ddTook(said string) (time.Duration, error) {
-	m := ddSaid.FindStringSubmatch(said)
-	if m == nil {
-		return 0, fmt.Errorf("dd says %q", said)
+	var from, to float64
+	if _, err := fmt.Sscan(said, &from, &to); err != nil {
+		return 0, fmt.Errorf("dd says %q: %w", said, err)
 	}
-	return time.ParseDuration(m[1] + "s")
+	return time.Duration((to - from) * float64(time.Second)), nil
 }
