@@ -28,12 +28,15 @@ func (b *bench) writes(ctx context.Context, n int) ([]figure, error) {
 	claimed, _, _, err := b.writesOver(ctx, "writes-claim", n, func(vm *v1alpha1.VirtualMachine) {
 		vm.Spec.Disks = []v1alpha1.Disk{{Name: "data", PersistentVolumeClaim: &v1alpha1.DiskClaim{ClaimName: claim.Name}}}
 	})
+	if err != nil {
+		return nil, err
+	}
 	return []figure{
 		of("api_writes_over_pod", "", 10, "a bare pod's life, Events included", beyond),
 		of("api_writes", "", 0, "", guests),
 		of("api_writes_pod", "", 0, "", pods),
 		of("api_writes_claim_over_pod", "", 12, "the same, of a guest with a claim", claimed),
-	}, err
+	}, nil
 }
 
 // writesOver are those of guests, beyond those of bare pods.
