@@ -22,8 +22,8 @@ import (
 // places is how many commands run in a guest at once.
 const places = 32
 
-// roomy has 64 MiB beside the 48 that Debian's kernel reserves: in 64 alone that does not boot.
-var roomy = strings.Replace(reached, "96Mi", "112Mi", 1)
+// small is a guest with little memory.
+var small = strings.Replace(reached, "96Mi", "64Mi", 1)
 
 // crowded is a guest into which many reach at once.
 type crowded struct {
@@ -34,7 +34,7 @@ type crowded struct {
 
 func (l *lab) crowded() *crowded {
 	l.Helper()
-	l.apply(roomy)
+	l.apply(small)
 	l.vm("tiny", "to be Ready, and have its guest program answer", func(vm *v1alpha1.VirtualMachine) bool { return isReady(vm) && hasTools(vm) })
 	c := &crowded{lab: l, berth: l.pod("tiny", "to be there", exists)}
 	c.idle = c.inside()

@@ -77,15 +77,16 @@ func (l *lab) end(ns *corev1.Namespace) {
 		l.Log(l.describe(ctx))
 		l.Log(l.show(ctx, "logs", "--selector="+berth.LabelVM, "--tail=20", "--prefix")) // by itself, as the last is seen for sure
 	}
-	// VMs go first, and then what runs beside them: of a namespace with pods, Kubernetes looks again only after half of their
-	// grace period. TestNamespaceDeleted leaves it all to the namespace.
+	// Nobody waits for guests to shut down. VMs and pods go before the namespace: of one with pods, Kubernetes looks again only
+	// after half of their grace period. TestNamespaceDeleted leaves it all to the namespace.
 	err := l.DeleteAllOf(ctx, &v1alpha1.VirtualMachine{}, client.InNamespace(ns.Name))
 	for vms := (&v1alpha1.VirtualMachineList{}); err == nil; time.Sleep(100 * time.Millisecond) {
-		if err = l.List(ctx, vms, client.InNamespace(ns.Name)); len(vms.Items) == 0 {
+		err = l.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(ns.Name), client.GracePeriodSeconds(1))
+		if err = errors.Join(err, l.List(ctx, vms, client.InNamespace(ns.Name))); len(vms.Items) == 0 {
 			break
 		}
 	}
-	if err := errors.Join(err, l.DeleteAllOf(ctx, &corev1.Pod{}, client.InNamespace(ns.Name), client.GracePeriodSeconds(1)), client.IgnoreNotFound(l.Delete(ctx, ns))); err != nil {
+	if err := errors.Join(err, client.IgnoreNotFound(l.Delete(ctx, ns))); err != nil {
 		l.Errorf("deleting namespace: %v", err)
 		return
 	}

@@ -15,9 +15,10 @@ import (
 // TestPullsKilled kills the agent again and again while it pulls. The next one goes on with what is not compressed, and
 // begins anew with what is; nothing half is used, and nothing is left.
 func TestPullsKilled(t *testing.T) {
-	l := startAlone(t)
+	node := nodes(t)[0]
+	l := startOn(t, node)
 	w := &web{files: map[string][]byte{}, sent: map[string]int{}}
-	address, node := w.serve(t), nodes(t)[0]
+	address := w.serve(t)
 	const size = 24 << 20
 	kills := deep(2, 3, 3)
 	for round := range deep(1, 6, 34) {

@@ -9,15 +9,15 @@ import (
 // Tiny builds the tiny guest and returns its directory: vmlinuz and initrd, and
 // what tiny finds there.
 func (c *Cache) Tiny() (string, error) {
-	kernel, err := c.kernelPackage()
-	if err != nil {
-		return "", err
-	}
 	files, err := embedded("tiny")
 	if err != nil {
 		return "", err
 	}
-	return c.part("guest-tiny", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeTiny(dir, kernel, files) })
+	kernel, err := c.tinyKernel(files["kernel.config"])
+	if err != nil {
+		return "", err
+	}
+	return c.part("guest-tiny", fmt.Sprint(filepath.Base(kernel), files), func(dir string) error { return makeTiny(dir, filepath.Join(kernel, "vmlinuz"), files) })
 }
 
 // tiny returns its images' directories: one that boots from its disk, one of
@@ -30,7 +30,7 @@ func (c *Cache) tiny() (map[string]string, error) {
 	return map[string]string{ImageTiny: filepath.Join(dir, "disk"), ImageKernel: filepath.Join(dir, "kernel")}, nil
 }
 
-func makeTiny(dir, kernel string, files map[string][]byte) error {
+func makeTiny(dir, vmlinuz string, files map[string][]byte) error {
 	work, err := os.MkdirTemp("", "berth-tiny-")
 	if err != nil {
 		return err
@@ -53,16 +53,7 @@ func makeTiny(dir, kernel string, files map[string][]byte) error {
 		{"etc/acpi/PWRF/00000080", in("power"), 0o755},
 		{"init", in("init"), 0o755},
 	}
-	modules, err := addModules(kernel, string(files["modules"]), in("order"))
-	if err != nil {
-		return err
-	}
-	entries = append(entries, modules...)
 	if err := writeInitramfs(in("initrd"), entries); err != nil {
-		return err
-	}
-	vmlinuz, err := only(filepath.Join(kernel, "boot", "vmlinuz-*"))
-	if err != nil {
 		return err
 	}
 	for _, args := range [][]string{
