@@ -222,7 +222,7 @@ func (r *Reconciler) shutdown(ctx context.Context, uid types.UID, guestAgent boo
 			}
 		}()
 	}
-	return r.Host.Libvirt.Shutdown(ctx, string(uid), libvirtd.ByACPI)
+	return r.Host.Libvirt.Shutdown(ctx, string(uid))
 }
 
 // terminationTime is what QEMU may take to end by itself before libvirt ends it: it flushes its disks, no more.

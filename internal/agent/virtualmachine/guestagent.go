@@ -13,7 +13,6 @@ import (
 	"github.com/berth-dev/berth/internal/condition"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/guest/seed"
-	"github.com/berth-dev/berth/internal/host/libvirtd"
 	"github.com/berth-dev/berth/internal/host/qga"
 )
 
@@ -90,7 +89,7 @@ func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
 	var told qga.Info
 	agent, err := r.openGuestAgent(ctx, uid, pts)
 	if err == nil {
-		told, err = qga.Ask(ctx, agent, string(uid))
+		told, err = qga.Ask(ctx, agent)
 		_ = agent.Close()
 	}
 	if err != nil {
@@ -108,7 +107,7 @@ func (r *Reconciler) startTools(uid types.UID, pts int) {
 	defer cancel()
 	agent, err := r.openGuestAgent(ctx, uid, pts)
 	if err == nil {
-		err = qga.RunShell(ctx, agent, string(uid), seed.StartTools)
+		err = qga.RunShell(ctx, agent, seed.StartTools)
 		_ = agent.Close()
 	}
 	if err != nil {
@@ -116,11 +115,8 @@ func (r *Reconciler) startTools(uid types.UID, pts int) {
 	}
 }
 
-// openGuestAgent begins a conversation with a guest agent. That of a guest which an older agent of ours started is libvirtd's.
+// openGuestAgent begins a conversation with a guest agent.
 func (r *Reconciler) openGuestAgent(ctx context.Context, uid types.UID, pts int) (GuestAgent, error) {
-	if pts < 0 {
-		return agentOfLibvirtd{r.Host.Libvirt, uid}, nil
-	}
 	found, err := r.Host.Processes.Find(string(uid))
 	if err != nil {
 		return nil, fmt.Errorf("looking for QEMU: %w", err)
@@ -130,28 +126,6 @@ func (r *Reconciler) openGuestAgent(ctx context.Context, uid types.UID, pts int)
 	}
 	return r.Host.OpenGuestAgent(ctx, found[0].PID, pts)
 }
-
-// agentOfLibvirtd is a guest agent that libvirtd talks with.
-type agentOfLibvirtd struct {
-	libvirt interface {
-		Domains
-		Power
-	}
-	uid types.UID
-}
-
-// AgentCommand is libvirtd.Client's.
-func (a agentOfLibvirtd) AgentCommand(ctx context.Context, uuid, command string) (string, error) {
-	return a.libvirt.AgentCommand(ctx, uuid, command)
-}
-
-// PowerDown asks by libvirtd.
-func (a agentOfLibvirtd) PowerDown(ctx context.Context) error {
-	return a.libvirt.Shutdown(ctx, string(a.uid), libvirtd.ByGuestAgent)
-}
-
-// Close leaves it to libvirtd.
-func (a agentOfLibvirtd) Close() error { return nil }
 
 // infoOf makes what a guest says of itself fit to be shown.
 func infoOf(told qga.Info) *v1alpha1.GuestInfo {

@@ -70,7 +70,6 @@ type Domains interface {
 	States(ctx context.Context) (map[string]libvirtd.Domain, error)
 	SetMetadata(ctx context.Context, uuid, xml string) error
 	KVMGroup() uint32
-	AgentCommand(ctx context.Context, uuid, command string) (string, error)
 }
 
 // DomainLogs are what libvirt logs of guests.
@@ -84,7 +83,7 @@ type Power interface {
 	CreatePaused(ctx context.Context, xml string) error
 	Resume(ctx context.Context, uuid string) error
 	Suspend(ctx context.Context, uuid string) error
-	Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error
+	Shutdown(ctx context.Context, uuid string) error
 	Destroy(ctx context.Context, uuid string) error
 }
 

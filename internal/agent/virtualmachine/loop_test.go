@@ -673,15 +673,14 @@ func TestGuestAgentAtItsTerminal(t *testing.T) {
 	n.startAgent()
 	n.silent = false
 	n.agent.Now = func() time.Time { return now } // the guest agent is asked on a goroutine of its own
-	n.agent.Host.Libvirt = terminals{n.agent.Host.Libvirt}
 	poweredOff := make(chan struct{}, 1)
 	n.agent.Host.OpenGuestAgent = func(_ context.Context, pid, pts int) (GuestAgent, error) {
-		if want := n.qemu(t).PID; pid != want || pts != 7 {
-			return nil, fmt.Errorf("terminal %d of process %d, want 7 of %d", pts, pid, want)
+		if q, terminal := n.qemu(t), n.facts(t).AgentPTY; pid != q.PID || pts != terminal {
+			return nil, fmt.Errorf("terminal %d of process %d, want %d of %d", pts, pid, terminal, q.PID)
 		}
 		return agentAtTerminal{poweredOff}, nil
 	}
-	n.host.ConnectAgent(string(vmUID), func(string) (string, error) { return "", errors.New("libvirtd was asked") })
+	n.host.ConnectAgent(string(vmUID), func(string) (string, error) { return "", errors.New("another was asked") })
 	n.sync()
 	<-answered
 	n.sync()
@@ -694,18 +693,9 @@ func TestGuestAgentAtItsTerminal(t *testing.T) {
 	<-poweredOff
 }
 
-// terminals is a libvirt whose domains have their guest agents' ports at a pseudo-terminal.
-type terminals struct{ libvirtAPI }
-
-func (l terminals) Domain(ctx context.Context, uuid string) (libvirtd.Domain, error) {
-	d, err := l.libvirtAPI.Domain(ctx, uuid)
-	d.XML = strings.Replace(d.XML, `<channel type="pty">`, `<channel type="pty"><source path="/dev/pts/7"/>`, 1)
-	return d, err
-}
-
 type agentAtTerminal struct{ poweredOff chan<- struct{} }
 
-func (agentAtTerminal) AgentCommand(context.Context, string, string) (string, error) {
+func (agentAtTerminal) AgentCommand(context.Context, string) (string, error) {
 	return `{"return":{"version":"at its terminal"}}`, nil
 }
 
@@ -761,7 +751,7 @@ func TestAGuestAgentThatHangs(t *testing.T) {
 	n.agent.Now = func() time.Time { return now } // the guest agent is asked on a goroutine of its own
 	n.host.ConnectAgent(string(vmUID), func(string) (string, error) { return "", errors.New("no answer") })
 	asked := make(chan struct{}, 10)
-	n.agent.Host.Libvirt = hangingAgent{n.agent.Host.Libvirt, asked}
+	n.agent.Host.OpenGuestAgent = func(context.Context, int, int) (GuestAgent, error) { return hangingAgent{asked}, nil }
 	n.terminate()
 	for range 3 {
 		n.sync() // would hang
@@ -772,28 +762,21 @@ func TestAGuestAgentThatHangs(t *testing.T) {
 	}
 }
 
-// hangingAgent is a libvirt whose guest agents do not answer.
-type hangingAgent struct {
-	libvirtAPI
-	asked chan struct{}
+// hangingAgent is a guest agent that does not answer.
+type hangingAgent struct{ asked chan<- struct{} }
+
+func (hangingAgent) AgentCommand(ctx context.Context, _ string) (string, error) {
+	<-ctx.Done()
+	return "", ctx.Err()
 }
 
-type libvirtAPI interface {
-	Buttons
-	Domains
-	DomainLogs
-	Power
-	LiveDisks
-}
-
-func (l hangingAgent) Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error {
-	if how == libvirtd.ByACPI {
-		return l.libvirtAPI.Shutdown(ctx, uuid, how)
-	}
-	l.asked <- struct{}{}
+func (a hangingAgent) PowerDown(ctx context.Context) error {
+	a.asked <- struct{}{}
 	<-ctx.Done()
 	return ctx.Err()
 }
+
+func (hangingAgent) Close() error { return nil }
 
 func TestResync(t *testing.T) {
 	w, n := running(t)

@@ -65,7 +65,7 @@ type Facts struct {
 	Tools bool
 	// AgentConnected is true while a guest agent holds its channel open.
 	AgentConnected bool
-	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if libvirtd itself has that end.
+	// AgentPTY is the number of the pseudo-terminal that is the host's end of its channel; -1 if there is none.
 	AgentPTY int
 	// Disks are those of the spec; neither the first-boot data nor the guest program are among them.
 	Disks []LiveDisk
@@ -209,9 +209,8 @@ func ParseFacts(doc string) (Facts, error) {
 		number, isTerminal := strings.CutPrefix(c.Source.Path, "/dev/pts/")
 		switch {
 		case c.Target.Name == agentPort:
-			f.AgentConnected = c.Target.State == "connected"
 			if n, err := strconv.ParseUint(number, 10, 31); err == nil && isTerminal && c.Type == "pty" {
-				f.AgentPTY = int(n)
+				f.AgentPTY, f.AgentConnected = int(n), c.Target.State == "connected"
 			}
 		case c.Target.Name == guestPort && c.Type == "unix":
 			f.GuestPort = c.Source.Path

@@ -73,8 +73,8 @@ func TestParseFactsFindsTheGuestAgentsTerminal(t *testing.T) {
 		`<channel type="pty"><source path="/dev/pts/12"/><target type="virtio" name="org.other"/></channel>`: -1,
 	} {
 		facts, err := ParseFacts(`<domain><devices>` + channel + `</devices></domain>`)
-		if err != nil || facts.AgentPTY != want {
-			t.Errorf("%s: %d, %v; want %d", channel, facts.AgentPTY, err, want)
+		if err != nil || facts.AgentPTY != want || facts.AgentConnected != (want >= 0) {
+			t.Errorf("%s: %d, connected: %t, %v; want %d", channel, facts.AgentPTY, facts.AgentConnected, err, want)
 		}
 	}
 }

@@ -1,9 +1,14 @@
 package hosttest
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"time"
 
+	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/libvirtd"
 )
 
@@ -191,6 +196,51 @@ func (h *Host) DisconnectAgent(uuid string) {
 		d.agent, d.xml = nil, strings.Replace(d.xml, agentChannel+agentConnected, agentChannel, 1)
 	}
 }
+
+// OpenGuestAgent is as qga.OpenPort. The number of each guest's pseudo-terminal is its domain's.
+func (h *Host) OpenGuestAgent(pid, pts int) (*GuestAgent, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, d := range h.domains {
+		if d.process.pid == pid && int(d.id) == pts {
+			return &GuestAgent{h, d}, nil
+		}
+	}
+	return nil, noAgent(fmt.Errorf("process %d does not have pseudo-terminal %d", pid, pts))
+}
+
+// GuestAgent is a conversation with the guest agent of ConnectAgent.
+type GuestAgent struct {
+	h *Host
+	d *domain
+}
+
+// AgentCommand is as qga.Port's.
+func (a *GuestAgent) AgentCommand(_ context.Context, command string) (string, error) {
+	a.h.mu.Lock()
+	answer := a.d.agent
+	a.h.mu.Unlock()
+	if answer == nil {
+		return "", noAgent(errors.New("nobody answers"))
+	}
+	return answer(command)
+}
+
+// PowerDown is as qga.Port's. What the guest makes of it is the test's to say.
+func (a *GuestAgent) PowerDown(context.Context) error {
+	a.h.mu.Lock()
+	defer a.h.mu.Unlock()
+	if a.d.agent == nil {
+		return noAgent(errors.New("nobody answers"))
+	}
+	a.d.process.qemu.shutdownAsked = true
+	return nil
+}
+
+// Close is as qga.Port's.
+func (a *GuestAgent) Close() error { return nil }
+
+func noAgent(err error) error { return fault.NewTransient(v1alpha1.ReasonGuestAgentNotConnected, err) }
 
 // As libvirt's XML has it.
 const (

@@ -228,37 +228,6 @@ func (l *Libvirt) KVMGroup() uint32 {
 	return KVMGroup
 }
 
-// AgentCommand is as libvirtd.Client's. The agent is the one of ConnectAgent.
-func (l *Libvirt) AgentCommand(ctx context.Context, id, command string) (string, error) {
-	agent, err := l.agent(ctx, id)
-	if err != nil {
-		return "", err
-	}
-	return agent(command)
-}
-
-func (l *Libvirt) agent(ctx context.Context, id string) (func(command string) (string, error), error) {
-	l.h.mu.Lock()
-	defer l.h.mu.Unlock()
-	const doing = "asking the guest agent of"
-	d, err := l.running(ctx, doing, id)
-	if err != nil {
-		return nil, err
-	}
-	return d.agent, d.agentUsable(doing, id)
-}
-
-// agentUsable is nil if a guest agent is there to be asked.
-func (d *domain) agentUsable(doing, id string) error {
-	switch {
-	case d.process.qemu.state != libvirtd.Running:
-		return refused(doing, id, "domain is not running (error 55)")
-	case d.agent == nil:
-		return fault.NewTransient(v1alpha1.ReasonGuestAgentNotConnected, fmt.Errorf("%s domain %s: libvirt: the guest agent is not connected (error 86)", doing, id))
-	}
-	return nil
-}
-
 // CreatePaused is as libvirtd.Client's: it starts a QEMU whose CPUs are halted, with its console and taps, in a cgroup of
 // libvirt's. Like a real one it knows of no QEMU that it has no record of. Of the disks, kernels and seeds that it names,
 // all must be in the Store.
@@ -320,6 +289,7 @@ func (h *Host) start(d *description, doc string, files []string) {
 		h.sockets[path] = p
 	}
 	h.lastID++
+	doc = strings.Replace(doc, `<channel type="pty">`, fmt.Sprintf(`<channel type="pty"><source path="/dev/pts/%d"/>`, h.lastID), 1)
 	h.domains[d.UUID] = &domain{name: d.Name, xml: doc, id: h.lastID, process: p}
 	h.logs[d.Name] = true
 	delete(h.stops, d.UUID)
@@ -350,16 +320,13 @@ func (l *Libvirt) Suspend(ctx context.Context, id string) error {
 }
 
 // Shutdown is as libvirtd.Client's. What the guest makes of it is the test's to say.
-func (l *Libvirt) Shutdown(ctx context.Context, id string, how libvirtd.Method) error {
+func (l *Libvirt) Shutdown(ctx context.Context, id string) error {
 	l.h.mu.Lock()
 	defer l.h.mu.Unlock()
 	if d, err := l.find(ctx, "shutting down", id); err != nil || d == nil {
 		return err
 	}
 	d, err := l.running(ctx, "shutting down", id)
-	if err == nil && how == libvirtd.ByGuestAgent {
-		err = d.agentUsable("shutting down", id)
-	}
 	if err != nil {
 		return err
 	}

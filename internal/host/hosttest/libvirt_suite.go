@@ -23,7 +23,6 @@ type Domains interface {
 	Domain(ctx context.Context, uuid string) (libvirtd.Domain, error)
 	States(ctx context.Context) (map[string]libvirtd.Domain, error)
 	ExitCause(uuid, name string) (libvirtd.Exit, bool)
-	AgentCommand(ctx context.Context, uuid, command string) (string, error)
 }
 
 // Power is what TestLibvirt has a libvirtd.Client do.
@@ -31,7 +30,7 @@ type Power interface {
 	CreatePaused(ctx context.Context, xml string) error
 	Resume(ctx context.Context, uuid string) error
 	Suspend(ctx context.Context, uuid string) error
-	Shutdown(ctx context.Context, uuid string, how libvirtd.Method) error
+	Shutdown(ctx context.Context, uuid string) error
 	Destroy(ctx context.Context, uuid string) error
 }
 
@@ -145,22 +144,19 @@ func expectFault(t *testing.T, doing string, err error, class fault.Class, reaso
 
 // calls are all that is asked about one domain, by name.
 func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
-	_, agentErr := s.AgentCommand(t.Context(), id, `{"execute":"guest-ping"}`)
 	return map[string]error{
-		"resuming":           s.Resume(t.Context(), id),
-		"suspending":         s.Suspend(t.Context(), id),
-		"asking its agent":   agentErr,
-		"resetting":          s.Reset(t.Context(), id),
-		"injecting an NMI":   s.InjectNMI(t.Context(), id),
-		"resizing a disk":    s.ResizeDisk(t.Context(), id, "/d.qcow2", mib),
-		"plugging a disk":    s.AttachDisk(t.Context(), id, `<disk device="disk"><target dev="vdp" bus="virtio"/></disk>`),
-		"unplugging":         s.DetachDisk(t.Context(), id, "ua-data"),
-		"changing a medium":  s.ChangeMedium(t.Context(), id, `<disk device="cdrom"><target dev="sda" bus="sata"/></disk>`, true),
-		"limiting a disk":    s.SetDiskLimits(t.Context(), id, "vdp", libvirtd.DiskLimits{}),
-		"its metadata":       s.SetMetadata(t.Context(), id, `<a:b xmlns:a="https://example.org"/>`),
-		"shutting it down":   s.Shutdown(t.Context(), id, libvirtd.ByACPI),
-		"by its guest agent": s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent),
-		"destroying":         s.Destroy(t.Context(), id),
+		"resuming":          s.Resume(t.Context(), id),
+		"suspending":        s.Suspend(t.Context(), id),
+		"resetting":         s.Reset(t.Context(), id),
+		"injecting an NMI":  s.InjectNMI(t.Context(), id),
+		"resizing a disk":   s.ResizeDisk(t.Context(), id, "/d.qcow2", mib),
+		"plugging a disk":   s.AttachDisk(t.Context(), id, `<disk device="disk"><target dev="vdp" bus="virtio"/></disk>`),
+		"unplugging":        s.DetachDisk(t.Context(), id, "ua-data"),
+		"changing a medium": s.ChangeMedium(t.Context(), id, `<disk device="cdrom"><target dev="sda" bus="sata"/></disk>`, true),
+		"limiting a disk":   s.SetDiskLimits(t.Context(), id, "vdp", libvirtd.DiskLimits{}),
+		"its metadata":      s.SetMetadata(t.Context(), id, `<a:b xmlns:a="https://example.org"/>`),
+		"shutting it down":  s.Shutdown(t.Context(), id),
+		"destroying":        s.Destroy(t.Context(), id),
 	}
 }
 
@@ -170,7 +166,7 @@ func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
 	s.expectNone(t, id)
 	for doing, err := range s.calls(t, id) {
 		switch doing {
-		case "resuming", "suspending", "asking its agent", "resetting", "injecting an NMI", "resizing a disk",
+		case "resuming", "suspending", "resetting", "injecting an NMI", "resizing a disk",
 			"plugging a disk", "changing a medium", "limiting a disk", "its metadata":
 			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
 		default:
@@ -199,28 +195,6 @@ func TestLibvirt(t *testing.T, s LibvirtSetup) {
 		}
 	})
 	t.Run("a domain's life", s.testLife)
-	t.Run("a guest without an agent cannot be asked by it", func(t *testing.T) {
-		id, _, _ := s.create(t, "agent")
-		for _, tc := range []struct {
-			state libvirtd.State
-			pause libvirtd.Pause
-			want  v1alpha1.Reason
-		}{
-			{libvirtd.Paused, libvirtd.PausedByUser, v1alpha1.ReasonLibvirtRefused},
-			{libvirtd.Running, "", v1alpha1.ReasonGuestAgentNotConnected},
-		} {
-			if tc.state == libvirtd.Running {
-				if err := s.Resume(t.Context(), id); err != nil {
-					t.Fatal(err)
-				}
-			}
-			_, err := s.AgentCommand(t.Context(), id, `{"execute":"guest-ping"}`)
-			expectFault(t, "asking", err, fault.Transient, tc.want)
-			err = s.Shutdown(t.Context(), id, libvirtd.ByGuestAgent)
-			expectFault(t, "shutting down", err, fault.Transient, tc.want)
-			s.expect(t, id, tc.state, tc.pause)
-		}
-	})
 	t.Run("a domain's XML has the identity that was given", func(t *testing.T) {
 		id, name, doc := s.create(t, "identity")
 		var given, live description
@@ -297,7 +271,7 @@ func (s LibvirtSetup) testLife(t *testing.T) {
 		s.expect(t, id, libvirtd.Running, "")
 	}
 	for range 2 {
-		if err := s.Shutdown(t.Context(), id, libvirtd.ByACPI); err != nil {
+		if err := s.Shutdown(t.Context(), id); err != nil {
 			t.Errorf("shutting down: %v", err)
 		}
 	}

@@ -2,6 +2,7 @@ package hosttest_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"slices"
@@ -97,7 +98,7 @@ func TestQEMUIsAProcessOfTheHost(t *testing.T) {
 	if diff := cmp.Diff(map[string][]int{web: {q.PID}}, all); diff != "" || err != nil {
 		t.Errorf("among all (-want +got), %v:\n%s", err, diff)
 	}
-	if err := h.Libvirt.Shutdown(t.Context(), web, libvirtd.ByACPI); err != nil || !only(t, h).ShutdownAsked {
+	if err := h.Libvirt.Shutdown(t.Context(), web); err != nil || !only(t, h).ShutdownAsked {
 		t.Errorf("it was not asked to power off, %v", err)
 	}
 	if b := h.Breaches(); len(b) > 0 {
@@ -379,7 +380,7 @@ func TestWhatQEMUHasOpenStays(t *testing.T) {
 
 func TestGuestAgentAnswers(t *testing.T) {
 	h := hosttest.New()
-	doc := strings.Replace(xml(h, web, "default_web"), "</devices>", `<channel><target name="org.qemu.guest_agent.0"/></channel></devices>`, 1)
+	doc := strings.Replace(xml(h, web, "default_web"), "</devices>", `<channel type="pty"><target name="org.qemu.guest_agent.0"/></channel></devices>`, 1)
 	if err := h.Libvirt.CreatePaused(t.Context(), doc); err != nil {
 		t.Fatal(err)
 	}
@@ -390,14 +391,29 @@ func TestGuestAgentAnswers(t *testing.T) {
 	if err := h.Libvirt.Resume(t.Context(), web); err != nil || !h.ConnectAgent(web, answer) || !h.ConnectAgent(web, answer) {
 		t.Fatalf("it did not connect, %v", err)
 	}
-	if got, err := h.Libvirt.AgentCommand(t.Context(), web, "ping"); got != "re: ping" || err != nil {
+	pid, pts := only(t, h).PID, int(look(t, h).ID)
+	agent, err := h.OpenGuestAgent(pid, pts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := agent.AgentCommand(t.Context(), "ping"); got != "re: ping" || err != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+	if !strings.Contains(look(t, h).XML, fmt.Sprintf(`path="/dev/pts/%d"`, pts)) {
+		t.Errorf("the XML does not tell of terminal %d", pts)
 	}
 	if n := strings.Count(look(t, h).XML, `name="org.qemu.guest_agent.0" state="connected"`); n != 1 {
 		t.Errorf("the XML tells so %d times", n)
 	}
-	if err := h.Libvirt.Shutdown(t.Context(), web, libvirtd.ByGuestAgent); err != nil || !only(t, h).ShutdownAsked {
+	if err := agent.PowerDown(t.Context()); err != nil || !only(t, h).ShutdownAsked {
 		t.Errorf("it was not asked to power off, %v", err)
+	}
+	h.DisconnectAgent(web)
+	if _, err := agent.AgentCommand(t.Context(), "ping"); fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
+		t.Errorf("one that is gone: %v", err)
+	}
+	if _, err := h.OpenGuestAgent(pid, pts+1); fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
+		t.Errorf("at another terminal: %v", err)
 	}
 }
 

@@ -47,7 +47,7 @@ func TestLibvirtdHearsNothingOfAGuestAgent(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer port.Close()
-		return qga.Ask(t.Context(), port, g.UUID)
+		return qga.Ask(t.Context(), port)
 	}
 	refused := func(lie string) {
 		t.Helper()

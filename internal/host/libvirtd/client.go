@@ -49,7 +49,7 @@ type Client struct {
 	options Options
 	watcher Watcher
 	// A pool for each kind of call, so that guests that answer slowly, or domains that start slowly, hold up only their kind.
-	queries, control, starts, agents, statistics *callPool
+	queries, control, starts, statistics *callPool
 
 	monitor eventMonitor
 	exits   exitLog
@@ -81,7 +81,6 @@ func New(o Options, w Watcher) *Client {
 	c.control = newCallPool("control", "QEMUs that do not answer", controlTimeout, dial)
 	c.starts = newCallPool("starts", "domains that start slowly", startTimeout, dial)
 	c.statistics = newCallPool("statistics", "QEMUs that do not answer", controlTimeout, dial)
-	c.agents = newCallPool("agents", "guest agents that do not answer", c.options.QueryTimeout+agentTimeout, dial)
 	return c
 }
 
@@ -127,7 +126,7 @@ func (c *Client) disconnected(err error) {
 	before := c.err
 	c.err = err
 	c.mu.Unlock()
-	for _, p := range []*callPool{c.queries, c.control, c.starts, c.agents, c.statistics} {
+	for _, p := range []*callPool{c.queries, c.control, c.starts, c.statistics} {
 		p.close()
 	}
 	if before == nil || errors.Is(before, ErrNotConnected) {

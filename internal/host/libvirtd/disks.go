@@ -45,7 +45,7 @@ func (c *Client) AttachDisk(ctx context.Context, id, doc string) error {
 // DetachDisk asks a domain's guest to let go of the disk with this alias. When it has, Watcher.Changed tells. One that is
 // gone or going already is no error.
 func (c *Client) DetachDisk(ctx context.Context, id, alias string) error {
-	return c.idempotent(ctx, "unplugging "+alias+" from", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.idempotent(ctx, "unplugging "+alias+" from", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		err := l.DomainDetachDeviceAlias(d, alias, uint32(golibvirt.DomainDeviceModifyLive))
 		// There is no code for QEMU's refusal to ask a guest again that has not answered yet. Whether it lets go, the domain tells.
 		if isCode(err, golibvirt.ErrInternalError) {

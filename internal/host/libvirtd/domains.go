@@ -15,10 +15,6 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// agentTimeout is how long libvirtd waits for a guest agent;
-// less than the pool's timeout, so that libvirtd is not thought to hang.
-const agentTimeout = 5 * time.Second
-
 // errOtherDomain is the error for an answer about a domain that nobody asked about.
 var errOtherDomain = errors.New("libvirt answered about another domain")
 
@@ -211,40 +207,27 @@ func (c *Client) explainStartFailure(ctx context.Context, domainType, name, id s
 
 // Resume lets a domain's CPUs run. That they run already is no error; that there is no domain is.
 func (c *Client) Resume(ctx context.Context, id string) error {
-	return c.idempotent(ctx, "resuming", id, c.control, (*golibvirt.Libvirt).DomainResume,
+	return c.idempotent(ctx, "resuming", id, (*golibvirt.Libvirt).DomainResume,
 		func(d Domain) bool { return d.State == Running })
 }
 
 // Suspend halts a domain's CPUs. That they are halted already is no error; that there is no domain is.
 func (c *Client) Suspend(ctx context.Context, id string) error {
-	return c.idempotent(ctx, "suspending", id, c.control, (*golibvirt.Libvirt).DomainSuspend,
+	return c.idempotent(ctx, "suspending", id, (*golibvirt.Libvirt).DomainSuspend,
 		func(d Domain) bool { return d.State == Paused })
 }
 
-// Method is a way to ask a guest to power itself off.
-type Method uint8
-
-// The methods.
-const (
-	ByACPI Method = iota
-	ByGuestAgent
-)
-
-// Shutdown asks the guest to power itself off, and does not wait until it does. That there is no domain is no error.
-func (c *Client) Shutdown(ctx context.Context, id string, how Method) error {
-	pool, flag := c.control, golibvirt.DomainShutdownAcpiPowerBtn
-	if how == ByGuestAgent {
-		pool, flag = c.agents, golibvirt.DomainShutdownGuestAgent
-	}
-	return c.idempotent(ctx, "shutting down", id, pool, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
-		return l.DomainShutdownFlags(d, flag)
+// Shutdown asks the guest by ACPI to power itself off, and does not wait until it does. That there is no domain is no error.
+func (c *Client) Shutdown(ctx context.Context, id string) error {
+	return c.idempotent(ctx, "shutting down", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+		return l.DomainShutdownFlags(d, golibvirt.DomainShutdownAcpiPowerBtn)
 	}, func(d Domain) bool { return gone(d) || d.State == ShuttingDown })
 }
 
 // Destroy ends a domain: libvirtd sends QEMU a SIGTERM, on which it closes its disks, and a SIGKILL if it is still there
 // after 10 s. That there is no domain is no error.
 func (c *Client) Destroy(ctx context.Context, id string) error {
-	return c.idempotent(ctx, "destroying", id, c.control, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
+	return c.idempotent(ctx, "destroying", id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
 		return l.DomainDestroyFlags(d, golibvirt.DomainDestroyDefault)
 	}, gone)
 }
@@ -278,8 +261,8 @@ func gone(d Domain) bool { return !d.Exists || d.State == Shutoff }
 
 // idempotent does op. If libvirt refuses, and the domain is already as op should have made it, that is no error: libvirt
 // calls it one, under a code of many meanings.
-func (c *Client) idempotent(ctx context.Context, doing, id string, pool *callPool, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
-	err := c.withDomain(ctx, pool, id, op)
+func (c *Client) idempotent(ctx context.Context, doing, id string, op func(*golibvirt.Libvirt, golibvirt.Domain) error, done func(Domain) bool) error {
+	err := c.withDomain(ctx, c.control, id, op)
 	if err == nil {
 		return nil
 	}
@@ -289,23 +272,6 @@ func (c *Client) idempotent(ctx context.Context, doing, id string, pool *callPoo
 		}
 	}
 	return fmt.Errorf("%s domain %s: %w", doing, id, classify(err))
-}
-
-// AgentCommand sends a command to the guest agent and returns its reply, both
-// JSON. The reply is the guest's word: it may be anything.
-func (c *Client) AgentCommand(ctx context.Context, id, command string) (string, error) {
-	var reply string
-	err := c.withDomain(ctx, c.agents, id, func(l *golibvirt.Libvirt, d golibvirt.Domain) error {
-		r, err := l.QEMUDomainAgentCommand(d, command, int32(agentTimeout/time.Second), 0)
-		if err == nil && len(r) > 0 {
-			reply = r[0]
-		}
-		return err
-	})
-	if err != nil {
-		return "", fmt.Errorf("calling the guest agent of domain %s: %w", id, classify(err))
-	}
-	return reply, nil
 }
 
 // withDomain calls op with the domain of this UUID.

@@ -33,8 +33,6 @@ func classify(err error) error {
 	switch golibvirt.ErrorNumber(e.Code) { //nolint:exhaustive,gosec // the rest may pass; a small number
 	case golibvirt.ErrNoDomain:
 		return fault.NewTransient(v1alpha1.ReasonNotRunning, err)
-	case golibvirt.ErrAgentUnresponsive, golibvirt.ErrAgentUnsynced, golibvirt.ErrAgentCommandTimeout, golibvirt.ErrAgentCommandFailed:
-		return fault.NewTransient(v1alpha1.ReasonGuestAgentNotConnected, err)
 	case golibvirt.ErrXMLError, golibvirt.ErrXMLDetail, golibvirt.ErrXMLInvalidSchema, golibvirt.ErrConfigUnsupported,
 		golibvirt.ErrInvalidArg, golibvirt.ErrArgumentUnsupported:
 		return fault.NewUser(v1alpha1.ReasonLibvirtRefused, err)

@@ -282,8 +282,8 @@ func TestAnAnswerAboutAnotherDomainIsNone(t *testing.T) {
 }
 
 func TestAFullPoolIsLibvirtdsFaultOnlyIfNothingElseHoldsIt(t *testing.T) {
-	for holders, want := range map[string]v1alpha1.Reason{"": v1alpha1.ReasonLibvirtUnreachable, "guest agents": v1alpha1.ReasonLibvirtBusy} {
-		p := newCallPool("agents", holders, time.Millisecond, func(context.Context) (*connection, error) {
+	for holders, want := range map[string]v1alpha1.Reason{"": v1alpha1.ReasonLibvirtUnreachable, "slow QEMUs": v1alpha1.ReasonLibvirtBusy} {
+		p := newCallPool("control", holders, time.Millisecond, func(context.Context) (*connection, error) {
 			t.Error("it connected without a slot")
 			return nil, ErrNotConnected
 		})

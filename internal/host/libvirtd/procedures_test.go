@@ -13,6 +13,9 @@ import (
 	"testing"
 )
 
+// qemuProgram is that of the calls of QEMU's driver (qemu_protocol.x), of which none is made.
+const qemuProgram = 0x20008087
+
 // method is what one of go-libvirt's sends and calls.
 type method struct {
 	sends procedure // zero: nothing

@@ -10,10 +10,9 @@ import (
 	golibvirt "github.com/digitalocean/go-libvirt"
 )
 
-// Of libvirt's RPC (virnetprotocol.x, remote_protocol.x, qemu_protocol.x).
+// Of libvirt's RPC (virnetprotocol.x, remote_protocol.x).
 const (
 	remoteProgram = 0x20008086
-	qemuProgram   = 0x20008087
 
 	headerSize = 6 * 4 // program, version, procedure, kind, serial and status, without the length before them
 
@@ -67,7 +66,6 @@ var (
 		{remoteProgram, 342}:          reflect.TypeFor[golibvirt.ConnectGetDomainCapabilitiesRet](),
 		{remoteProgram, 344}:          reflect.TypeFor[golibvirt.ConnectGetAllDomainStatsRet](),
 		{remoteProgram, 392}:          noResult, // domain detach device alias
-		{qemuProgram, 3}:              reflect.TypeFor[golibvirt.QEMUDomainAgentCommandRet](),
 	}
 	events = map[procedure]reflect.Type{
 		{remoteProgram, procLifecycle}:      reflect.TypeFor[golibvirt.DomainEventCallbackLifecycleMsg](),

@@ -118,7 +118,7 @@ func lock(ctx context.Context, tty int) error {
 func (p *Port) Close() error { return p.tty.Close() }
 
 // AgentCommand sends a command and returns the reply, both JSON, of the guest whose port it is.
-func (p *Port) AgentCommand(ctx context.Context, _, command string) (string, error) {
+func (p *Port) AgentCommand(ctx context.Context, command string) (string, error) {
 	if err := p.begin(ctx, command); err != nil {
 		return "", notConnected(err)
 	}

@@ -110,7 +110,7 @@ func TestPort(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer port.Close()
-			got, err := port.AgentCommand(ctx, "", ping)
+			got, err := port.AgentCommand(ctx, ping)
 			if strings.HasPrefix(c.want, "{") {
 				if got != c.want || err != nil {
 					t.Errorf("it says %q, %v; want %q", got, err, c.want)
@@ -138,7 +138,7 @@ func TestConversationsFollowEachOther(t *testing.T) {
 		t.Errorf("a second conversation at once: %v", err)
 	}
 	for range 3 {
-		if got, err := first.AgentCommand(t.Context(), "", `{"execute":"guest-info"}`); got != `{"return":1}` || err != nil {
+		if got, err := first.AgentCommand(t.Context(), `{"execute":"guest-info"}`); got != `{"return":1}` || err != nil {
 			t.Errorf("%q, %v", got, err)
 		}
 	}

@@ -21,7 +21,7 @@ const (
 
 // Commander sends a guest agent's command, JSON, and returns its reply, JSON.
 type Commander interface {
-	AgentCommand(ctx context.Context, uuid, command string) (string, error)
+	AgentCommand(ctx context.Context, command string) (string, error)
 }
 
 // Info is what a guest says of itself.
@@ -38,11 +38,11 @@ type OS struct {
 
 // Ask asks a guest who it is. What its agent does not know, or does not let
 // anybody ask, stays empty; an error means that no agent answers.
-func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
+func Ask(ctx context.Context, c Commander) (Info, error) {
 	var agent struct {
 		Version text `json:"version"`
 	}
-	if err := call(ctx, c, uuid, request{Execute: "guest-info"}, &agent); err != nil {
+	if err := call(ctx, c, request{Execute: "guest-info"}, &agent); err != nil {
 		return Info{}, err
 	}
 	var host struct {
@@ -54,7 +54,7 @@ func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
 		Kernel text `json:"kernel-release"`
 	}
 	for command, into := range map[string]any{"guest-get-host-name": &host, "guest-get-osinfo": &os} {
-		if err := call(ctx, c, uuid, request{Execute: command}, into); err != nil && !errors.Is(err, errRefused) {
+		if err := call(ctx, c, request{Execute: command}, into); err != nil && !errors.Is(err, errRefused) {
 			return Info{}, err
 		}
 	}
@@ -67,7 +67,7 @@ func Ask(ctx context.Context, c Commander, uuid string) (Info, error) {
 
 // RunShell has a guest run a command of sh(1), as root, and does not wait for it. Many do not let their agents run anything,
 // and say so: that is an error, too.
-func RunShell(ctx context.Context, c Commander, uuid, command string) error {
+func RunShell(ctx context.Context, c Commander, command string) error {
 	type arguments struct {
 		Path string   `json:"path"`
 		Arg  []string `json:"arg"`
@@ -75,7 +75,7 @@ func RunShell(ctx context.Context, c Commander, uuid, command string) error {
 	var started struct {
 		PID int `json:"pid"`
 	}
-	return call(ctx, c, uuid, request{"guest-exec", arguments{"/bin/sh", []string{"-c", command}}}, &started)
+	return call(ctx, c, request{"guest-exec", arguments{"/bin/sh", []string{"-c", command}}}, &started)
 }
 
 // errRefused says that the agent answered, and that it will not do this.
@@ -87,16 +87,16 @@ type request struct {
 	Arguments any    `json:"arguments,omitempty"`
 }
 
-func call(ctx context.Context, c Commander, uuid string, r request, into any) error {
+func call(ctx context.Context, c Commander, r request, into any) error {
 	command, err := json.Marshal(r)
 	if err != nil {
 		return err
 	}
-	reply, err := c.AgentCommand(ctx, uuid, string(command))
+	reply, err := c.AgentCommand(ctx, string(command))
 	if err == nil {
 		err = parse(reply, into)
 	}
-	return fault.Doing(err, "calling %s on the guest agent of guest %s", r.Execute, uuid)
+	return fault.Doing(err, "calling %s on the guest agent", r.Execute)
 }
 
 // parse reads a reply into a value. Shapes that do not fit make it a refusal.

@@ -18,7 +18,7 @@ import (
 // guest answers commands by their name.
 type guest map[string]string
 
-func (g guest) AgentCommand(_ context.Context, _, command string) (string, error) {
+func (g guest) AgentCommand(_ context.Context, command string) (string, error) {
 	name := strings.Split(command, `"`)[3]
 	reply, ok := g[name]
 	if !ok {
@@ -67,7 +67,7 @@ func TestAsk(t *testing.T) {
 		"an agent that does not know it": {guest: with("guest-info", `{"error":{}}`), fails: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, err := Ask(t.Context(), tc.guest, "u")
+			got, err := Ask(t.Context(), tc.guest)
 			if tc.fails != (err != nil) || err != nil && fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
 				t.Fatalf("error %v", err)
 			}
@@ -104,7 +104,7 @@ func TestRunShell(t *testing.T) {
 					t.Errorf("it was sent %s: %v", line, err)
 				}
 				return tc.reply
-			}), "u", command)
+			}), command)
 			if tc.fails != (err != nil) || err != nil && fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
 				t.Errorf("error %v", err)
 			}
@@ -118,7 +118,7 @@ func TestRunShell(t *testing.T) {
 // commanded answers commands.
 type commanded func(command string) string
 
-func (c commanded) AgentCommand(_ context.Context, _, command string) (string, error) {
+func (c commanded) AgentCommand(_ context.Context, command string) (string, error) {
 	return c(command), nil
 }
 
@@ -130,7 +130,7 @@ func FuzzReply(f *testing.F) {
 	f.Add(`{"return":[{"name":1,"ip-addresses":[{"ip-address":"::1","prefix":9999}]}]}`)
 	f.Fuzz(func(t *testing.T, reply string) {
 		g := guest{"guest-info": reply, "guest-get-host-name": reply, "guest-get-osinfo": reply, "guest-network-get-interfaces": reply}
-		info, _ := Ask(t.Context(), g, "u")
+		info, _ := Ask(t.Context(), g)
 		for _, s := range []string{info.AgentVersion, info.Hostname, info.OS.ID, info.OS.PrettyName, info.OS.Kernel} {
 			if len([]rune(s)) > maxText || strings.ContainsFunc(s, unicode.IsControl) {
 				t.Errorf("%q is not fit to be shown", s)
