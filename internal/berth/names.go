@@ -74,11 +74,6 @@ func MAC(vm types.UID, nic int) net.HardwareAddr {
 	return mac
 }
 
-// NetworkMAC is the hardware address that NICs had before MAC, for VirtualMachines from then: by the network's name.
-func NetworkMAC(vm types.UID, network string) net.HardwareAddr {
-	return append(net.HardwareAddr{0x02}, digest(vm, network)[:5]...)
-}
-
 func digest(vm types.UID, network string) []byte {
 	sum := sha256.Sum256([]byte(string(vm) + "/" + network))
 	return sum[:]

@@ -2,6 +2,7 @@ package berth
 
 import (
 	"encoding/json"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -153,6 +154,28 @@ func TestChanges(t *testing.T) {
 	}
 }
 
+// TestRecordOfVersion1: what a version that upgrades begin with has recorded of a spec is no change of that, whatever defaults
+// came since. The record never changes.
+func TestRecordOfVersion1(t *testing.T) {
+	golden, err := os.ReadFile("testdata/record-1.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, spec := strings.TrimSpace(string(golden)), vm(everything).Spec
+	if changes, err := Changes(text, &spec); err != nil || len(changes) > 0 {
+		t.Errorf("changes %+v, %v", changes, err)
+	}
+	spec.CPU.Cores = 7
+	want := []change{leaf("cpu.cores", "2", "7", v1alpha1.EffectNewBerth)}
+	got, err := Changes(text, &spec)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("of another one -want +got, %v:\n%s", err, diff)
+	}
+	if _, err := RecordWithDisk(text, "root", spec.Disks); err != nil {
+		t.Error(err)
+	}
+}
+
 // A record lives as long as its guest, so it is older than the program that reads it, or newer after a rollback.
 func TestRecordsOfOtherVersions(t *testing.T) {
 	spec := vm(everything).Spec
@@ -185,7 +208,7 @@ func TestRecordsOfOtherVersions(t *testing.T) {
 			s["cpu"].(map[string]any)["dedicated"] = true
 		}), spec, nil},
 		{"one of a version that came later", edit(func(r, s map[string]any) { r["recordVersion"], r["spec"] = 2, "elsewhere" }), spec, nil},
-		{"one from before versions", `{"cpu":"0123456789ab"}`, spec, unreadable},
+		{"one without a version", `{"cpu":"0123456789ab"}`, spec, unreadable},
 		{"one that cannot be read", "{", spec, unreadable},
 		{"one of another form", `{"cpu":1}`, spec, unreadable},
 		{"one that holds nothing", `{}`, spec, unreadable},

@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/guest/domain"
@@ -41,10 +42,6 @@ func (r *Reconciler) moveToCgroup(uid string, into Container) error {
 }
 
 func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Container, s plan.ConnectNICs) error {
-	hardware, err := r.hardware(string(uid))
-	if err != nil {
-		return err
-	}
 	ns, err := to.NetworkNamespace()
 	if err != nil {
 		return err
@@ -52,7 +49,7 @@ func (r *Reconciler) connectNICs(ctx context.Context, uid types.UID, to Containe
 	defer ns.Close()
 	config := podnet.Config{ReservedPorts: s.ReservedPorts}
 	for i, n := range s.NICs {
-		config.Interfaces = append(config.Interfaces, podnet.Interface{Tap: n.Tap, MAC: hardware.MAC(uid, n.Name, i), Address: n.Address, Gateway: n.Gateway})
+		config.Interfaces = append(config.Interfaces, podnet.Interface{Tap: n.Tap, MAC: berth.MAC(uid, i), Address: n.Address, Gateway: n.Gateway})
 	}
 	_, err = r.Host.Network.Connect(ctx, ns, config)
 	return err
@@ -75,12 +72,9 @@ func devicesOf(m *machine.Machine) []shimproto.Device {
 	return list
 }
 
-// without are the devices that a domain, of an older agent's or of another spec, does not have.
+// without are the devices that a domain, of another spec, does not have.
 func without(f *domain.Facts) func(shimproto.Device) bool {
-	return func(d shimproto.Device) bool {
-		return d.Kind == shimproto.KindGuest && f.GuestPort == "" || d.Kind == shimproto.KindExit && f.ExitPort == "" ||
-			d.Kind == shimproto.KindDisplay && f.Display == ""
-	}
+	return func(d shimproto.Device) bool { return d.Kind == shimproto.KindDisplay && f.Display == "" }
 }
 
 // handOver hands the guest's devices to the shim, those that its domain has and the shim takes. Of the others the report tells.
@@ -115,10 +109,6 @@ func (r *Reconciler) display(m *machine.Machine) (*os.File, error) {
 
 // lease is what the shim tells NIC number nic by DHCP, and the socket that it does so on.
 func (r *Reconciler) lease(ctx context.Context, m *machine.Machine, nic int, in Container) (*shimproto.Lease, *os.File, error) {
-	hardware, err := r.hardware(string(m.UID))
-	if err != nil {
-		return nil, nil, err
-	}
 	ns, err := in.NetworkNamespace()
 	if err != nil {
 		return nil, nil, err
@@ -134,6 +124,6 @@ func (r *Reconciler) lease(ctx context.Context, m *machine.Machine, nic int, in 
 		return nil, nil, err
 	}
 	return &shimproto.Lease{
-		MAC: shimproto.MAC(hardware.MAC(m.UID, n.Name, nic)), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: m.Name,
+		MAC: shimproto.MAC(berth.MAC(m.UID, nic)), Address: n.Address, Router: n.Gateway, MTU: pod.MTU, Hostname: m.Name,
 	}, socket, nil
 }

@@ -341,7 +341,7 @@ func (l *abuseLab) descriptors() map[shimproto.Kind]*os.File {
 	if err := os.Chown(l.display, user, -1); err != nil {
 		l.t.Fatal(err)
 	}
-	has := domain.Facts{GuestPort: "a", ExitPort: "b", Display: l.display}
+	has := domain.Facts{Display: l.display}
 	s := keepingSession{netns: "/run/netns/" + l.pod, files: map[shimproto.Kind]*os.File{}}
 	if err := errors.Join(r.connectNICs(l.t.Context(), m.UID, s, plan.ConnectNICs{NICs: m.NICs}), r.handOver(l.t.Context(), &m, &has, s)); err != nil {
 		l.t.Fatal(err)

@@ -114,7 +114,7 @@ func (r *Reconciler) describe(m *machine.Machine, forBerth types.UID, user int) 
 		GID: r.group(m, user),
 	}
 	if len(m.NICs) > 0 {
-		g.NIC = &domain.NIC{Tap: m.NICs[0].Tap, MAC: hardware.MAC(m.UID, m.NICs[0].Name, 0)}
+		g.NIC = &domain.NIC{Tap: m.NICs[0].Tap, MAC: berth.MAC(m.UID, 0)}
 	}
 	made, err := r.Host.Store.Disks(uid)
 	if err != nil {
@@ -163,9 +163,9 @@ func (r *Reconciler) hardware(uid string) (domain.Hardware, error) {
 // provides tells why a host cannot give a guest the hardware that its VM was first started with.
 func provides(node string, facts libvirtd.HostFacts, h domain.Hardware) error {
 	switch {
-	case h.Layout > domain.NewestLayout:
+	case !h.HasLayout():
 		return fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
-			"the VM's devices are in layout %d, and Berth on node %s knows those up to %d: upgrade Berth", h.Layout, node, domain.NewestLayout))
+			"the VM's devices are in layout %d, which Berth on node %s does not have: install a version of Berth that has it", h.Layout, node))
 	case !slices.Contains(facts.MachineTypes, h.Machine):
 		return fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
 			"the VM has QEMU's machine type %q, which QEMU %s on node %s does not have: install a QEMU that has it", h.Machine, facts.QEMUVersion, node))

@@ -16,11 +16,11 @@ func TestProvides(t *testing.T) {
 		hardware domain.Hardware
 		why      string
 	}{
-		"what a new VM gets":                  {domain.Hardware{Layout: domain.NewestLayout, Machine: "pc-q35-7.2"}, ""},
-		"what a VM of an older QEMU has":      {domain.Hardware{Layout: 1, Machine: "pc-q35-7.1"}, ""},
-		"what VMs had before it was recorded": {domain.Hardware{Layout: 0, Machine: "q35"}, ""},
-		"a layout of a newer Berth":           {domain.Hardware{Layout: domain.NewestLayout + 1, Machine: "pc-q35-7.2"}, "upgrade Berth"},
-		"a machine type of a newer QEMU":      {domain.Hardware{Layout: 1, Machine: "pc-q35-9.0"}, `"pc-q35-9.0", which QEMU 7.2.0 on node n1 does not have`},
+		"what a new VM gets":             {domain.Hardware{Layout: domain.NewestLayout, Machine: "pc-q35-7.2"}, ""},
+		"what a VM of an older QEMU has": {domain.Hardware{Layout: domain.NewestLayout, Machine: "pc-q35-7.1"}, ""},
+		"a layout of a newer Berth":      {domain.Hardware{Layout: domain.NewestLayout + 1, Machine: "pc-q35-7.2"}, "layout 3, which Berth on node n1 does not have"},
+		"a layout of an older Berth":     {domain.Hardware{Layout: 1, Machine: "pc-q35-7.2"}, "layout 1, which Berth on node n1 does not have"},
+		"a machine type of a newer QEMU": {domain.Hardware{Layout: domain.NewestLayout, Machine: "pc-q35-9.0"}, `"pc-q35-9.0", which QEMU 7.2.0 on node n1 does not have`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := provides("n1", facts, tc.hardware)

@@ -117,20 +117,12 @@ func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 	return r.observeDisks(g, o)
 }
 
-// pending are the changes of the spec since the guest was started. Its domain tells with what; one from before domains
-// told was started with what its berth was made from.
+// pending are the changes of the spec since the guest was started. Its domain tells with what.
 func (g *target) pending(facts *domain.Facts) ([]v1alpha1.PendingChange, error) {
 	if g.VM == nil || facts.Identity == nil {
 		return nil, nil
 	}
-	record := facts.Identity.Record
-	if record == "" {
-		record = g.berthRecord
-	}
-	if record == "" {
-		return nil, nil
-	}
-	return berth.Changes(record, &g.VM.Spec)
+	return berth.Changes(facts.Identity.Record, &g.VM.Spec)
 }
 
 // fingerprint is what can be seen of a guest by one question about all of them.

@@ -3,7 +3,6 @@ package virtualmachine
 import (
 	"context"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -92,33 +91,6 @@ func TestWhatAShimIsHanded(t *testing.T) {
 				t.Error(b)
 			}
 		})
-	}
-}
-
-// TestAQEMUThatAnOlderAgentBegan has no ports, and nothing is handed over that is not there.
-func TestAQEMUThatAnOlderAgentBegan(t *testing.T) {
-	_, n := one(t)
-	n.sync() // early
-	uid := string(vmUID)
-	d, err := n.host.Libvirt.Domain(t.Context(), uid)
-	if err != nil || !d.Exists {
-		t.Fatalf("%+v, %v", d, err)
-	}
-	older := regexp.MustCompile(`(?s)<channel type="unix">.*?</channel>`).ReplaceAllString(d.XML, "")
-	if err := n.host.Libvirt.Destroy(t.Context(), uid); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.host.Consoles.Remove(uid); err != nil {
-		t.Fatal(err)
-	}
-	if err := n.host.Libvirt.CreatePaused(t.Context(), older); err != nil {
-		t.Fatal(err)
-	}
-	n.runContainer()
-	n.sync()
-	n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonStarted)
-	if diff := cmp.Diff([]shimproto.Kind{"console", "dhcp"}, n.shim.has); diff != "" {
-		t.Errorf("the shim was handed (-want +got):\n%s", diff)
 	}
 }
 

@@ -21,8 +21,6 @@ import (
 type target struct {
 	plan.Want
 	uid types.UID
-	// berthRecord is the record of the spec that the wanted berth was made from.
-	berthRecord string
 	// writable: its status is this node's to write.
 	writable bool
 }
@@ -59,7 +57,6 @@ func (r *Reconciler) want(ctx context.Context, uid types.UID) (*target, error) {
 		if g.Berth, err = berthOf(pod, vm); err != nil {
 			return g, err
 		}
-		g.berthRecord = pod.Annotations[berth.AnnotationSpec]
 		if c := pod.Spec.SecurityContext; c != nil && c.FSGroup != nil && g.Machine.OnFileSystems() {
 			g.Machine.Group = *c.FSGroup
 		}

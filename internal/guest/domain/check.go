@@ -25,9 +25,9 @@ func (g Guest) check() error {
 	if err != nil || id.String() != g.UUID {
 		return fmt.Errorf("%q is not a UUID", g.UUID)
 	}
-	switch l, n := g.Hardware.Layout, g.NIC; {
-	case l < 0 || l > NewestLayout || g.Hardware.Machine == "":
-		return fmt.Errorf("layout %d on machine type %q, at most %d on any", l, g.Hardware.Machine, NewestLayout)
+	switch n := g.NIC; {
+	case !g.Hardware.HasLayout() || g.Hardware.Machine == "":
+		return fmt.Errorf("layout %d on machine type %q: one is not known", g.Hardware.Layout, g.Hardware.Machine)
 	case g.CPU.Sockets < 1 || g.CPU.Cores < 1 || g.CPU.Threads < 1:
 		return errors.New("a guest has at least one CPU")
 	case g.Memory < kibi:

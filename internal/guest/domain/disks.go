@@ -61,18 +61,16 @@ func (s Spot) address() *libvirtxml.DomainAddress {
 }
 
 // Spot is where a disk can be plugged that is to be on this bus, "" for Virtio. It is false if there is no room for one:
-// in layout 0, without a SCSI controller, and always on the bus SATA.
+// without a SCSI controller, and always on the bus SATA.
 func (f Facts) Spot(bus v1alpha1.DiskBus) (Spot, bool) {
 	bus = cmp.Or(bus, v1alpha1.BusVirtio)
-	n := f.Hardware.Layout
-	switch {
-	case n < 0 || n > NewestLayout || len(f.Disks) >= MaxDisks, bus == v1alpha1.BusSCSI && !f.scsi,
-		bus == v1alpha1.BusVirtio && layouts[n].disk.bus == 0, bus != v1alpha1.BusVirtio && bus != v1alpha1.BusSCSI:
+	l, known := layouts[f.Hardware.Layout]
+	if !known || len(f.Disks) >= MaxDisks || bus == v1alpha1.BusSCSI && !f.scsi || bus != v1alpha1.BusVirtio && bus != v1alpha1.BusSCSI {
 		return Spot{}, false
 	}
 	for i := range 'z' - 'a' + 1 {
 		for k := range MaxDisks {
-			if s := layouts[n].spot(bus, int(i), k); !slices.ContainsFunc(f.taken, s.collides) {
+			if s := l.spot(bus, int(i), k); !slices.ContainsFunc(f.taken, s.collides) {
 				return s, true
 			}
 		}
@@ -82,8 +80,7 @@ func (f Facts) Spot(bus v1alpha1.DiskBus) (Spot, bool) {
 
 // CanUnplug tells whether a guest can let go of a disk before its end.
 func (f Facts) CanUnplug(d LiveDisk) bool {
-	n := f.Hardware.Layout
-	return d.Bus == v1alpha1.BusSCSI || d.Bus == v1alpha1.BusVirtio && n >= 0 && n <= NewestLayout && layouts[n].disk.bus > 0
+	return d.Bus == v1alpha1.BusSCSI || d.Bus == v1alpha1.BusVirtio && f.Hardware.HasLayout()
 }
 
 // DiskXML is a disk to be plugged. It has no place in the boot order, and no IO thread of its own, before the guest's next start.

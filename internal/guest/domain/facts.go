@@ -19,15 +19,13 @@ type metadataElement struct {
 	XMLName xml.Name `xml:"berth:guest"`
 	Prefix  string   `xml:"xmlns:berth,attr"`
 	Identity
-	Layout  int    `xml:"layout,attr,omitempty"`
-	Machine string `xml:"machine,attr,omitempty"`
+	Layout  int    `xml:"layout,attr"`
+	Machine string `xml:"machine,attr"`
 }
-
-func (g Guest) metadata() (string, error) { return metadata(g.Identity, g.Hardware) }
 
 // MetadataXML is the domain's metadata with another record.
 func (f Facts) MetadataXML(record string) (string, error) {
-	if n := f.Hardware.Layout; f.Identity == nil || n < 0 || n > NewestLayout {
+	if f.Identity == nil || !f.Hardware.HasLayout() {
 		return "", fmt.Errorf("domain %s is not one of this version's", f.Name)
 	}
 	i := *f.Identity
@@ -39,11 +37,7 @@ func (f Facts) MetadataXML(record string) (string, error) {
 }
 
 func metadata(i Identity, h Hardware) (string, error) {
-	m := metadataElement{Prefix: namespace, Identity: i}
-	if h != unrecorded {
-		m.Layout, m.Machine = h.Layout, h.Machine
-	}
-	out, err := xml.Marshal(m)
+	out, err := xml.Marshal(metadataElement{Prefix: namespace, Identity: i, Layout: h.Layout, Machine: h.Machine})
 	return string(out), fault.Doing(err, "writing metadata")
 }
 
@@ -58,9 +52,8 @@ type Facts struct {
 	Emulated bool
 	// Taps are the names of the domain's network devices, as libvirt made them.
 	Taps []string
-	// Console is the path of the first serial console's socket, GuestPort, ExitPort and Display those of the sockets that
-	// Guest calls so; empty if it has none.
-	Console, GuestPort, ExitPort, Display string
+	// Console is the path of the first serial console's socket, Display that of the display's; empty if it has none.
+	Console, Display string
 	// Tools: it has the disk with the guest program.
 	Tools bool
 	// AgentConnected is true while a guest agent holds its channel open.
@@ -78,7 +71,7 @@ type Facts struct {
 
 // LiveDisk is a disk that a guest has.
 type LiveDisk struct {
-	// Name is the disk's in the spec. Whatever has neither our alias nor a serial number is not among Facts' disks.
+	// Name is the disk's in the spec, as its alias tells. Whatever does not have such a one is not among Facts' disks.
 	Name string
 	// Alias is libvirt's name for the device, Target that for the disk.
 	Alias, Target string
@@ -195,7 +188,10 @@ func ParseFacts(doc string) (Facts, error) {
 		m := ours[0]
 		m.Record = strings.TrimSpace(m.Record)
 		f.Identity = &m.Identity
-		f.Hardware = hardware(m.Layout, m.Machine)
+		f.Hardware = Hardware{Layout: -1, Machine: m.Machine}
+		if n, err := strconv.Atoi(m.Layout); err == nil {
+			f.Hardware.Layout = n
+		}
 	}
 	for _, nic := range l.Interfaces {
 		if nic.Target.Dev != "" {
@@ -207,15 +203,8 @@ func ParseFacts(doc string) (Facts, error) {
 	}
 	for _, c := range l.Channels {
 		number, isTerminal := strings.CutPrefix(c.Source.Path, "/dev/pts/")
-		switch {
-		case c.Target.Name == agentPort:
-			if n, err := strconv.ParseUint(number, 10, 31); err == nil && isTerminal && c.Type == "pty" {
-				f.AgentPTY, f.AgentConnected = int(n), c.Target.State == "connected"
-			}
-		case c.Target.Name == guestPort && c.Type == "unix":
-			f.GuestPort = c.Source.Path
-		case c.Target.Name == exitPort && c.Type == "unix":
-			f.ExitPort = c.Source.Path
+		if n, err := strconv.ParseUint(number, 10, 31); err == nil && isTerminal && c.Type == "pty" && c.Target.Name == agentPort {
+			f.AgentPTY, f.AgentConnected = int(n), c.Target.State == "connected"
 		}
 	}
 	for _, g := range l.Graphics {
@@ -234,9 +223,8 @@ func ParseFacts(doc string) (Facts, error) {
 	for _, disk := range l.Disks {
 		live := disk.live()
 		f.taken = append(f.taken, live.at)
-		tools := disk.Serial == toolsSerial && live.Name == toolsSerial
-		f.Tools = f.Tools || tools
-		if live.Name != "" && !tools {
+		f.Tools = f.Tools || live.Name == "" && disk.Serial == toolsSerial
+		if live.Name != "" {
 			f.Disks = append(f.Disks, live)
 		}
 		for layer := &disk.liveLayer; layer != nil; layer = layer.Backing {
@@ -250,11 +238,11 @@ func ParseFacts(doc string) (Facts, error) {
 
 func (d liveDisk) live() LiveDisk {
 	live := LiveDisk{
-		Name: d.Serial, Alias: d.Alias.Name, Target: d.Target.Dev, CDROM: d.Device == "cdrom", Path: cmp.Or(d.Source.File, d.Source.Dev),
+		Alias: d.Alias.Name, Target: d.Target.Dev, CDROM: d.Device == "cdrom", Path: cmp.Or(d.Source.File, d.Source.Dev),
 		Limits: Limits{IOPS: int64(d.Tune.IOPS), Bytes: int64(d.Tune.Bytes), BurstIOPS: int64(d.Tune.BurstIOPS), BurstBytes: int64(d.Tune.BurstBytes)},
 	}
 	if name, ours := strings.CutPrefix(live.Alias, userAlias); ours {
-		live.Name = name // without: a guest that was started when disks had no alias of ours
+		live.Name = name
 	}
 	for bus, words := range buses {
 		if words.name == d.Target.Bus {
@@ -268,13 +256,4 @@ func (d liveDisk) live() LiveDisk {
 	slots := map[v1alpha1.DiskBus]number{v1alpha1.BusVirtio: d.Address.Slot, v1alpha1.BusSCSI: d.Address.Target, v1alpha1.BusSATA: d.Address.Unit}
 	live.at = Spot{live.Bus, live.Target, place{int(d.Address.Bus), int(slots[live.Bus])}}
 	return live
-}
-
-// hardware reads what metadata says of it. What it does not say is as it was before it said anything.
-func hardware(layout, machine string) Hardware {
-	n, err := strconv.Atoi(cmp.Or(layout, "0"))
-	if err != nil {
-		n = -1
-	}
-	return Hardware{Layout: n, Machine: cmp.Or(machine, unrecorded.Machine)}
 }

@@ -19,10 +19,10 @@ func TestParseFacts(t *testing.T) {
 		"live-ours": {
 			UUID: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Name: "ns_a", Emulated: true,
 			Identity: &Identity{Namespace: "ns", Name: "a", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c1", Berth: "b", Record: `{"recordVersion":1,"spec":{"cpu":{"cores":2}}}`},
-			Hardware: unrecorded,
-			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true, AgentPTY: -1,
-			Disks: []LiveDisk{{Name: "root", Target: "vda", Bus: v1alpha1.BusVirtio, Path: "/disks/root.qcow2"}},
-			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso"},
+			Hardware: Hardware{Layout: 2, Machine: "pc-q35-7.2"},
+			Taps:     []string{"bta"}, Console: "/run/berth/a.sock", AgentConnected: true, AgentPTY: 3, Tools: true,
+			Disks: []LiveDisk{{Name: "root", Alias: "ua-root", Target: "vda", Bus: v1alpha1.BusVirtio, Path: "/disks/root.qcow2"}},
+			Paths: []string{"/disks/root.qcow2", "/disks/base.qcow2", "/disks/seed.iso", "/disks/tools.iso"},
 		},
 		"live-foreign": {
 			UUID: "11111111-2222-4333-8444-555555555555", Name: "old <box>",
@@ -47,9 +47,9 @@ func TestParseFacts(t *testing.T) {
 
 func TestParseFactsReadsHardware(t *testing.T) {
 	for attributes, want := range map[string]Hardware{
-		``:                                 unrecorded,
-		`machine="pc-q35-7.2"`:             {Layout: 0, Machine: "pc-q35-7.2"},
-		`layout="1" machine="pc-q35-7.2"`:  {Layout: 1, Machine: "pc-q35-7.2"},
+		``:                                 {Layout: -1},
+		`machine="pc-q35-7.2"`:             {Layout: -1, Machine: "pc-q35-7.2"},
+		`layout="2" machine="pc-q35-7.2"`:  {Layout: 2, Machine: "pc-q35-7.2"},
 		`layout="12" machine="q36" x="y"`:  {Layout: 12, Machine: "q36"}, // a newer Berth's
 		`layout="flat" machine="pc-q35-8"`: {Layout: -1, Machine: "pc-q35-8"},
 	} {
@@ -79,8 +79,7 @@ func TestParseFactsFindsTheGuestAgentsTerminal(t *testing.T) {
 	}
 }
 
-// TestParseFactsFindsWhatAShimServes: a guest that an older agent started has less.
-func TestParseFactsFindsWhatAShimServes(t *testing.T) {
+func TestParseFactsFindsDisplayAndTools(t *testing.T) {
 	with := func(edit func(*Guest)) Facts {
 		doc, err := XML(edited(edit))
 		if err != nil {
@@ -92,25 +91,24 @@ func TestParseFactsFindsWhatAShimServes(t *testing.T) {
 		}
 		return facts
 	}
-	const guest, exit, vnc = "/run/berth/console/u.guest.sock", "/run/berth/console/u.exit.sock", "/run/vnc.sock"
+	const vnc = "/run/vnc.sock"
 	plain := with(func(*Guest) {})
-	if plain.GuestPort != guest || plain.ExitPort != exit || plain.Display != "" || plain.Tools {
+	if plain.Display != "" || plain.Tools {
 		t.Errorf("a plain guest: %+v", plain)
 	}
 	full := with(func(g *Guest) {
 		g.Tools, g.Display = "/tools.iso", &Display{Type: v1alpha1.DisplayVGA, Socket: vnc}
 	})
-	if full.GuestPort != guest || full.ExitPort != exit || full.Display != vnc || !full.Tools {
+	if full.Display != vnc || !full.Tools {
 		t.Errorf("one with a display and tools: %+v", full)
 	}
 	for _, doc := range []string{
-		`<channel type="pty"><source path="/dev/pts/1"/><target type="virtio" name="dev.berth.guest.0"/></channel>`,
-		`<channel type="unix"><source mode="bind" path="/x"/><target type="virtio" name="dev.berth.guest.1"/></channel>`,
 		`<graphics type="spice"><listen type="socket" socket="/x"/></graphics>`, `<graphics type="vnc" port="5900"/>`,
 		`<disk type="file"><source file="/x"/><serial>berth</serial></disk>`,
+		`<disk type="file"><source file="/x"/><serial>BERTH</serial><alias name="ua-berth"/></disk>`,
 	} {
 		facts, err := ParseFacts("<domain><devices>" + doc + "</devices></domain>")
-		if err != nil || facts.GuestPort != "" || facts.ExitPort != "" || facts.Display != "" || facts.Tools {
+		if err != nil || facts.Display != "" || facts.Tools {
 			t.Errorf("%s: %+v, %v", doc, facts, err)
 		}
 	}
@@ -132,7 +130,7 @@ func TestParseFactsTrustsNoDoubledIdentity(t *testing.T) {
 }
 
 func FuzzFacts(f *testing.F) {
-	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel", "layout1", "buses"} {
+	for _, name := range []string{"live-ours", "live-foreign", "disks", "kernel", "buses"} {
 		doc, err := os.ReadFile(filepath.Join("testdata", name+".xml"))
 		if err != nil {
 			f.Fatal(err)

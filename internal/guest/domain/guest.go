@@ -59,7 +59,7 @@ type Identity struct {
 	VM string `xml:"vm,attr"`
 	// Berth is the UID of the pod that the guest was started for.
 	Berth string `xml:"berth,attr"`
-	// Record is the berth.Record of the spec that the guest was started with; empty in domains older than that.
+	// Record is the berth.Record of the spec that the guest was started with.
 	Record string `xml:",chardata"`
 }
 

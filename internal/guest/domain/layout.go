@@ -1,13 +1,9 @@
 package domain
 
 import (
-	"net"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/types"
 	"libvirt.org/go/libvirtxml"
-
-	"github.com/berth-dev/berth/internal/berth"
 )
 
 // NewestLayout is the layout of a VM that starts for the first time.
@@ -15,18 +11,14 @@ const NewestLayout = 2
 
 // Hardware is what a VM keeps for life, so that its guest finds its devices where they were.
 type Hardware struct {
-	// Layout is the number of a layout, NewestLayout at most.
+	// Layout is the number of a layout.
 	Layout int
-	// Machine is QEMU's machine type, with its version since there is more than layout 0.
+	// Machine is QEMU's machine type, with its version.
 	Machine string
 }
 
-// unrecorded is the hardware of VMs from before it was recorded.
-var unrecorded = Hardware{Layout: 0, Machine: "q35"}
-
-// layout says where a guest's devices are, which MACs it has and what room it has to grow. All that is said of it holds for
-// every guest that was ever started with it: another address or another controller before those that are there is another
-// layout.
+// layout says where a guest's devices are. All that is said of it holds for every guest that was ever started with it: another
+// address or another controller before those that are there is another layout.
 type layout struct {
 	// bridges are the PCI buses beside the root bus, 1 and up.
 	bridges []bridge
@@ -39,14 +31,15 @@ type layout struct {
 	scsi place
 	// These are never plugged.
 	serial, rng, balloon, video, tablet place
-	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most.
-	growth int
-	// mac is the address of NIC number nic, whose network has that name.
-	mac func(vm types.UID, network string, nic int) net.HardwareAddr
 }
 
-// maxGrown bounds the vCPUs that are only room to grow: each costs the guest's kernel memory for what it keeps per CPU.
-const maxGrown = 64
+const (
+	// growth is how many times its CPU sockets a guest can have, as long as that makes maxGrown vCPUs at most. A guest keeps
+	// it for life, as its layout.
+	growth = 4
+	// maxGrown bounds the vCPUs that are only room to grow: each costs the guest's kernel memory for what it keeps per CPU.
+	maxGrown = 64
+)
 
 type bridge struct {
 	model string
@@ -56,38 +49,22 @@ type bridge struct {
 // place is a slot of a PCI bus. Bus 0 is the root bus: its slot 0 is the host bridge and its slot 31 the chipset's.
 type place struct{ bus, slot int }
 
-// The layouts, by number. docs/adr/0010 tells why they are so.
-var layouts = [NewestLayout + 1]layout{
-	// Everything on the root bus, where nothing can be plugged.
-	{
-		nic: place{0, 2}, serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, disk: place{0, 6}, seed: place{0, 30}, scsi: place{0, 27},
-		video: place{0, 1}, tablet: place{0, 28}, tools: place{0, 29},
-		growth: 1,
-		mac:    macOfNetwork,
-	},
-	onBridge(macOfNetwork),
-	onBridge(func(vm types.UID, _ string, nic int) net.HardwareAddr { return berth.MAC(vm, nic) }),
-}
-
-// onBridge is a layout with what can be plugged behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, the
-// controller of SCSI disks in 25, the tools in 30, and whatever comes later in 26 to 29. On the root bus, the slots from 7 on are free.
-func onBridge(mac func(types.UID, string, int) net.HardwareAddr) layout {
-	return layout{
+// The layouts that VMs have, by number. docs/adr/0010 tells why they are so. A number is never used for another one, and 0
+// and 1 were.
+var layouts = map[int]layout{
+	// What can be plugged is behind one bridge: 8 NICs in slots 1 to 8, 16 disks in 9 to 24, the controller of SCSI disks in
+	// 25, the tools in 30, and whatever comes later in 26 to 29. On the root bus, the slots from 7 on are free.
+	2: {
 		bridges: []bridge{{"pcie-root-port", place{0, 6}}, {"pcie-to-pci-bridge", place{1, 0}}},
 		nic:     place{2, 1}, disk: place{2, 9}, seed: place{2, 31}, tools: place{2, 30}, scsi: place{2, 25},
 		serial: place{0, 3}, rng: place{0, 4}, balloon: place{0, 5}, video: place{0, 1}, tablet: place{0, 2},
-		growth: 4,
-		mac:    mac,
-	}
+	},
 }
 
-func macOfNetwork(vm types.UID, network string, _ int) net.HardwareAddr {
-	return berth.NetworkMAC(vm, network)
-}
-
-// MAC is the address of a guest's NIC number nic, from 0, whose network has that name. The layout must be known here.
-func (h Hardware) MAC(vm types.UID, network string, nic int) net.HardwareAddr {
-	return layouts[h.Layout].mac(vm, network, nic)
+// HasLayout tells whether the layout is known here.
+func (h Hardware) HasLayout() bool {
+	_, known := layouts[h.Layout]
+	return known
 }
 
 func (g Guest) layout() layout { return layouts[g.Hardware.Layout] }
@@ -95,7 +72,7 @@ func (g Guest) layout() layout { return layouts[g.Hardware.Layout] }
 // maxSockets is how many CPU sockets the guest can have without a restart. Each has the cores and threads of the others,
 // so the guest sees the topology of its spec now and later.
 func (g Guest) maxSockets() int {
-	return g.CPU.Sockets * max(1, min(g.layout().growth, maxGrown/g.CPU.count()))
+	return g.CPU.Sockets * max(1, min(growth, maxGrown/g.CPU.count()))
 }
 
 func (l layout) controllers() []libvirtxml.DomainController {

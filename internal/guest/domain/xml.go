@@ -19,7 +19,7 @@ func XML(g Guest) (string, error) {
 	if err := g.check(); err != nil {
 		return "", fmt.Errorf("describing guest %s: %w", g.UUID, err)
 	}
-	metadata, err := g.metadata()
+	metadata, err := metadata(g.Identity, g.Hardware)
 	if err != nil {
 		return "", err
 	}

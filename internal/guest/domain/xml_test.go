@@ -22,7 +22,7 @@ func web() Guest {
 		UUID:         "6ba7b810-9dad-41d1-80b4-00c04fd430c8",
 		Name:         "shop_web",
 		Identity:     Identity{Namespace: "shop", Name: "web", VM: "6ba7b810-9dad-41d1-80b4-00c04fd430c8", Berth: "0f0e0d0c-0b0a-4908-8706-050403020100"},
-		Hardware:     unrecorded,
+		Hardware:     Hardware{Layout: 2, Machine: "pc-q35-7.2"},
 		Acceleration: v1alpha1.AccelerationKVM,
 		CPU:          CPU{Sockets: 1, Cores: 2, Threads: 1, Model: berth.CPUHostModel},
 		Memory:       2 << 30,
@@ -46,7 +46,6 @@ func edited(edit func(*Guest)) Guest {
 
 // buses16 gives a guest disks of every kind.
 func buses16(g *Guest) {
-	g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
 	g.Tools = "/tools.iso"
 	g.Disks = []Disk{
 		{Name: "root", Path: "/root.qcow2", Direct: true, IOThread: true},
@@ -62,8 +61,7 @@ func buses16(g *Guest) {
 
 func TestXML(t *testing.T) {
 	for name, g := range map[string]Guest{
-		"disks":   web(),
-		"layout1": edited(func(g *Guest) { g.Hardware = Hardware{Layout: 1, Machine: "pc-q35-7.2"} }),
+		"disks": web(),
 		"volumes": edited(func(g *Guest) {
 			volumes := "/run/berth/volumes/u/"
 			g.Disks = []Disk{
@@ -73,15 +71,9 @@ func TestXML(t *testing.T) {
 				{Name: "cluster", Path: volumes + "cluster.raw", Volume: &Volume{Block: true, Shared: true}},
 			}
 		}),
-		"buses":         edited(buses16),
-		"layout0-buses": edited(func(g *Guest) { buses16(g); g.Hardware = unrecorded }),
+		"buses": edited(buses16),
 		"display": edited(func(g *Guest) {
-			g.Hardware = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
 			g.Display = &Display{Type: v1alpha1.DisplayVGA, Socket: "/run/berth/displays/u/vnc.sock"}
-			g.Tools = "/var/lib/berth/vms/u/tools.iso"
-		}),
-		"layout0-display": edited(func(g *Guest) {
-			g.Display = &Display{Type: v1alpha1.DisplayVirtio, Socket: "/run/berth/displays/u/vnc.sock"}
 			g.Tools = "/var/lib/berth/vms/u/tools.iso"
 		}),
 		"kernel": edited(func(g *Guest) {
@@ -120,6 +112,7 @@ func TestXMLRefuses(t *testing.T) {
 		"a name for a UUID":                    func(g *Guest) { g.UUID = "web" },
 		"a UUID in another form":               func(g *Guest) { g.UUID = strings.ToUpper(g.UUID) },
 		"a layout of a newer Berth":            func(g *Guest) { g.Hardware.Layout = NewestLayout + 1 },
+		"a layout of an older Berth":           func(g *Guest) { g.Hardware.Layout = NewestLayout - 1 },
 		"no layout":                            func(g *Guest) { g.Hardware.Layout = -1 },
 		"no machine type":                      func(g *Guest) { g.Hardware.Machine = "" },
 		"no CPU":                               func(g *Guest) { g.CPU.Cores = 0 },
@@ -198,7 +191,7 @@ func FuzzXML(f *testing.F) {
 		}
 		want := Facts{
 			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
-			GuestPort: g.GuestPort, ExitPort: g.ExitPort, AgentPTY: -1, Paths: []string{path, path, path},
+			AgentPTY: -1, Paths: []string{path, path, path},
 		}
 		if serial != "" {
 			want.Disks = []LiveDisk{{Name: serial, Alias: "ua-" + serial, Target: "vda", Bus: v1alpha1.BusVirtio, Path: path}}

@@ -207,8 +207,8 @@ func testGuests(t *testing.T, s StoreSetup) {
 
 func testHardware(t *testing.T, s StoreSetup) {
 	uid, _ := s.claim(t)
-	want := store.Hardware{Layout: 1, Machine: "pc-q35-7.2"}
-	for _, first := range []store.Hardware{want, {Layout: 2, Machine: "pc-q35-9.0"}} {
+	want := store.Hardware{Layout: 2, Machine: "pc-q35-7.2"}
+	for _, first := range []store.Hardware{want, {Layout: 3, Machine: "pc-q35-9.0"}} {
 		if got, err := s.Hardware(uid, first); got != want || err != nil {
 			t.Errorf("%+v, %v", got, err)
 		}

@@ -159,7 +159,7 @@ func (s *Store) Remove(uid string) error {
 	})
 }
 
-// strayFile tells by its time since when a guest is a stray. Older versions do not look at it.
+// strayFile tells by its time since when a guest is a stray.
 const strayFile = "stray"
 
 // MarkStray takes note that nobody knows a guest's VirtualMachine, and returns since when that is so.
@@ -202,10 +202,9 @@ func (s *Store) Allocated(uid string) (int64, error) {
 
 const recordFile = "vm.json"
 
-// recordVersion is the version of the records that are written here. Version 0 has no number and no hardware, version 1
-// says nothing of the seed.
-// Whoever adds a field keeps the fields of all versions readable; a higher number is for a field whose absence has a
-// meaning of its own.
+// recordVersion is the version of the records that are written here. Whoever adds a field keeps the fields of all versions
+// readable; a higher number is for a field whose absence has a meaning of its own. Version 1, which administrators may have
+// written as they were told, says nothing of the seed. Version 0, which has no number, is not known any more.
 const recordVersion = 2
 
 // record is what is kept of a VM on its node. A version that is newer than recordVersion may hold more.
@@ -213,7 +212,8 @@ type record struct {
 	Version int `json:"recordVersion"`
 	Identity
 	Hardware *Hardware `json:"hardware,omitempty"`
-	// Seed: the VM first started with cloud-init data. nil is that it did not start here yet, or before version 2.
+	// Seed: the VM first started with cloud-init data. nil is that it did not start here yet, or, in version 1, that nobody
+	// knows.
 	Seed *bool `json:"seed,omitempty"`
 }
 
@@ -224,9 +224,6 @@ type Hardware struct {
 	// Machine is QEMU's machine type.
 	Machine string `json:"machine"`
 }
-
-// hardwareOfVersion0 is what VMs had before it was recorded.
-var hardwareOfVersion0 = Hardware{Layout: 0, Machine: "q35"}
 
 // Hardware returns a guest's hardware. A guest that has none yet, because it never started on this node, gets first,
 // for ever. The guest's directory must be there.
@@ -242,8 +239,6 @@ func readHardware(path string, first Hardware) (Hardware, error) {
 	switch {
 	case err != nil:
 		return Hardware{}, err
-	case r.Version == 0:
-		return hardwareOfVersion0, nil
 	case r.Hardware != nil:
 		return *r.Hardware, nil
 	}
@@ -251,8 +246,8 @@ func readHardware(path string, first Hardware) (Hardware, error) {
 }
 
 // RanWithoutSeed tells whether a guest had no cloud-init data when it first started on this node, so that its cloud-init, if
-// it got some now, would take the guest for a new machine. Of one that started before that was recorded nobody knows, and it
-// counts as such; one that has no directory has not started.
+// it got some now, would take the guest for a new machine. Of whom nobody knows, it counts as such; one that has no directory
+// has not started.
 func (s *Store) RanWithoutSeed(uid string) (bool, error) {
 	return ofGuest(s, uid, unlocked, "reading the first start of", func(dir string) (bool, error) {
 		if has, err := exists(dir); !has || err != nil {
@@ -267,7 +262,7 @@ func (r record) ranWithoutSeed() bool {
 	if r.Seed != nil {
 		return !*r.Seed
 	}
-	return r.Version == 0 || r.Version == 1 && r.Hardware != nil
+	return r.Version == 1 && r.Hardware != nil
 }
 
 // RecordSeed records whether a guest starts with cloud-init data, if this is its first start on this node. It comes before
@@ -288,12 +283,16 @@ func readRecord(path string) (r record, fields map[string]json.RawMessage, err e
 	if err = readJSON(path, &fields); err == nil {
 		err = readJSON(path, &r)
 	}
-	if err == nil && len(fields) == 0 {
+	switch {
+	case err != nil:
+	case len(fields) == 0:
 		err = fmt.Errorf("%s is missing or empty", path)
+	case r.Version < 1:
+		err = fmt.Errorf("%s has no version that is known", path)
 	}
 	if err != nil {
 		err = fault.NewUser(v1alpha1.ReasonHardwareUnknown, fmt.Errorf(
-			`%w: restore it, or write {"recordVersion": 1} into it to give the VM the hardware of a new one`, err))
+			`%w: restore it, or write {"recordVersion": %d} into it to give the VM the hardware of a new one`, err, recordVersion))
 	}
 	return r, fields, err
 }

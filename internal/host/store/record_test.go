@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	newest = Hardware{Layout: 1, Machine: "pc-q35-7.2"}
-	later  = Hardware{Layout: 2, Machine: "pc-q35-9.0"}
+	newest = Hardware{Layout: 2, Machine: "pc-q35-7.2"}
+	later  = Hardware{Layout: 3, Machine: "pc-q35-9.0"}
 )
 
 func TestHardware(t *testing.T) {
@@ -27,19 +27,18 @@ func TestHardware(t *testing.T) {
 		want   Hardware
 		after  string
 	}{
-		"a record of version 0": {record: `{` + whose + `}`, want: Hardware{Layout: 0, Machine: "q35"}},
 		"of a VM that never started here": {
-			record: `{"recordVersion":1,` + whose + `}`, want: newest,
-			after: `{"recordVersion":1,` + whose + `,"hardware":{"layout":1,"machine":"pc-q35-7.2"}}`,
+			record: `{"recordVersion":2,` + whose + `}`, want: newest,
+			after: `{"recordVersion":2,` + whose + `,"hardware":{"layout":2,"machine":"pc-q35-7.2"}}`,
 		},
-		"of one that did":                {record: `{"recordVersion":1,` + whose + `,"hardware":{"layout":2,"machine":"pc-q35-9.0"}}`, want: later},
-		"of one that came from layout 0": {record: `{"recordVersion":1,` + whose + `,"hardware":{"layout":0,"machine":"q35"}}`, want: Hardware{Machine: "q35"}},
-		"of a newer version":             {record: `{"recordVersion":7,` + whose + `,"hardware":{"layout":2,"machine":"pc-q35-9.0","nvram":"a"},"tpm":[1]}`, want: later},
+		"of one that did":    {record: `{"recordVersion":2,` + whose + `,"hardware":{"layout":3,"machine":"pc-q35-9.0"},"seed":true}`, want: later},
+		"of a newer version": {record: `{"recordVersion":7,` + whose + `,"hardware":{"layout":3,"machine":"pc-q35-9.0","nvram":"a"},"tpm":[1]}`, want: later},
 		"of a newer version, for a VM that never started here": {
 			record: `{"recordVersion":7,` + whose + `,"tpm":[1]}`, want: newest,
-			after: `{"recordVersion":7,` + whose + `,"tpm":[1],"hardware":{"layout":1,"machine":"pc-q35-7.2"}}`,
+			after: `{"recordVersion":7,` + whose + `,"tpm":[1],"hardware":{"layout":2,"machine":"pc-q35-7.2"}}`,
 		},
-		"written by hand": {record: `{"recordVersion": 1}`, want: newest, after: `{"recordVersion":1,"hardware":{"layout":1,"machine":"pc-q35-7.2"}}`},
+		"written by hand":                 {record: `{"recordVersion": 2}`, want: newest, after: `{"recordVersion":2,"hardware":{"layout":2,"machine":"pc-q35-7.2"}}`},
+		"as an older version had it said": {record: `{"recordVersion": 1}`, want: newest, after: `{"recordVersion":1,"hardware":{"layout":2,"machine":"pc-q35-7.2"}}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -75,14 +74,13 @@ func TestSeedOfTheFirstStart(t *testing.T) {
 		before, after bool // it ran without a seed: as it is found, and once it has started with one
 		written       string
 	}{
-		"a VM of version 0":                     {`{` + whose + `}`, true, true, ""},
-		"of version 1, which started":           {`{"recordVersion":1,` + whose + ran + `}`, true, true, ""},
-		"of version 1, which never did":         {`{"recordVersion":1,` + whose + `}`, false, false, `,"seed":true`},
-		"of version 2, which never did":         {`{"recordVersion":2,` + whose + `}`, false, false, `,"seed":true`},
+		"a VM that never started here":          {`{"recordVersion":2,` + whose + `}`, false, false, `,"seed":true`},
 		"of version 2, whose start was cut":     {`{"recordVersion":2,` + whose + ran + `}`, false, false, `,"seed":true`},
 		"of version 2, which began with a seed": {`{"recordVersion":2,` + whose + ran + `,"seed":true}`, false, false, ""},
 		"of version 2, which began without":     {`{"recordVersion":2,` + whose + ran + `,"seed":false}`, true, true, ""},
-		"of version 1, rolled back and forth":   {`{"recordVersion":1,` + whose + ran + `,"seed":true}`, false, false, ""},
+		"of version 1, which started":           {`{"recordVersion":1` + ran + `}`, true, true, ""},
+		"of version 1, as written by hand":      {`{"recordVersion":1}`, false, false, `,"seed":true`},
+		"of version 1, which began without":     {`{"recordVersion":1` + ran + `,"seed":false}`, true, true, ""},
 		"of a newer version":                    {`{"recordVersion":7,` + whose + `,"tpm":[1]}`, false, false, `,"seed":true`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -131,6 +129,7 @@ func TestSeedOfTheFirstStart(t *testing.T) {
 func TestHardwareOfASpoiltRecord(t *testing.T) {
 	for name, record := range map[string]string{
 		"empty": "", "cut": `{"recordVersion":1,"na`, "of another kind": `{"recordVersion":"one"}`, "null": "null", "nothing": "{}", "missing": "-",
+		"of version 0": `{"namespace":"default","name":"web","uid":"u"}`, "of a version below": `{"recordVersion":-1}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := open(t)
@@ -148,6 +147,12 @@ func TestHardwareOfASpoiltRecord(t *testing.T) {
 			if fault.ReasonOf(err) != v1alpha1.ReasonHardwareUnknown || fault.ClassOf(err) != fault.User || !strings.Contains(err.Error(), path) {
 				t.Errorf("%+v, %v", h, err)
 			}
+			_, ranErr := s.RanWithoutSeed(web)
+			for doing, err := range map[string]error{"asking for": ranErr, "recording": s.RecordSeed(web, true)} {
+				if fault.ReasonOf(err) != v1alpha1.ReasonHardwareUnknown {
+					t.Errorf("%s the first start: %v", doing, err)
+				}
+			}
 			if record != "-" && read(t, path) != record {
 				t.Errorf("it was rewritten: %s", read(t, path))
 			}
@@ -155,36 +160,49 @@ func TestHardwareOfASpoiltRecord(t *testing.T) {
 	}
 }
 
-// TestRecordsAreReadByTheVersionBefore reads them as versions 0 and 1 were read.
-func TestRecordsAreReadByTheVersionBefore(t *testing.T) {
+// TestRecordOfVersion2 reads and writes what a version that upgrades begin with has written. The record never changes.
+func TestRecordOfVersion2(t *testing.T) {
 	s := open(t)
-	claim(t, s, web)
-	if _, err := s.Hardware(web, newest); err != nil {
+	if _, err := s.EnsureGuest(Identity{Namespace: "default", Name: "web", UID: web}); err != nil {
 		t.Fatal(err)
 	}
-	var version0 struct{ Namespace, Name, UID string }
-	if err := json.Unmarshal([]byte(read(t, filepath.Join(s.vms, web, recordFile))), &version0); err != nil {
-		t.Fatal(err)
+	path := filepath.Join(s.vms, web, recordFile)
+	for _, then := range []struct {
+		golden string
+		do     func() error
+	}{
+		{"new", func() error { return nil }},
+		{"started", func() error {
+			_, err := s.Hardware(web, newest)
+			return errors.Join(s.RecordSeed(web, true), err)
+		}},
+	} {
+		golden := read(t, filepath.Join("testdata", "vm-2-"+then.golden+".json"))
+		if err := then.do(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(decoded(t, golden), decoded(t, read(t, path))); diff != "" {
+			t.Errorf("%s is written otherwise (-then +now):\n%s", then.golden, diff)
+		}
+		if err := os.WriteFile(path, []byte(golden), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	var version1 struct {
-		Version  int       `json:"recordVersion"`
-		Hardware *Hardware `json:"hardware"`
+	if got, err := s.Hardware(web, later); err != nil || got != newest {
+		t.Errorf("its hardware is %+v, %v", got, err)
 	}
-	if err := errors.Join(s.RecordSeed(web, true), json.Unmarshal([]byte(read(t, filepath.Join(s.vms, web, recordFile))), &version1)); err != nil {
-		t.Fatal(err)
+	if without, err := s.RanWithoutSeed(web); err != nil || without {
+		t.Errorf("it ran without a seed: %t, %v", without, err)
 	}
-	if version1.Version < 1 || version1.Hardware == nil || *version1.Hardware != newest {
-		t.Errorf("%+v", version1)
-	}
-	if version0.Namespace != "default" || version0.Name != "web" || version0.UID != web {
-		t.Errorf("%+v", version0)
+	if guests, err := s.List(); err != nil || len(guests) != 1 || guests[0].Identity != (Identity{Namespace: "default", Name: "web", UID: web}) {
+		t.Errorf("guests %+v, %v", guests, err)
 	}
 }
 
 func FuzzRecord(f *testing.F) {
 	f.Add(`{"namespace":"default","name":"web","uid":"u"}`)
-	f.Add(`{"recordVersion":1,"name":"web"}`)
-	f.Add(`{"recordVersion":1,"hardware":{"layout":1,"machine":"q35"}}`)
+	f.Add(`{"recordVersion":2,"name":"web"}`)
+	f.Add(`{"recordVersion":1,"hardware":{"layout":2,"machine":"q35"}}`)
 	f.Add(`{"recordVersion":2,"seed":false}`)
 	f.Add(`{"recordVersion":2,"recordversion":0,"Hardware":null,"x":[{}]}`)
 	dir := f.TempDir()
