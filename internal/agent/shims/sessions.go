@@ -300,7 +300,7 @@ func (n *Session) State(devices []shimproto.Device) *plan.Shim {
 		Running:    n.phase != "",
 		ResetTold:  n.resetTold,
 		Exiting:    n.exiting,
-		Draining:   n.state.Takes(shimproto.KindExit) && !n.state.ConsoleClosed, // older ones have nothing that is waited for
+		Draining:   n.state.Takes(shimproto.KindExit) && !n.state.ConsoleClosed, // without, nothing is waited for
 		GuestTools: n.state.GuestTools, ExitText: n.state.ExitText,
 		Resets: n.state.Resets, ResetsDone: max(n.state.ResetsDone, n.acted.Resets),
 		NMIs: n.state.NMIs, NMIsDone: max(n.state.NMIsDone, n.acted.NMIs),

@@ -34,7 +34,6 @@ const (
 	repeats  = "repeats"  // it sends the same State every 20 ms
 	odd      = "odd"      // it has a file in its socket's place
 	consoles = "consoles" // it speaks, and takes consoles alone
-	v10      = "v10"      // it speaks protocol 1.0
 )
 
 const (
@@ -73,8 +72,6 @@ func beShim(what string) error {
 		return attack(what)
 	case consoles:
 		state.Kinds = state.Kinds[:1]
-	case v10:
-		state = shimproto.State{}
 	}
 	conn, err := shimproto.Listen()
 	if err != nil || what == silent {
@@ -111,13 +108,13 @@ func attack(what string) error {
 	}
 	go func() {
 		for i := 1; ; i++ {
-			message := fmt.Sprintf(`{"v":1,"state":{"terminatingSinceNS":%d}}`, i)
+			message := fmt.Sprintf(`{"v":1,"state":{"minor":3,"takes":["console"],"terminatingSinceNS":%d}}`, i)
 			switch what {
 			case babbles:
 				_, _ = unix.Read(ends[0], make([]byte, shimproto.MaxMessage))
 				message = `{"v":1,"state":{"running`
 			case repeats:
-				message = `{"v":1,"state":{}}`
+				message = `{"v":1,"state":{"minor":3,"takes":["console"]}}`
 			}
 			_, _ = unix.Write(ends[0], []byte(message))
 			if what == drips || what == repeats {

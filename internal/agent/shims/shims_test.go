@@ -387,18 +387,15 @@ func TestWhatAShimLacks(t *testing.T) {
 		says  shimproto.State
 		want  []string
 	}{
-		"all is taken, in another order":        {needs, takes("dhcp", "console"), nil},
-		"what older agents hand over, too":      {needs, takes("console", "dhcp", "lease"), nil},
-		"a shim of 1.0 takes nothing":           {needs, shimproto.State{}, []string{"console", "dhcp"}},
-		"one that has its guest does not less":  {needs, shimproto.State{InstanceID: "r1"}, []string{"console", "dhcp"}},
-		"a shim of 1.1 may take packet sockets": {needs, takes("console", "lease"), []string{"dhcp"}},
-		"more is taken than is needed":          {needs[:1], takes("console", "hologram"), nil},
-		"no leases":                             {needs, takes("console"), []string{"dhcp"}},
-		"two networks lack one thing":           {two, takes("console"), []string{"dhcp"}},
-		"what is not needed is not lacked":      {needs[:1], takes("console"), nil},
-		"nothing that is needed is taken":       {needs, takes("hologram"), []string{"console", "dhcp"}},
-		"whatever the order of devices":         {[]shimproto.Device{needs[1], needs[0], needs[1]}, takes("hologram"), []string{"console", "dhcp"}},
-		"a VM that is gone needs nothing":       {nil, takes("hologram"), nil},
+		"all is taken, in another order":       {needs, takes("dhcp", "console"), nil},
+		"one that has its guest does not less": {needs, shimproto.State{Minor: 1, Kinds: []shimproto.Kind{"hologram"}, InstanceID: "r1"}, []string{"console", "dhcp"}},
+		"more is taken than is needed":         {needs[:1], takes("console", "hologram"), nil},
+		"no leases":                            {needs, takes("console"), []string{"dhcp"}},
+		"two networks lack one thing":          {two, takes("console"), []string{"dhcp"}},
+		"what is not needed is not lacked":     {needs[:1], takes("console"), nil},
+		"nothing that is needed is taken":      {needs, takes("hologram"), []string{"console", "dhcp"}},
+		"whatever the order of devices":        {[]shimproto.Device{needs[1], needs[0], needs[1]}, takes("hologram"), []string{"console", "dhcp"}},
+		"a VM that is gone needs nothing":      {nil, takes("hologram"), nil},
 	} {
 		n := &Session{stateKnown: true, state: c.says, bootTime: func() time.Duration { return 0 }}
 		if diff := cmp.Diff(&plan.Shim{Attached: c.says.InstanceID != "", Lacks: c.want}, n.State(c.needs)); diff != "" {
@@ -423,10 +420,6 @@ func TestWhatAShimSays(t *testing.T) {
 	if diff := cmp.Diff(want, n.State(nil)); diff != "" {
 		t.Errorf("after Acted (-want +got):\n%s", diff)
 	}
-	n.state = shimproto.State{Minor: 1, Kinds: []shimproto.Kind{"console", "dhcp"}, InstanceID: "r1"}
-	if n.State(nil).Draining {
-		t.Error("an older shim is waited for")
-	}
 }
 
 // lease is any that is valid.
@@ -439,7 +432,6 @@ func TestHandOver(t *testing.T) {
 	}{
 		"to a shim that takes all":           {speaks, 2},
 		"to a shim that takes consoles only": {consoles, 1},
-		"to one of protocol 1.0":             {v10, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			shim := start(t, c.shim, first)

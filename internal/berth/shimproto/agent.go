@@ -36,7 +36,6 @@ var ErrFull = errors.New("the shim does not read from its socket, which is full"
 type Agent struct {
 	socket *os.File
 	closed atomic.Bool
-	minor  atomic.Int64 // which the shim speaks, as its last State says
 }
 
 // Take copies the agent's end out of the shim behind pidfd. The caller has proven by facts of the host whose process that
@@ -74,14 +73,13 @@ func check(fd int) error {
 	return nil
 }
 
-// Send sends one message, in the minor version that the shim has said it speaks, with copies of files in the order that its
-// type tells, at most MaxDescriptors. It never waits: a tenant can be the shim, and its socket is full when it wants it to
+// Send sends one message, with copies of files in the order that its type tells, at most MaxDescriptors. It never waits: a tenant can be the shim, and its socket is full when it wants it to
 // be. Then Send fails with ErrFull. It may be called from several goroutines.
 func (a *Agent) Send(ctx context.Context, m Message, files ...*os.File) error {
 	if len(files) > MaxDescriptors {
 		return fmt.Errorf("sending %T: %d descriptors are more than %d", m, len(files), MaxDescriptors)
 	}
-	data, err := encode(m, int(a.minor.Load()))
+	data, err := encode(m)
 	if err = cmp.Or(err, ctx.Err()); err == nil {
 		err = trySend(a.socket, data, files)
 	}
@@ -123,7 +121,6 @@ func (a *Agent) Receive(handle func(State)) error {
 		if !ok {
 			return fmt.Errorf("receiving from a shim: a %T, which only an agent sends", m)
 		}
-		a.minor.Store(int64(state.Minor))
 		handle(state)
 	}
 }

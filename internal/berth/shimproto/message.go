@@ -22,8 +22,8 @@ const (
 	// MaxExitText is the size of the longest State.ExitText, in bytes.
 	MaxExitText = 64
 
-	// Minor is the minor version that this program speaks: 1 has State.Minor, State.Kinds and HandOver, 2 has Acted, and
-	// what State says of the guest and asks for, 3 has HandOver.DirectKernel and Running.LastResetNS.
+	// Minor is the minor version that this program speaks. The packets of version 3, the first that is known any more, are in
+	// testdata.
 	Minor = 3
 
 	major         = 1 // in each packet: one of another major version is an error
@@ -56,8 +56,7 @@ type Running struct {
 	LastResetNS int64 `json:"lastResetNS,omitempty"`
 }
 
-// Acted says that all actions are carried out up to these counts, of which State asks. Agents send it to shims of minor
-// version 2 or more; to others it cannot be sent.
+// Acted says that all actions are carried out up to these counts, of which State asks.
 type Acted struct {
 	Resets uint64 `json:"resets"`
 	NMIs   uint64 `json:"nmis"`
@@ -91,8 +90,7 @@ func ParseTerminationMessage(text string) (reason, message string) {
 // State that still waits in the socket misleads nobody; GuestTools and ExitText follow the guest, and the newest State that
 // comes has the newest of them. What the shim speaks and takes is the same in all of them.
 type State struct {
-	// Minor is the minor version that the shim speaks. 0: the shim is of protocol 1.0, which says neither this nor Kinds,
-	// and gets nothing any more.
+	// Minor is the minor version that the shim speaks.
 	Minor int `json:"minor,omitempty"`
 	// Kinds are the kinds of devices that the shim takes, 1 to 32, each once, in any order; see Takes.
 	Kinds []Kind `json:"takes,omitempty"`
@@ -140,8 +138,8 @@ func (e Exit) validate() error {
 }
 
 func (s State) validate() error {
-	if s.Minor < 0 || len(s.Kinds) > maxKinds || (s.Minor == 0) != (len(s.Kinds) == 0) {
-		return fmt.Errorf("minor version %d does not go with %d kinds of devices; 0 goes with none, others with 1 to %d", s.Minor, len(s.Kinds), maxKinds)
+	if s.Minor < 1 || len(s.Kinds) < 1 || len(s.Kinds) > maxKinds {
+		return fmt.Errorf("minor version %d, or %d kinds of devices, which are 1 to %d", s.Minor, len(s.Kinds), maxKinds)
 	}
 	for i, kind := range s.Kinds {
 		if !isName(string(kind), maxKind) || slices.Contains(s.Kinds[:i], kind) {
@@ -190,8 +188,7 @@ type packet struct {
 	State    *State    `json:"state,omitempty"`
 }
 
-// encode writes a message for a peer that speaks the minor version.
-func encode(m Message, minor int) (_ []byte, err error) {
+func encode(m Message) (_ []byte, err error) {
 	if e, ok := m.(Exit); ok {
 		e.Reason, e.Message = printable(e.Reason, maxReason), printable(e.Message, MaxExitMessage)
 		m = e
@@ -208,9 +205,6 @@ func encode(m Message, minor int) (_ []byte, err error) {
 	case Running:
 		p.Running = &m
 	case Acted:
-		if minor < 2 {
-			return nil, fmt.Errorf("a shim of protocol 1.%d asks for no actions", minor)
-		}
 		p.Acted = &m
 	case Exit:
 		p.Exit = &m

@@ -53,12 +53,12 @@ func TestMessagesArriveAsTheyWereSent(t *testing.T) {
 		Acted{},
 		Acted{Resets: 1<<64 - 1, NMIs: 7},
 		Exit{Code: 137, Reason: "OOMKilled", Message: "over <limit> & \"gone\"\n"},
-		State{},
-		State{InstanceID: "r", ConsoleClosed: true, TerminatingSinceNS: 1},
+		State{Minor: 1, Kinds: []Kind{KindConsole}},
+		State{Minor: 3, Kinds: []Kind{KindConsole}, InstanceID: "r", ConsoleClosed: true, TerminatingSinceNS: 1},
 		State{Minor: 2, Kinds: []Kind{KindGuest}, GuestTools: strings.Repeat("~", MaxGuestTools), ExitText: strings.Repeat(" ", MaxExitText), Resets: 1<<64 - 1, NMIs: 1},
 		State{Minor: 7, Kinds: []Kind{"lease", "hologram-2", "console"}},
 	} {
-		data, err := encode(m, Minor)
+		data, err := encode(m)
 		if err != nil {
 			t.Errorf("encoding %#v: %v", m, err)
 			continue
@@ -77,6 +77,11 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 	with := handOver
 	of := func(devices ...Device) HandOver { return HandOver{InstanceID: "r", Devices: devices} }
 	takes := func(kinds ...Kind) State { return State{Minor: 1, Kinds: kinds} }
+	says := func(change func(*State)) State {
+		s := takes(KindConsole)
+		change(&s)
+		return s
+	}
 	for name, m := range map[string]Message{
 		"a hand-over without an instance ID":         HandOver{},
 		"an instance ID with a line feed":            HandOver{InstanceID: "a\nb"},
@@ -104,17 +109,18 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 		"a kind in other letters":                    takes("kön"),
 		"a kind with a space":                        takes("a b"),
 		"more kinds than a shim can take":            takes(manyKinds(maxKinds + 1)...),
+		"neither a minor version nor kinds":          State{},
 		"a minor version without kinds":              State{Minor: 1},
 		"kinds without a minor version":              State{Kinds: []Kind{"console"}},
 		"a minor version below zero":                 State{Minor: -1, Kinds: []Kind{"console"}},
-		"guest tools of 33 characters":               State{GuestTools: strings.Repeat("v", 33)},
-		"guest tools with an escape":                 State{GuestTools: "\x1b[2J"},
-		"guest tools in other letters":               State{GuestTools: "vö"},
-		"an exit text of 65 characters":              State{ExitText: strings.Repeat("3", 65)},
-		"an exit text of two lines":                  State{ExitText: "3\n4"},
-		"an exit text with a delete":                 State{ExitText: "\x7f"},
-		"more resets done than asked for":            State{Resets: 1, ResetsDone: 2},
-		"more NMIs done than asked for":              State{NMIsDone: 1},
+		"guest tools of 33 characters":               says(func(s *State) { s.GuestTools = strings.Repeat("v", 33) }),
+		"guest tools with an escape":                 says(func(s *State) { s.GuestTools = "\x1b[2J" }),
+		"guest tools in other letters":               says(func(s *State) { s.GuestTools = "vö" }),
+		"an exit text of 65 characters":              says(func(s *State) { s.ExitText = strings.Repeat("3", 65) }),
+		"an exit text of two lines":                  says(func(s *State) { s.ExitText = "3\n4" }),
+		"an exit text with a delete":                 says(func(s *State) { s.ExitText = "\x7f" }),
+		"more resets done than asked for":            says(func(s *State) { s.Resets = 1; s.ResetsDone = 2 }),
+		"more NMIs done than asked for":              says(func(s *State) { s.NMIsDone = 1 }),
 		"an IPv6 address":                            with(func(n *Lease) { n.Address = netip.MustParsePrefix("fd00::2/64") }),
 		"an address without room":                    with(func(n *Lease) { n.Address = netip.MustParsePrefix("10.0.2.2/31") }),
 		"a router elsewhere":                         with(func(n *Lease) { n.Router = netip.MustParseAddr("10.0.3.1") }),
@@ -127,10 +133,10 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 		"a phase that does not exist":                Running{Phase: "flying"},
 		"an exit code of 256":                        Exit{Code: 256},
 		"an exit code below zero":                    Exit{Code: -1},
-		"a termination before the boot":              State{TerminatingSinceNS: -1},
-		"a state with an instance ID of odd letters": State{InstanceID: "\x1b[2J"},
+		"a termination before the boot":              says(func(s *State) { s.TerminatingSinceNS = -1 }),
+		"a state with an instance ID of odd letters": says(func(s *State) { s.InstanceID = "\x1b[2J" }),
 	} {
-		if _, err := encode(m, Minor); err == nil {
+		if _, err := encode(m); err == nil {
 			t.Errorf("%s: was encoded", name)
 		}
 	}
@@ -140,9 +146,9 @@ func TestWhatIsOutOfRangeIsNeitherSentNorTaken(t *testing.T) {
 		"another version":            `{"v":2,"hello":{}}`,
 		"a MAC of five bytes":        `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:00"}}}`,
 		"a MAC of strange form":      `{"v":1,"attach":{"run":"r","nic":{"mac":"02:00:00:00:0:00"}}}`,
-		"a negative time":            `{"v":1,"state":{"terminatingSinceNS":-5}}`,
-		"an instance ID as a number": `{"v":1,"state":{"run":5}}`,
-		"fewer resets than none":     `{"v":1,"state":{"resets":-1}}`,
+		"a negative time":            `{"v":1,"state":{"minor":1,"takes":["console"],"terminatingSinceNS":-5}}`,
+		"an instance ID as a number": `{"v":1,"state":{"minor":1,"takes":["console"],"run":5}}`,
+		"fewer resets than none":     `{"v":1,"state":{"minor":1,"takes":["console"],"resets":-1}}`,
 		"a kind as a number":         `{"v":1,"state":{"minor":1,"takes":[1]}}`,
 		"more than 16 KiB":           `{"v":1,"hello":{}}` + strings.Repeat(" ", MaxMessage),
 	} {
@@ -164,7 +170,7 @@ func TestNewerPeersAreUnderstood(t *testing.T) {
 		data string
 		want Message
 	}{
-		"a new field":           {`{"v":1,"state":{"run":"r","colour":"blue"},"also":[1]}`, State{InstanceID: "r"}},
+		"a new field":           {`{"v":1,"state":{"minor":1,"takes":["console"],"run":"r","colour":"blue"},"also":[1]}`, State{Minor: 1, Kinds: []Kind{KindConsole}, InstanceID: "r"}},
 		"a new kind it takes":   {`{"v":1,"state":{"minor":9,"takes":["hologram","console"]}}`, State{Minor: 9, Kinds: []Kind{"hologram", "console"}}},
 		"a new kind of device":  {`{"v":1,"handOver":{"run":"r","devices":[{"kind":"hologram","name":"h","fd":3,"hologram":{"depth":3}}]}}`, HandOver{InstanceID: "r", Devices: []Device{{Kind: "hologram", Name: "h", FD: 3}}}},
 		"a new field of a kind": {`{"v":1,"handOver":{"run":"r","devices":[{"kind":"console","name":"c","fd":0,"size":[80,25]}]}}`, HandOver{InstanceID: "r", Devices: []Device{{Kind: KindConsole, Name: "c"}}}},
@@ -190,7 +196,6 @@ func TestWhatAShimTakes(t *testing.T) {
 		says           State
 		console, guest bool
 	}{
-		"of protocol 1.0":   {State{}, false, false},
 		"that lists it":     {State{Minor: 1, Kinds: []Kind{"guest", "console"}}, true, true},
 		"in another order":  {State{Minor: 1, Kinds: []Kind{"console", "guest"}}, true, true},
 		"that does not":     {State{Minor: 1, Kinds: []Kind{"lease"}}, false, false},
@@ -210,7 +215,7 @@ func TestTheLargestHandOverFits(t *testing.T) {
 		l.Hostname = strings.Repeat("h", maxHostname)
 		h.Devices = append(h.Devices, Device{Kind: KindDHCP, Name: fmt.Sprintf("%063d", i), FD: i, Lease: l})
 	}
-	data, err := encode(h, Minor)
+	data, err := encode(h)
 	if err != nil || len(data) > MaxMessage {
 		t.Errorf("%d bytes, %v; at most %d", len(data), err, MaxMessage)
 	}
@@ -221,7 +226,7 @@ func TestAnExitAlwaysFits(t *testing.T) {
 		strings.Repeat("<", 100_000), strings.Repeat("\x00\"\n", 50_000), strings.Repeat("\xff", 100_000),
 		strings.Repeat("\u2028", 50_000), strings.Repeat("é", MaxExitMessage), "\x1b[31mred\u009b",
 	} {
-		data, err := encode(Exit{Message: message, Reason: message}, Minor)
+		data, err := encode(Exit{Message: message, Reason: message})
 		if err != nil || len(data) > MaxMessage {
 			t.Fatalf("%.10q: %d bytes, %v", message, len(data), err)
 		}
@@ -269,7 +274,7 @@ func FuzzMessage(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := encode(m, Minor)
+		again, err := encode(m)
 		if err != nil {
 			t.Fatalf("%q was taken as %#v, which is not valid: %v", data, m, err)
 		}

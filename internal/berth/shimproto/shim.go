@@ -54,7 +54,7 @@ func (s *Shim) Publish(state State) {
 
 func (s *Shim) send() {
 	for state := range s.pending {
-		data, err := encode(state, Minor)
+		data, err := encode(state)
 		if err != nil {
 			continue // cannot be: the shim made it of checked parts
 		}

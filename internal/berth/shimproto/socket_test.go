@@ -125,6 +125,7 @@ func TestTakeTellsThatThereIsNoSocket(t *testing.T) {
 }
 
 func TestAgentGivesUpOnAShimThat(t *testing.T) {
+	const valid = `{"v":1,"state":{"minor":3,"takes":["console"]}}`
 	send := func(text string, times int) func(t *testing.T, shim int) {
 		return func(t *testing.T, shim int) {
 			for range times {
@@ -138,12 +139,13 @@ func TestAgentGivesUpOnAShimThat(t *testing.T) {
 		"sends no JSON":            send("{", 1),
 		"sends an agent's message": send(`{"v":1,"hello":{}}`, 1),
 		"sends too much at once":   send(string(make([]byte, MaxMessage+2)), 1),
-		"sends too often":          send(`{"v":1,"state":{}}`, maxBurst+1),
+		"sends too often":          send(valid, maxBurst+1),
 		"sends odd things often":   send(`{"v":1,"dance":{}}`, maxBurst+1),
 		"takes a kind twice":       send(`{"v":1,"state":{"minor":1,"takes":["console","console"]}}`, 1),
+		"says nothing it takes":    send(`{"v":1,"state":{}}`, 1),
 		"takes odd letters":        send(`{"v":1,"state":{"minor":1,"takes":["\u001b[2J"]}}`, 1),
 		"passes a descriptor": func(t *testing.T, shim int) {
-			if err := unix.Sendmsg(shim, []byte(`{"v":1,"state":{}}`), unix.UnixRights(shim), nil, 0); err != nil {
+			if err := unix.Sendmsg(shim, []byte(valid), unix.UnixRights(shim), nil, 0); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -243,7 +245,7 @@ func TestAFullSocketKeepsTheLatestState(t *testing.T) {
 	t.Cleanup(func() { _ = shim.socket.Close(); _ = unix.Close(AgentFD) })
 	const last = 100_000
 	for i := range last {
-		shim.Publish(State{InstanceID: "r", TerminatingSinceNS: int64(i + 1)})
+		shim.Publish(State{Minor: Minor, Kinds: []Kind{KindConsole}, InstanceID: "r", TerminatingSinceNS: int64(i + 1)})
 	}
 	var previous int64
 	fd := AgentFD
@@ -278,7 +280,6 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = unix.Close(AgentFD) })
 	agent := take(t)
-	agent.minor.Store(Minor)
 	var files []*os.File
 	for i := range MaxDescriptors {
 		r, w, err := os.Pipe()
@@ -321,7 +322,7 @@ func TestDescriptorsArriveInOrderAndNonBlocking(t *testing.T) {
 	for i := range tooMany {
 		tooMany[i] = passed
 	}
-	if err := unix.Sendmsg(AgentFD, read(t, "v1.0/hello"), unix.UnixRights(tooMany...), nil, 0); err != nil {
+	if err := unix.Sendmsg(AgentFD, []byte(`{"v":1,"hello":{}}`), unix.UnixRights(tooMany...), nil, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-complaint; !errors.Is(err, errBroken) {
