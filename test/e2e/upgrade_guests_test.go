@@ -40,6 +40,7 @@ func kinds() []kind {
 		{name: untouched, manifest: tiny, is: isReady},
 		{name: "disk", manifest: disked, is: isReady},
 		{name: "disks", manifest: disks, is: isReady},
+		{name: "claim", manifest: tiny + "  disks: [" + claimed("files", "") + "]\n" + claimOf("files", "Filesystem", "ReadWriteOnce", "300Mi"), is: isReady},
 		{name: "service", manifest: tiny + "  berth: {labels: {app: tiny}}\n  readinessProbe: " + probe, is: isReady},
 		{name: "startup", manifest: tiny + "  startupProbe: " + probe, is: isReady},
 		{name: "secret", manifest: tiny + "  cloudInit: {userDataSecretRef: {name: user-data, key: userdata}}\n", is: isReady},
@@ -94,8 +95,8 @@ func (u *upgrade) follow(name string) {
 // treat has the newer version do to guests of the older one all that is done to guests.
 func (u *upgrade) treat(older, newer product) {
 	u.Helper()
-	u.Log("the newer version restarts guests, in the older one's berths or, where the shim there is too old, in new ones")
-	u.restart(older, newer, append(remade, "disk")...)
+	u.Log("the newer version restarts guests, in the older one's berths")
+	u.restart(older, append(remade, "disk")...)
 
 	u.Log("it makes berths anew, starts, resumes, and finds an image at last")
 	asked := map[string]string{
@@ -135,9 +136,8 @@ func (u *upgrade) treat(older, newer product) {
 	}
 }
 
-// restart has guests end by themselves. They start again in their berths, which have a product's shim, unless that is too
-// old for what is installed: then in new ones.
-func (u *upgrade) restart(shim, installed product, names ...string) {
+// restart has guests end by themselves. They start again in their berths, which have a product's shim.
+func (u *upgrade) restart(shim product, names ...string) {
 	u.Helper()
 	before := map[string]*v1alpha1.VirtualMachine{}
 	ends := []end{isKilled, powersOff} // under OnFailure, which is even in the list, only the first starts again
@@ -147,16 +147,6 @@ func (u *upgrade) restart(shim, installed product, names ...string) {
 	}
 	for i, name := range names {
 		was, e := before[name].Status, ends[i%2]
-		if isShimOutdated(before[name]) {
-			vm := u.vm(name, "to be Ready in a new berth", func(vm *v1alpha1.VirtualMachine) bool {
-				return isReady(vm) && vm.Status.Berth.PodUID != was.Berth.PodUID && exited(vm, e.reason, e.code)
-			})
-			if pod := u.berth(vm); !isOfTag(pod, installed) {
-				u.Errorf("the new berth of %s has the image %s, want %s", name, pod.Spec.Containers[0].Image, installed.tag)
-			}
-			u.follow(name)
-			continue
-		}
 		vm := u.vm(name, "to be Ready after its restart", func(vm *v1alpha1.VirtualMachine) bool {
 			return isReady(vm) && vm.Status.Restarts == was.Restarts+1 && exited(vm, e.reason, e.code)
 		})
@@ -166,11 +156,6 @@ func (u *upgrade) restart(shim, installed product, names ...string) {
 		}
 		u.follow(name)
 	}
-}
-
-// isShimOutdated: its berth's shim does not take all that the guest needs.
-func isShimOutdated(vm *v1alpha1.VirtualMachine) bool {
-	return has(vm, v1alpha1.ConditionUpToDate, metav1.ConditionFalse, v1alpha1.ReasonShimOutdated)
 }
 
 // berth is the pod that a guest is in.

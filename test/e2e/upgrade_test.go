@@ -30,11 +30,12 @@ func TestUpgrade(t *testing.T) {
 	u := &upgrade{lab: startAlone(t), uids: map[string]string{}, consoles: map[string]*console{}}
 	t.Cleanup(u.reinstall)
 	base, tree := u.older(), u.installed()
-	u.helmUpgrade(base, base.chart, "--set=agent.registries=null", "--wait", "--timeout=2m") // its schema does not know them
+	u.helmUpgrade(base, base.chart, "--wait", "--timeout=2m")
 	u.rolledOut(base)
 	revision := u.revision()
 	u.apply(services + "---" + userData)
 	u.begin(kinds()...)
+	volumes := u.volumes()
 	u.attached = u.attach(untouched)
 
 	u.stage("operator-first", func() { u.upgradeOperator(tree) })
@@ -45,7 +46,7 @@ func TestUpgrade(t *testing.T) {
 		u.helm("rollback", "berth", revision, "--wait", "--timeout=2m")
 		u.rolledOut(base)
 	})
-	u.restart(tree, base, "disks") // an agent serves a shim that is newer
+	u.restart(tree, "disks") // an agent serves a shim that is newer
 	u.stage("crds-first", func() {
 		u.kubectl("", "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(env.Root(), "config", "crd"))
 	})
@@ -55,6 +56,10 @@ func TestUpgrade(t *testing.T) {
 	for name, uid := range u.uids {
 		u.vm(name, "to be gone", isGone)
 		nothingLeft(u.lab, uid)
+	}
+	u.unused(volumes...)
+	if diff := gocmp.Diff(volumes, u.volumes()); diff != "" {
+		t.Errorf("claims had volumes and have (-had +have):\n%s", diff)
 	}
 }
 
@@ -192,7 +197,7 @@ func (u *upgrade) stage(name string, change func()) {
 	u.Helper()
 	u.Log(name)
 	u.rephrase()
-	before, told, page := u.look(), u.events(), u.page()
+	before, told, page, volumes := u.look(), u.events(), u.page(), u.volumes()
 	change()
 	u.rephrase()
 	if diff := gocmp.Diff(told, u.events()); diff != "" {
@@ -202,6 +207,9 @@ func (u *upgrade) stage(name string, change func()) {
 		if diff := gocmp.Diff(before[guest].in(now), now.in(before[guest])); diff != "" {
 			u.Errorf("%s: guest %s was and is:\n%s", name, guest, diff)
 		}
+	}
+	if diff := gocmp.Diff(volumes, u.volumes()); diff != "" {
+		u.Errorf("%s: claims had volumes and have (-had +have):\n%s", name, diff)
 	}
 	if now := u.page(); now != page {
 		u.Errorf("%s: the Service led to %q and leads to %q", name, page, now)
@@ -256,12 +264,11 @@ type standing struct {
 	QEMU       []string // process and when it began
 }
 
-// in leaves out conditions that another version does not have, and that a shim is too old for one of them.
+// in leaves out conditions that another version does not have.
 func (s standing) in(other standing) standing {
 	common := map[string]string{}
 	for kind, c := range s.Conditions {
-		theirs, ok := other.Conditions[kind]
-		if outdated := " " + string(v1alpha1.ReasonShimOutdated) + " "; ok && !strings.Contains(c+theirs, outdated) {
+		if _, ok := other.Conditions[kind]; ok {
 			common[kind] = c
 		}
 	}
@@ -277,7 +284,7 @@ func (u *upgrade) look() map[string]standing {
 		vm := u.vm(name, "to be there", func(vm *v1alpha1.VirtualMachine) bool {
 			return vm != nil && (name != pending || isReady(vm) || waits(vm))
 		})
-		if waits(vm) { // it has not begun, and gets a new berth if its shim is too old
+		if waits(vm) { // it has not begun, and each agent asks anew for its image
 			continue
 		}
 		s := standing{
@@ -286,9 +293,6 @@ func (u *upgrade) look() map[string]standing {
 		}
 		if b := vm.Status.Berth; b != nil {
 			s.Berth = b.PodUID
-		}
-		if s.Phase == v1alpha1.PhaseWaiting { // the version at BASE calls that Starting, too
-			s.Phase = v1alpha1.PhaseStarting
 		}
 		for _, c := range vm.Status.Conditions {
 			s.Conditions[c.Type] = fmt.Sprintf("%s %s since %s", c.Status, c.Reason, c.LastTransitionTime.UTC())
