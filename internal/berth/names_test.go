@@ -36,3 +36,14 @@ func TestNames(t *testing.T) {
 		t.Error("two VirtualMachines share a domain name") // an underscore is in neither name
 	}
 }
+
+// TestMACs: a VM's never change, and two of its NICs have two.
+func TestMACs(t *testing.T) {
+	const vm = "0b9d4f6e-3c1a-4a55-9f0e-6a1c2f3d4e5f"
+	if got := MAC(vm, 0).String(); got != "42:63:97:38:ee:46" {
+		t.Errorf("it is %s now", got)
+	}
+	if a, b := MAC(vm, 0), MAC(vm, 1); a.String() == b.String() {
+		t.Errorf("two NICs share %s", a)
+	}
+}
