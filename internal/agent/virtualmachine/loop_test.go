@@ -673,10 +673,10 @@ func TestGuestAgentAtItsTerminal(t *testing.T) {
 	n.startAgent()
 	n.silent = false
 	n.agent.Now = func() time.Time { return now } // the guest agent is asked on a goroutine of its own
-	poweredOff := make(chan struct{}, 1)
+	poweredOff, qemu, terminal := make(chan struct{}, 1), n.qemu(t).PID, n.facts(t).AgentPTY
 	n.agent.Host.OpenGuestAgent = func(_ context.Context, pid, pts int) (GuestAgent, error) {
-		if q, terminal := n.qemu(t), n.facts(t).AgentPTY; pid != q.PID || pts != terminal {
-			return nil, fmt.Errorf("terminal %d of process %d, want %d of %d", pts, pid, terminal, q.PID)
+		if pid != qemu || pts != terminal {
+			return nil, fmt.Errorf("terminal %d of process %d, want %d of %d", pts, pid, terminal, qemu)
 		}
 		return agentAtTerminal{poweredOff}, nil
 	}
