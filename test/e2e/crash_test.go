@@ -61,8 +61,8 @@ spec:
   nodeSelector: {kubernetes.io/hostname: NODE}
 `
 
-// crashes leads a guest through all that an agent does for it. The short form begins with the first step or the second, and
-// leaves each other out.
+// crashes leads a guest through all that an agent does for it. The short form crashes it at every other step, from
+// number first on.
 func (a victim) crashes(point string, first int) {
 	l := a.lab
 	l.apply(strings.Replace(crashed, "NODE", a.node, 1))
