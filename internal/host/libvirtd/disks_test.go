@@ -91,7 +91,7 @@ func TestDisks(t *testing.T) {
 		disks = "vda=0000:02:09.0 vdb=0000:02:0a.0 vdc=0000:02:1f.0"
 		nic   = "eth0=0000:02:01.0 cpus=0"
 	)
-	tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 " + nic)
+	tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 sr1=target1:0:0 " + nic)
 	t.Run("its disks are told", func(t *testing.T) {
 		want := []domain.LiveDisk{
 			{Name: "d0", Alias: "ua-d0", Target: "vda", Bus: v1alpha1.BusVirtio, Path: g.Disks[0].Path},
@@ -116,7 +116,7 @@ func TestDisks(t *testing.T) {
 			plugIn(t, c, g.UUID, domain.Disk{Name: "hot", Path: at("more1.qcow2"), Direct: true, Limits: limits, IOThread: true})
 			plugIn(t, c, g.UUID, domain.Disk{Name: "scsi", Path: at("more2.qcow2"), Bus: v1alpha1.BusSCSI, Ephemeral: true})
 			plugIn(t, c, g.UUID, domain.Disk{Name: "cd", Path: at("b.iso"), Bus: v1alpha1.BusSCSI, CDROM: true, Format: domain.Raw})
-			tty.sees(disks + " vdd=0000:02:0b.0 sda=target0:0:0 sdb=target0:0:2 sr0=target0:0:1 sr1=target0:0:3 " + nic)
+			tty.sees(disks + " vdd=0000:02:0b.0 sda=target0:0:0 sdb=target0:0:2 sr0=target0:0:1 sr1=target1:0:0 sr2=target0:0:3 " + nic)
 			if d := liveDisk(t, c, g.UUID, "hot"); d.Limits != limits || d.Path != at("more1.qcow2") {
 				t.Errorf("plugged %+v", d)
 			}
@@ -128,7 +128,7 @@ func TestDisks(t *testing.T) {
 				env.Eventually(t, "word of "+name, func() bool { return told.of(g.UUID) > before })
 				env.Eventually(t, "the end of "+name, func() bool { return liveDisk(t, c, g.UUID, name).Alias == "" })
 			}
-			tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 " + nic)
+			tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 sr1=target1:0:0 " + nic)
 		}
 	})
 	t.Run("a disk cannot be plugged", func(t *testing.T) {
@@ -262,7 +262,7 @@ func TestDisks(t *testing.T) {
 	})
 	t.Run("a halted guest lets go later", func(t *testing.T) {
 		plugIn(t, c, g.UUID, domain.Disk{Name: "hot", Path: at("more3.qcow2")})
-		tty.sees(disks + " vdd=0000:02:0b.0 sda=target0:0:0 sr0=target0:0:1 " + nic)
+		tty.sees(disks + " vdd=0000:02:0b.0 sda=target0:0:0 sr0=target0:0:1 sr1=target1:0:0 " + nic)
 		if err := c.Suspend(t.Context(), g.UUID); err != nil {
 			t.Fatal(err)
 		}
@@ -278,6 +278,6 @@ func TestDisks(t *testing.T) {
 			t.Fatal(err)
 		}
 		env.Eventually(t, "its end", func() bool { return liveDisk(t, c, g.UUID, "hot").Alias == "" })
-		tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 " + nic)
+		tty.sees(disks + " sda=target0:0:0 sr0=target0:0:1 sr1=target1:0:0 " + nic)
 	})
 }
