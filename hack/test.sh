@@ -27,20 +27,21 @@ parts() {
 	exports=$(lab parts) && eval "$exports" && export BERTH_TEST_REQUIRE=1
 }
 
-# unit runs every test but the journeys.
+can_race() { command -v "${CC:-gcc}" >/dev/null; }
+
+# unit runs every test but the journeys, and what race runs whole.
 unit() {
 	local packages
 	packages=$(go list ./... | grep -v /test/e2e) || return
+	can_race && packages=$(grep -vE '/internal/(berth|host/libvirtd)(/|$)' <<<"$packages")
 	# shellcheck disable=SC2086 # one package a word
 	go test -count=1 -p 2 $packages && go test -C hack -count=1 ./...
 }
 
-# race runs what shares memory between goroutines under the race detector, which needs cgo.
+# race runs what shares memory between goroutines under the race detector, which needs cgo. Some of the agent's tests are
+# shorter for it.
 race() {
-	if ! command -v "${CC:-gcc}" >/dev/null; then
-		echo "skipped: the race detector needs a C compiler"
-		return
-	fi
+	can_race || { echo "skipped: the race detector needs a C compiler" && return; }
 	CGO_ENABLED=1 go test -race -short -count=1 -p 1 ./internal/agent/... ./internal/host/libvirtd ./internal/berth/...
 }
 
