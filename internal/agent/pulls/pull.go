@@ -152,8 +152,8 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 		return err
 	}
 	content := contentOf(i, found.Digest())
-	if err := p.verdict(u.source, content); err != nil {
-		return err
+	if verdict, is := p.verdicts.Get(judged{u.source, content}); is {
+		return verdict.(error)
 	}
 	progress := &store.Progress{}
 	p.mu.Lock()
@@ -257,21 +257,6 @@ type judged struct {
 	content store.Content
 }
 
-type verdict struct {
-	err   error
-	until time.Time
-}
-
-// verdict returns what is wrong with a content for good, nil if nothing is known.
-func (p *Puller) verdict(s source, c store.Content) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if v := p.verdicts[judged{s, c}]; p.Now().Before(v.until) {
-		return v.err
-	}
-	return nil
-}
-
 // remember keeps the verdict on a content whose every byte was there, if it is one. That of a URL without a checksum may
 // be another tomorrow.
 func (p *Puller) remember(s source, c store.Content, err error) {
@@ -279,13 +264,5 @@ func (p *Puller) remember(s source, c store.Content, err error) {
 	if c.Digest == "" || !slices.Contains(final, fault.ReasonOf(err)) {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := p.Now()
-	for old, v := range p.verdicts {
-		if len(p.verdicts) >= maxVerdicts || !now.Before(v.until) {
-			delete(p.verdicts, old)
-		}
-	}
-	p.verdicts[judged{s, c}] = verdict{err, now.Add(verdictLife)}
+	p.verdicts.Add(judged{s, c}, err, verdictLife)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/apimachinery/pkg/util/wait"
 	ctrl "sigs.k8s.io/controller-runtime"
 
@@ -81,11 +82,17 @@ type Puller struct {
 	mu       sync.Mutex
 	pulls    map[source]*pull
 	wants    map[want]*pull
-	queue    []*pull        // those that wait for a place, in order
-	running  map[*pull]bool // those that have one
-	verdicts map[judged]verdict
-	asked    map[want]bool // of what is to be pulled always, what a registry was asked for
+	queue    []*pull               // those that wait for a place, in order
+	running  map[*pull]bool        // those that have one
+	asked    map[want]bool         // of what is to be pulled always, what a registry was asked for
+	verdicts *cache.LRUExpireCache // errors, by what is judged
 }
+
+// clock is Now of Options, as a cache wants it.
+type clock func() time.Time
+
+// Now returns the time.
+func (c clock) Now() time.Time { return c() }
 
 // want is a VM's, of an image.
 type want struct {
@@ -97,7 +104,7 @@ type want struct {
 func New(ctx context.Context, o Options) *Puller {
 	return &Puller{
 		Options: o, background: ctx, pulls: map[source]*pull{}, wants: map[want]*pull{},
-		running: map[*pull]bool{}, verdicts: map[judged]verdict{}, asked: map[want]bool{},
+		running: map[*pull]bool{}, asked: map[want]bool{}, verdicts: cache.NewLRUExpireCacheWithClock(maxVerdicts, clock(o.Now)),
 	}
 }
 
