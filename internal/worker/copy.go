@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -40,19 +41,12 @@ type sink interface {
 
 // copy writes an image to a disk of at least its size.
 func (w *worker) copy(ctx context.Context, from *source, to sink) error {
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
+	running, ctx := errgroup.WithContext(ctx)
 	c := &copying{worker: w, from: from, to: to}
-	var running sync.WaitGroup
 	for range readers {
-		running.Go(func() {
-			if err := c.run(ctx); err != nil {
-				fail(err)
-			}
-		})
+		running.Go(func() error { return c.run(ctx) })
 	}
-	running.Wait()
-	return context.Cause(ctx)
+	return running.Wait()
 }
 
 type copying struct {
@@ -86,7 +80,7 @@ func (c *copying) run(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
 func (c *copying) segment(buffer []byte, at, end int64) error {
