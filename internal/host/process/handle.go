@@ -78,46 +78,40 @@ func (Table) Watch(pid int, ended func()) (exists bool, err error) {
 
 // Kill ends the process at once. That it has ended already is no error.
 func (Table) Kill(p Process) error {
-	h, err := p.signal(unix.SIGKILL)
-	if h != nil {
-		_ = h.Close()
-	}
-	return err
+	return p.signal(unix.SIGKILL, func(*Handle) error { return nil })
 }
 
 // Terminate asks the process to end and waits until it has, for so long at most. That it has ended already is no error.
 func (Table) Terminate(p Process, within time.Duration) error {
-	h, err := p.signal(unix.SIGTERM)
-	if h == nil {
+	return p.signal(unix.SIGTERM, func(h *Handle) error {
+		if err := h.file.SetReadDeadline(time.Now().Add(within)); err != nil {
+			return fmt.Errorf("watching process %d: %w", p.PID, err)
+		}
+		return h.Wait()
+	})
+}
+
+// signal sends the process a signal and then does what follows, unless it has ended.
+func (p Process) signal(s unix.Signal, then func(*Handle) error) error {
+	h, err := Open(p.PID)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
 		return err
 	}
 	defer h.Close()
-	if err := h.file.SetReadDeadline(time.Now().Add(within)); err != nil {
-		return fmt.Errorf("watching process %d: %w", p.PID, err)
+	if user, err := userOf(p.PID); err != nil || user != p.UID {
+		return nil // another process has its number now
 	}
-	return h.Wait()
-}
-
-// signal sends a signal and returns a hold of the process, nil if there is none any more.
-func (p Process) signal(s unix.Signal) (*Handle, error) {
-	h, err := Open(p.PID)
+	err = unix.PidfdSendSignal(h.FD(), s, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
-		return nil, nil
+		return nil
 	}
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("ending process %d: %w", p.PID, err)
 	}
-	if user, err := userOf(p.PID); err != nil || user != p.UID {
-		return nil, h.Close() // another process has its number now
-	}
-	if err := unix.PidfdSendSignal(h.FD(), s, nil, 0); err != nil {
-		_ = h.Close()
-		if errors.Is(err, unix.ESRCH) {
-			return nil, nil
-		}
-		return nil, fmt.Errorf("ending process %d: %w", p.PID, err)
-	}
-	return h, nil
+	return then(h)
 }
 
 // CopyOOMScore gives a process the oom_score_adj of another. Lowering it takes CAP_SYS_RESOURCE; without that it stays as it is,
