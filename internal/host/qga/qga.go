@@ -45,37 +45,31 @@ func Ask(ctx context.Context, c Commander) (Info, error) {
 	if err := call(ctx, c, request{Execute: "guest-info"}, &agent); err != nil {
 		return Info{}, err
 	}
-	var host struct {
-		Name text `json:"host-name"`
+	var guest struct {
+		Hostname text `json:"host-name"`
+		ID       text `json:"id"`
+		Pretty   text `json:"pretty-name"`
+		Kernel   text `json:"kernel-release"`
 	}
-	var os struct {
-		ID     text `json:"id"`
-		Pretty text `json:"pretty-name"`
-		Kernel text `json:"kernel-release"`
-	}
-	for command, into := range map[string]any{"guest-get-host-name": &host, "guest-get-osinfo": &os} {
-		if err := call(ctx, c, request{Execute: command}, into); err != nil && !errors.Is(err, errRefused) {
+	for _, command := range []string{"guest-get-host-name", "guest-get-osinfo"} {
+		if err := call(ctx, c, request{Execute: command}, &guest); err != nil && !errors.Is(err, errRefused) {
 			return Info{}, err
 		}
 	}
 	return Info{
 		AgentVersion: string(agent.Version),
-		Hostname:     string(host.Name),
-		OS:           OS{ID: string(os.ID), PrettyName: string(os.Pretty), Kernel: string(os.Kernel)},
+		Hostname:     string(guest.Hostname),
+		OS:           OS{ID: string(guest.ID), PrettyName: string(guest.Pretty), Kernel: string(guest.Kernel)},
 	}, nil
 }
 
 // RunShell has a guest run a command of sh(1), as root, and does not wait for it. Many do not let their agents run anything,
 // and say so: that is an error, too.
 func RunShell(ctx context.Context, c Commander, command string) error {
-	type arguments struct {
-		Path string   `json:"path"`
-		Arg  []string `json:"arg"`
-	}
 	var started struct {
 		PID int `json:"pid"`
 	}
-	return call(ctx, c, request{"guest-exec", arguments{"/bin/sh", []string{"-c", command}}}, &started)
+	return call(ctx, c, request{"guest-exec", map[string]any{"path": "/bin/sh", "arg": []string{"-c", command}}}, &started)
 }
 
 // errRefused says that the agent answered, and that it will not do this.
