@@ -78,19 +78,10 @@ func waiting[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T
 	return value, err
 }
 
-// found is a volume as it was found in a berth.
+// found is a volume as it was found in a berth. It is closed also if nobody waits for it any more.
 type found struct {
-	id identity
-	// clone is a mount of a file system that is nowhere yet; nil of a device.
-	clone *os.File
-}
-
-// Close is also for a volume that nobody waits for any more.
-func (f *found) Close() error {
-	if f.clone == nil {
-		return nil
-	}
-	return f.clone.Close()
+	identity
+	*os.File // a mount of a file system that is nowhere yet; nil, which Close takes as well, of a device
 }
 
 // look looks for a volume in the mount namespace of the berth's shim, and clones the mount of a file system. Looking up
@@ -125,7 +116,7 @@ func lookAt(fd int, vol Volume) (*found, error) {
 	}
 	switch kind := stat.Mode & unix.S_IFMT; {
 	case vol.Block && kind == unix.S_IFBLK:
-		return &found{id: identity{Major: stat.Rdev_major, Minor: stat.Rdev_minor}}, nil
+		return &found{identity: identity{Major: stat.Rdev_major, Minor: stat.Rdev_minor}}, nil
 	case vol.Block || kind != unix.S_IFDIR:
 		return nil, missing(vol, "something else")
 	case stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0: // of the container's own file system, or another volume's
@@ -135,7 +126,7 @@ func lookAt(fd int, vol Volume) (*found, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cloning the mount at %s: %w", vol.Path, err)
 	}
-	f := &found{id: identity{Major: stat.Dev_major, Minor: stat.Dev_minor, Inode: stat.Ino}, clone: os.NewFile(uintptr(clone), vol.Path)}
+	f := &found{identity{Major: stat.Dev_major, Minor: stat.Dev_minor, Inode: stat.Ino}, os.NewFile(uintptr(clone), vol.Path)}
 	if err := restrict(clone, vol.ReadOnly); err != nil {
 		return nil, errors.Join(fmt.Errorf("restricting the mount at %s: %w", vol.Path, err), f.Close())
 	}

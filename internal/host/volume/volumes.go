@@ -132,7 +132,7 @@ func (v *Volumes) attach(ctx context.Context, host *os.File, g Guest, shim int, 
 		return err
 	}
 	defer found.Close()
-	want := newRecord(vol, found.id)
+	want := newRecord(vol, found.identity)
 	var other bool // volume is attached by the name of this disk
 	err = v.locked(ctx, host, func() error {
 		have, err := v.readRecord(g.UID, vol.Disk)
@@ -145,7 +145,7 @@ func (v *Volumes) attach(ctx context.Context, host *os.File, g Guest, shim int, 
 	if err != nil {
 		return err
 	}
-	return v.locked(ctx, host, func() error { return v.put(g, want, found.clone) })
+	return v.locked(ctx, host, func() error { return v.put(g, want, found.File) })
 }
 
 // put is Attach in libvirtd's namespace. A file system's mount is there only if it is the one of the record, and a
