@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/berth/shimproto"
+	"github.com/berth-dev/berth/internal/host/namespace"
 	"github.com/berth-dev/berth/internal/shim/dhcp"
 	"github.com/berth-dev/berth/test/env"
 )
@@ -256,7 +257,7 @@ func TestThreadsComeBackClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 200 {
-		if _, err := inNamespace(l.ctx, l.pod, func() (int, error) { return 0, nil }); err != nil {
+		if _, err := namespace.In(l.ctx, l.pod, unix.CLONE_NEWNET, func() (int, error) { return 0, nil }); err != nil {
 			t.Fatal(err)
 		}
 	}

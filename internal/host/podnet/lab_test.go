@@ -253,7 +253,7 @@ func at[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, err
 	if ns == nil {
 		return work()
 	}
-	return inNamespace(ctx, ns, work)
+	return namespace.In(ctx, ns, unix.CLONE_NEWNET, work)
 }
 
 // newNamespace makes a network namespace that lives as long as its descriptor.

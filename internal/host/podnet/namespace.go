@@ -19,25 +19,19 @@ import (
 type Pods struct{}
 
 // inPod does work in a pod's namespace, with a handle of its links and routes.
-func inPod[T any](ctx context.Context, ns *os.File, work func(*netlink.Handle) (T, error)) (T, error) {
-	value, err := inNamespace(ctx, ns, func() (T, error) {
+func inPod[T any](ctx context.Context, ns *os.File, work func(*netlink.Handle) (T, error)) (value T, err error) {
+	if err := refuseHostNamespace(ns); err != nil {
+		return value, failed(err)
+	}
+	value, err = namespace.In(ctx, ns, unix.CLONE_NEWNET, func() (value T, err error) {
 		h, err := newHandle()
 		if err != nil {
-			var none T
-			return none, err
+			return value, err
 		}
 		defer h.Close()
 		return work(h)
 	})
 	return value, failed(err)
-}
-
-func inNamespace[T any](ctx context.Context, ns *os.File, work func() (T, error)) (T, error) {
-	if err := refuseHostNamespace(ns); err != nil {
-		var none T
-		return none, err
-	}
-	return namespace.In(ctx, ns, unix.CLONE_NEWNET, work)
 }
 
 // refuseHostNamespace refuses the namespace that we ourselves are in, the host's: a berth is never there.
