@@ -66,10 +66,7 @@ func sectors(bytes int) int { return (bytes + sector - 1) / sector }
 func plain(s string) []byte { return []byte(s) }
 
 func ucs2(s string) []byte {
-	var b []byte
-	for _, u := range utf16.Encode([]rune(s)) {
-		b = binary.BigEndian.AppendUint16(b, u)
-	}
+	b, _ := binary.Append(nil, binary.BigEndian, utf16.Encode([]rune(s))) // numbers never fail
 	return b
 }
 
