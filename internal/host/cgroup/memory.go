@@ -67,8 +67,7 @@ func count(file, word string) (uint64, error) {
 func (h *Host) memory(g Group) (dir string, v2 bool, err error) {
 	for hierarchy, where := range g.containers() {
 		isMemory := strings.Contains(","+hierarchy+",", ",memory,")
-		_, elsewhere := h.dirs["memory"]
-		if isMemory || hierarchy == unified && !elsewhere {
+		if isMemory || hierarchy == unified && h.Unified() {
 			dir, err := h.dir(hierarchy, where.root)
 			return dir, !isMemory, err
 		}
