@@ -33,8 +33,8 @@ const (
 )
 
 type aclEntry struct {
-	tag, perm uint16
-	id        uint32 // of a user or a group
+	Tag, Perm uint16
+	ID        uint32 // of a user or a group
 }
 
 type acl []aclEntry
@@ -42,12 +42,10 @@ type acl []aclEntry
 func (l acl) encode() []byte {
 	b := binary.LittleEndian.AppendUint32(nil, aclVersion)
 	for _, e := range l {
-		if e.tag != aclUser && e.tag != aclGroup {
-			e.id = aclNoID
+		if e.Tag != aclUser && e.Tag != aclGroup {
+			e.ID = aclNoID
 		}
-		b = binary.LittleEndian.AppendUint16(b, e.tag)
-		b = binary.LittleEndian.AppendUint16(b, e.perm)
-		b = binary.LittleEndian.AppendUint32(b, e.id)
+		b, _ = binary.Append(b, binary.LittleEndian, e) // numbers never fail
 	}
 	return b
 }
@@ -56,51 +54,49 @@ func decodeACL(b []byte) (acl, error) {
 	if len(b) < aclHeader || (len(b)-aclHeader)%aclSize != 0 || binary.LittleEndian.Uint32(b) != aclVersion {
 		return nil, fmt.Errorf("an access control list of %d bytes is not of version %d", len(b), aclVersion)
 	}
-	var l acl
-	for b = b[aclHeader:]; len(b) > 0; b = b[aclSize:] {
-		l = append(l, aclEntry{binary.LittleEndian.Uint16(b), binary.LittleEndian.Uint16(b[2:]), binary.LittleEndian.Uint32(b[4:])})
-	}
-	return l, nil
+	l := make(acl, (len(b)-aclHeader)/aclSize)
+	_, err := binary.Decode(b[aclHeader:], binary.LittleEndian, l)
+	return l, err
 }
 
 // ofMode is the list that a file has without one.
 func ofMode(mode fs.FileMode) acl {
 	m := uint16(mode.Perm()) //nolint:gosec // nine bits
-	return acl{{tag: aclUserObj, perm: m >> 6}, {tag: aclGroupObj, perm: m >> 3 & 7}, {tag: aclOther, perm: m & 7}}
+	return acl{{Tag: aclUserObj, Perm: m >> 6}, {Tag: aclGroupObj, Perm: m >> 3 & 7}, {Tag: aclOther, Perm: m & 7}}
 }
 
 // grant gives a group permissions beside those that it has, and tells whether it did not have them. Entries are in the
 // order of their tags and numbers, as the kernel asks, and the mask lets all of them through. Nobody else gains anything.
 func (l acl) grant(group uint32, perm uint16) (acl, bool) {
-	mask, other, mine, named := uint16(permAll), uint16(0), aclEntry{tag: aclGroup, id: group}, false
+	mask, other, mine, named := uint16(permAll), uint16(0), aclEntry{Tag: aclGroup, ID: group}, false
 	for _, e := range l {
 		switch {
-		case e.tag == aclMask:
-			mask = e.perm
-		case e.tag == aclOther:
-			other = e.perm
-		case e.tag == mine.tag && e.id == mine.id:
+		case e.Tag == aclMask:
+			mask = e.Perm
+		case e.Tag == aclOther:
+			other = e.Perm
+		case e.Tag == mine.Tag && e.ID == mine.ID:
 			mine, named = e, true
 		}
 	}
-	mine.perm &= mask
-	if mine.perm&perm == perm || !named && other&perm == perm {
+	mine.Perm &= mask
+	if mine.Perm&perm == perm || !named && other&perm == perm {
 		return l, false
 	}
-	mine.perm |= perm
-	wider, all := acl{mine}, mine.perm
+	mine.Perm |= perm
+	wider, all := acl{mine}, mine.Perm
 	for _, e := range l {
 		switch {
-		case e.tag == aclMask || e.tag == mine.tag && e.id == mine.id:
+		case e.Tag == aclMask || e.Tag == mine.Tag && e.ID == mine.ID:
 			continue
-		case e.tag == aclUser || e.tag == aclGroupObj || e.tag == aclGroup:
-			e.perm &= mask // what the mask kept from others, they do not get with ours
-			all |= e.perm
+		case e.Tag == aclUser || e.Tag == aclGroupObj || e.Tag == aclGroup:
+			e.Perm &= mask // what the mask kept from others, they do not get with ours
+			all |= e.Perm
 		}
 		wider = append(wider, e)
 	}
-	wider = append(wider, aclEntry{tag: aclMask, perm: all})
-	slices.SortFunc(wider, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.tag, b.tag), cmp.Compare(a.id, b.id)) })
+	wider = append(wider, aclEntry{Tag: aclMask, Perm: all})
+	slices.SortFunc(wider, func(a, b aclEntry) int { return cmp.Or(cmp.Compare(a.Tag, b.Tag), cmp.Compare(a.ID, b.ID)) })
 	return wider, true
 }
 

@@ -72,7 +72,7 @@ func makeGuestDir(dir string, user int) error {
 		return err
 	}
 	passes := aclEntry{aclUser, permPass, uint32(user)} //nolint:gosec // a user's number
-	return writeACL(dir, acl{{tag: aclUserObj, perm: permAll}, passes, {tag: aclGroupObj}, {tag: aclMask, perm: permPass}, {tag: aclOther}})
+	return writeACL(dir, acl{{Tag: aclUserObj, Perm: permAll}, passes, {Tag: aclGroupObj}, {Tag: aclMask, Perm: permPass}, {Tag: aclOther}})
 }
 
 // makeNode makes a node of our own of a device. It is always made anew, and appears as a whole.
