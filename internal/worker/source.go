@@ -156,15 +156,12 @@ var prepareReader = sync.OnceFunc(func() {
 		z.in.Reset(r)
 		return &cluster{z.reader, z, inflaters}, z.reader.(flate.Resetter).Reset(z.in, nil)
 	})
-	decoders := &sync.Pool{}
+	decoders := &sync.Pool{New: func() any {
+		z, _ := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		return z // only options can be wrong, and these are not
+	}}
 	qcow2.SetDecompressor(qcow2.CompressionTypeZstd, func(r io.Reader) (io.ReadCloser, error) {
-		z, ok := decoders.Get().(*zstd.Decoder)
-		if !ok {
-			var err error
-			if z, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow)); err != nil {
-				return nil, err
-			}
-		}
+		z := decoders.Get().(*zstd.Decoder)
 		return &cluster{z, z, decoders}, z.Reset(r)
 	})
 })
