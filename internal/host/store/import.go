@@ -63,9 +63,8 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 	}
 	var dir string
 	var held *os.File
-	var err error
 	// No sweep may come between the making of the directory and the lock that protects it.
-	err = s.locked(shared, func() (err error) {
+	err := s.locked(shared, func() (err error) {
 		if dir, err = os.MkdirTemp(s.images, newPrefix); err != nil {
 			return err
 		}
@@ -83,7 +82,7 @@ func (s *Store) Import(ctx context.Context, i Import) error {
 	}
 	defer held.Close()
 
-	staged := &staging{store: s, dir: dir, content: c, source: i.Source, progress: i.Progress, fileNames: c.fileNames()}
+	staged := &staging{store: s, dir: dir, content: c, source: i.Source, progress: i.Progress}
 	defer staged.close()
 	if err := i.Fetch(ctx, staged.create); err != nil {
 		if staged.err != nil {
@@ -125,7 +124,6 @@ type staging struct {
 	content   Content
 	source    string
 	progress  *Progress
-	fileNames []string
 	files     []*sparseFile
 	unchecked int64 // bytes stored since the room was last looked at
 	// err is the first error of a writer.
@@ -134,7 +132,7 @@ type staging struct {
 
 func (in *staging) create(name string, size int64) (io.Writer, error) {
 	switch {
-	case !slices.Contains(in.fileNames, name):
+	case !slices.Contains(in.content.fileNames(), name):
 		return nil, fmt.Errorf("the import does not expect file %q", name)
 	case slices.ContainsFunc(in.files, func(f *sparseFile) bool { return f.name == name }):
 		return nil, fmt.Errorf("the image has file %q twice", name)
@@ -158,8 +156,8 @@ func (in *staging) close() {
 // finish syncs the files, makes them read-only, and inspects the disk.
 func (in *staging) finish(c Content) (Image, error) {
 	i := Image{Content: c}
-	if len(in.files) != len(in.fileNames) {
-		return i, fmt.Errorf("the image has %d files of %d", len(in.files), len(in.fileNames))
+	if want := len(c.fileNames()); len(in.files) != want {
+		return i, fmt.Errorf("the image has %d files of %d", len(in.files), want)
 	}
 	for _, f := range in.files {
 		if err := f.file.Truncate(f.size); err != nil { // a hole at the end
