@@ -14,7 +14,7 @@ import (
 // In does work on a thread in a namespace, an open /proc/PID/ns/… of the kind that a flag of clone(2) names. In a mount
 // namespace its root and its working directory are the namespace's. When ctx ends first, work goes on by itself and holds
 // its thread: nothing ends what waits for a server of files. What it returns then is closed, if it can be.
-func In[T any](ctx context.Context, ns *os.File, kind int, work func() (T, error)) (T, error) {
+func In[T any](ctx context.Context, ns *os.File, kind int, work func() (T, error)) (value T, err error) {
 	type result struct {
 		value T
 		err   error
@@ -37,8 +37,7 @@ func In[T any](ctx context.Context, ns *os.File, kind int, work func() (T, error
 	case r := <-done:
 		return r.value, r.err
 	case <-ctx.Done():
-		var none T
-		return none, fmt.Errorf("working in a namespace: %w", context.Cause(ctx))
+		return value, fmt.Errorf("working in a namespace: %w", context.Cause(ctx))
 	}
 }
 
