@@ -283,9 +283,9 @@ func chooseChallenge(values []string) (chosen string, schemes []string) {
 		}
 	}
 	if chosen != "" {
-		return chosen, nil
+		schemes = nil
 	}
-	return "", schemes
+	return chosen, schemes
 }
 
 // element is what stands between the commas of a list that are in no quoted string.

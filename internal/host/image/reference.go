@@ -41,12 +41,11 @@ func ParseReference(s string) (Reference, error) {
 	}
 	image, disk, chosen := strings.Cut(s, "#disk=")
 	if chosen && !disksName.MatchString(disk) {
-		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: write the name of one of its disks behind it as #disk=NAME", s))
+		return invalid(s, "write the name of one of its disks behind it as #disk=NAME")
 	}
 	named, err := reference.ParseNormalizedNamed(image)
 	if err != nil {
-		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid,
-			fmt.Errorf("image %q: %w: write registry/repository:tag or registry/repository@sha256:…", s, err))
+		return invalid(s, "%w: write registry/repository:tag or registry/repository@sha256:…", err)
 	}
 	named = reference.TagNameOnly(named)
 	ref := Reference{Registry: reference.Domain(named), Repository: reference.Path(named), Disk: disk}
@@ -55,19 +54,21 @@ func ParseReference(s string) (Reference, error) {
 	}
 	if digested, ok := named.(reference.Digested); ok {
 		if digested.Digest().Algorithm() != digest.SHA256 {
-			return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: write its digest as sha256:…", s))
+			return invalid(s, "write its digest as sha256:…")
 		}
 		ref.Digest = digested.Digest().String()
 	}
 	return ref, nil
 }
 
+// invalid says what to write instead of an image's name.
+func invalid(image, advice string, args ...any) (Reference, error) {
+	return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: "+advice, append([]any{image}, args...)...))
+}
+
 func parseURL(s string) (Reference, error) {
 	plain, checksum, pinned := strings.Cut(s, "#")
 	u, err := url.Parse(plain)
-	invalid := func(what, advice string) (Reference, error) {
-		return Reference{}, fault.NewUser(v1alpha1.ReasonImageInvalid, fmt.Errorf("image %q: %s", what, advice))
-	}
 	if err != nil {
 		return invalid("…", "it is no URL: write https://host/file, with #sha256=… perhaps") // and may hold a password
 	}

@@ -57,12 +57,9 @@ func (i *Image) Received() (taken, of int64) {
 
 // Resolve asks the registry what the reference means now. Errors: ImageInvalid, ImageNotFound, ImageUnauthorized,
 // ImageDigestMismatch, ImageNotDisk, ImageTooLarge, RegistryUnreachable.
-func (c *Client) Resolve(ctx context.Context, ref Reference, keys Keychain) (*Image, error) {
-	var image *Image
-	var err error
+func (c *Client) Resolve(ctx context.Context, ref Reference, keys Keychain) (image *Image, err error) {
 	for _, at := range c.places(ref, time.Now().Add(-mirrorRest)) {
-		image, err = c.resolveAt(ctx, ref, at, keys)
-		if err == nil || ctx.Err() != nil {
+		if image, err = c.resolveAt(ctx, ref, at, keys); err == nil || ctx.Err() != nil {
 			break
 		}
 	}
@@ -80,9 +77,7 @@ func (c *Client) resolveAt(ctx context.Context, ref, at Reference, keys Keychain
 		if fault.ClassOf(err) != fault.User { // it may just not have the image
 			r.passOver(err)
 		}
-		if first == nil {
-			first = err
-		}
+		first = cmp.Or(first, err)
 		// Some registries answer 404 to clients without access.
 		if reason := fault.ReasonOf(err); reason != v1alpha1.ReasonImageUnauthorized && reason != v1alpha1.ReasonImageNotFound {
 			return nil, err
