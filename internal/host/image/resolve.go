@@ -305,20 +305,16 @@ func (m *manifest) check() (int64, error) {
 // choose returns the manifest of an index that is for QEMU on an architecture: one that says to be a disk before any
 // other, then one for Linux, then the first. The only one need not say what it is for.
 func (m *manifest) choose(arch string) (digest.Digest, error) {
-	best, bestRank, images := descriptor{}, notForUs, 0
-	for _, d := range m.Manifests {
-		if d.Annotations.Attests != "" || d.Platform.Architecture == "unknown" { // an attestation
-			continue
-		}
-		images++
-		if rank := d.rank(arch); rank < bestRank {
-			best, bestRank = d, rank
+	images := slices.DeleteFunc(slices.Clone(m.Manifests), func(d descriptor) bool {
+		return d.Annotations.Attests != "" || d.Platform.Architecture == "unknown" // an attestation
+	})
+	if len(images) > 0 {
+		best := slices.MinFunc(images, func(a, b descriptor) int { return cmp.Compare(a.rank(arch), b.rank(arch)) })
+		if rank := best.rank(arch); rank < unnamed || rank == unnamed && len(images) == 1 {
+			return best.Digest, nil
 		}
 	}
-	if bestRank == unnamed && images > 1 || bestRank == notForUs {
-		return "", fmt.Errorf("its index has no manifest for %s: push one", arch)
-	}
-	return best.Digest, nil
+	return "", fmt.Errorf("its index has no manifest for %s: push one", arch)
 }
 
 // The ranks of an index's entries: the lowest is taken.
