@@ -109,10 +109,8 @@ func parseHeader(raw []byte, size int64) (*qcow2, error) {
 	}
 	q := &qcow2{}
 	padded := make([]byte, headerSize)
-	copy(padded, raw) // raw may be longer
-	if _, err := binary.Decode(padded, binary.BigEndian, &q.header); err != nil {
-		return nil, err
-	}
+	copy(padded, raw)                                         // raw may be longer
+	_, _ = binary.Decode(padded, binary.BigEndian, &q.header) // it is as long
 	if q.Version == 2 {
 		q.Incompatible, q.Autoclear, q.RefcountOrder, q.Length = 0, 0, 4, headerV2
 	}
@@ -298,10 +296,7 @@ func Overlay(o OverlayOptions) ([]byte, error) {
 	}
 
 	b := make([]byte, clusters*overlayCluster)
-	n, err := binary.Encode(b, binary.BigEndian, &h)
-	if err != nil {
-		return nil, err
-	}
+	n, _ := binary.Encode(b, binary.BigEndian, &h) // a cluster has room for it
 	copy(b[n:], extensions)
 	binary.BigEndian.PutUint64(b[overlayCluster:], 2*overlayCluster)
 	for i := range clusters {

@@ -27,23 +27,17 @@ type Seed struct {
 // Build returns the Size bytes of an ISO 9660 image labelled cidata with the files meta-data, user-data and, if there
 // are any, network-config and vendor-data. Errors: SeedTooLarge.
 func Build(s Seed) ([]byte, error) {
-	// JSON is YAML, and cannot be broken out of by a key's comment.
-	metadata, err := json.Marshal(struct {
+	// JSON is YAML, and cannot be broken out of by a key's comment. It takes any string.
+	metadata, _ := json.Marshal(struct {
 		InstanceID string   `json:"instance-id"`
 		Hostname   string   `json:"local-hostname"`
 		Keys       []string `json:"public-keys,omitempty"`
 	}{s.InstanceID, s.Hostname, s.SSHAuthorizedKeys})
-	if err != nil {
-		return nil, err
-	}
 	userData := s.UserData
 	if len(userData) == 0 {
-		config, err := json.Marshal(struct {
+		config, _ := json.Marshal(struct {
 			Keys []string `json:"ssh_authorized_keys,omitempty"`
 		}{s.SSHAuthorizedKeys})
-		if err != nil {
-			return nil, err
-		}
 		userData = fmt.Appendf(nil, "#cloud-config\n%s\n", config) // NoCloud ignores a seed without user-data
 	}
 	files := []file{{"meta-data", append(metadata, '\n')}, {"user-data", userData}}

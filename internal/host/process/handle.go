@@ -25,11 +25,9 @@ func Open(pid int) (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening process %d: %w", pid, err)
 	}
-	h := &Handle{pid: pid, fd: fd, file: os.NewFile(uintptr(fd), "pidfd")}
-	if h.conn, err = h.file.SyscallConn(); err != nil {
-		return nil, fmt.Errorf("watching process %d: %w", pid, errors.Join(err, h.file.Close()))
-	}
-	return h, nil
+	file := os.NewFile(uintptr(fd), "pidfd")
+	conn, _ := file.SyscallConn() // there is a file
+	return &Handle{pid: pid, fd: fd, file: file, conn: conn}, nil
 }
 
 // PID is the process's number. It means this process only while Alive.
