@@ -291,11 +291,7 @@ func fileOf(pid int, name string) string { return "/proc/" + strconv.Itoa(pid) +
 // readStart reads the first bytes of a file that tells of a process, limit at most. It makes the system calls itself: a host
 // has many processes, and the runtime would ask the poller about each file first.
 func readStart(pid int, name string, limit int) (text []byte, err error) {
-	defer func() {
-		if err != nil {
-			text, err = nil, fmt.Errorf("reading %s of process %d: %w", name, pid, err)
-		}
-	}()
+	defer func() { err = fault.Doing(err, "reading %s of process %d", name, pid) }()
 	fd, err := unix.Open(fileOf(pid, name), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
