@@ -59,12 +59,9 @@ func ReadFile(pid int, path string, limit int64) ([]byte, error) {
 		content, err = io.ReadAll(io.LimitReader(file, limit+1))
 	}
 	if err == nil && int64(len(content)) > limit {
-		err = ErrTooLarge
+		content, err = nil, ErrTooLarge
 	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", path, err)
-	}
-	return content, nil
+	return content, fault.Doing(err, "reading %s", path)
 }
 
 // openIn opens a path in a directory, as openat2(2) does.
