@@ -145,7 +145,7 @@ func (s *Store) Has(uid string) (bool, error) {
 	if err := s.Distrusted(); err != nil {
 		return false, err
 	}
-	return ofGuest(s, uid, unlocked, "looking for", exists)
+	return ofGuest(s, uid, unlocked, "looking for", func(dir string) (bool, error) { return exists(dir) })
 }
 
 // Remove removes a guest's seed, disks and directory. The caller has proven that no QEMU has them open. A guest that

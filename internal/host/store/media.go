@@ -126,9 +126,8 @@ func (s *Store) sweepLinks() error {
 		if strings.Contains(filepath.Base(disk), ".") { // a kernel's, or a medium's
 			continue
 		}
-		there, err := exists(disk + overlaySuffix)
-		recorded, recordErr := exists(disk + recordSuffix)
-		if err = errors.Join(err, recordErr); err == nil && !there && !recorded {
+		there, err := exists(disk+overlaySuffix, disk+recordSuffix)
+		if err == nil && !there {
 			err = os.RemoveAll(link)
 		}
 		if err != nil {

@@ -58,11 +58,7 @@ func inMemory(dir string) error {
 // HasSeed tells whether a guest's seed is there, or its configuration for Ignition.
 func (s *Store) HasSeed(uid string) (bool, error) {
 	return ofGuest(s, uid, unlocked, "looking for the seed of", func(string) (bool, error) {
-		seed, err := exists(s.seedPath(uid))
-		if seed || err != nil {
-			return seed, err
-		}
-		return exists(s.ignitionPath(uid))
+		return exists(s.seedPath(uid), s.ignitionPath(uid))
 	})
 }
 

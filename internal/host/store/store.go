@@ -176,13 +176,14 @@ func directories(path string) (names []string, err error) {
 	return names, err
 }
 
-// exists tells whether there is such a file. A disk that fails is an error, not an absence.
-func exists(path string) (bool, error) {
-	_, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+// exists tells whether there is any such file. A disk that fails is an error, not an absence.
+func exists(paths ...string) (bool, error) {
+	for _, path := range paths {
+		if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
 	}
-	return err == nil, err
+	return false, nil
 }
 
 // syncDir makes renames in a directory last.
