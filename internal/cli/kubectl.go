@@ -117,13 +117,7 @@ func (s *session) exec() *cobra.Command {
 	var env []string
 	var detach, stdin, tty bool
 	cmd := s.guestVerb("exec NAME [-it] [-u USER] [-w DIR] [-e NAME=VALUE] [-d] -- COMMAND [ARG…]", "Run a command in the guest; the exit code is its own, or 125 to 127 as Docker's", cobra.MinimumNArgs(2), func(ctx context.Context, _ *v1alpha1.VirtualMachine, pod *corev1.Pod, argv []string) error {
-		line := []string{shim, "exec"}
-		if user != "" {
-			line = append(line, "-u", user)
-		}
-		if dir != "" {
-			line = append(line, "-w", dir)
-		}
+		line := []string{shim, "exec", "-u", user, "-w", dir} // empty, they are root and its home
 		for _, e := range env {
 			line = append(line, "-e", e)
 		}

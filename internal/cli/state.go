@@ -15,7 +15,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -215,49 +214,40 @@ func (p *progress) end() {
 // ends the waiting.
 type untilSo func(now *v1alpha1.VirtualMachine) (bool, error)
 
-// awaitVM waits for what isSo says.
+// awaitVM waits for what isSo says. It reads the VirtualMachine again whenever a watch wakes it, and each second, lest something
+// on the way holds the watch back.
 func (s *session) awaitVM(ctx context.Context, vm *v1alpha1.VirtualMachine, isSo untilSo) error {
 	p := s.progress()
 	defer p.end()
-	for isDone := false; !isDone; { // the API server ends a watch now and then
+	for { // the API server ends a watch now and then
 		is := client.MatchingFields{"metadata.name": vm.Name}
 		w, err := s.api.Watch(ctx, &v1alpha1.VirtualMachineList{}, client.InNamespace(vm.Namespace), is)
 		if err != nil {
 			return err
 		}
-		isDone, err = s.look(ctx, vm, w, p, isSo)
-		w.Stop()
-		if err != nil {
-			return err
+		defer w.Stop()
+		for isOpen := true; isOpen; {
+			now := &v1alpha1.VirtualMachine{}
+			err := s.api.Get(ctx, client.ObjectKeyFromObject(vm), now)
+			if apierrors.IsNotFound(err) || err == nil && now.UID != vm.UID {
+				_, err = isSo(nil)
+				return err
+			}
+			if err != nil {
+				return err
+			}
+			if is, err := isSo(now); is || err != nil {
+				return err
+			}
+			p.say("waiting for " + now.Name + ": " + situation(now))
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Second):
+			case _, isOpen = <-w.ResultChan():
+			}
 		}
 	}
-	return nil
-}
-
-// look reads a VirtualMachine again whenever a watch wakes it, and each second, lest something on the way holds the watch back.
-func (s *session) look(ctx context.Context, vm *v1alpha1.VirtualMachine, w watch.Interface, p *progress, isSo untilSo) (bool, error) {
-	for isOpen := true; isOpen; {
-		now := &v1alpha1.VirtualMachine{}
-		err := s.api.Get(ctx, client.ObjectKeyFromObject(vm), now)
-		if apierrors.IsNotFound(err) || err == nil && now.UID != vm.UID {
-			_, err = isSo(nil)
-			return true, err
-		}
-		if err != nil {
-			return false, err
-		}
-		if is, err := isSo(now); is || err != nil {
-			return is, err
-		}
-		p.say("waiting for " + now.Name + ": " + situation(now))
-		select {
-		case <-ctx.Done():
-			return false, ctx.Err()
-		case <-time.After(time.Second):
-		case _, isOpen = <-w.ResultChan():
-		}
-	}
-	return false, nil
 }
 
 // situation is one line on how a VirtualMachine is.
