@@ -65,11 +65,7 @@ func started(args []string) (err error) {
 }
 
 func run() int {
-	code, err := shim.Run(shim.Options{
-		Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		TerminationLog: "/dev/termination-log",
-		ResolvConf:     "/etc/resolv.conf",
-	})
+	code, err := shim.Run()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "berth:", err)
 	}

@@ -19,7 +19,7 @@ const (
 // serveScreen lets viewers see the guest's screen, at the VNC port of the pod's loopback, to which kubectl port-forward
 // leads: it joins each with a connection of its own to QEMU's VNC socket, of which vnc is an O_PATH descriptor. It reads
 // nothing of what they say, and never returns.
-func (s *shim) serveScreen(vnc *os.File) {
+func serveScreen(vnc *os.File) {
 	viewers := make(chan struct{}, maxViewers)
 	socket.Serve(&unix.SockaddrInet4{Port: screenPort, Addr: [4]byte{127, 0, 0, 1}}, func(viewer *os.File) {
 		select {
@@ -31,7 +31,7 @@ func (s *shim) serveScreen(vnc *os.File) {
 		default:
 			_ = viewer.Close()
 		}
-	}, s.logf)
+	}, logf)
 }
 
 // view joins a viewer with QEMU until either ends. One that does not read holds up QEMU's updates for itself alone.

@@ -26,6 +26,12 @@ const noteInterval = time.Second
 // exitPiece is how much of what a guest writes to its exit port is read at once, in bytes.
 const exitPiece = 512
 
+// Files in the container that kubelet makes: the one in which it looks for the termination message, and the pod's resolv.conf.
+const (
+	terminationLog = "/dev/termination-log"
+	resolvConf     = "/etc/resolv.conf"
+)
+
 // memoryLimit is what the garbage collector keeps the shim's memory to, in bytes, program text apart. 32 commands whose
 // readers are stuck need 10 MiB.
 const memoryLimit = 11 << 20
@@ -35,18 +41,8 @@ var deviceKinds = []shimproto.Kind{
 	shimproto.KindConsole, shimproto.KindDHCP, shimproto.KindGuest, shimproto.KindExit, shimproto.KindDisplay,
 }
 
-// Options are the container's parts that a test replaces.
-type Options struct {
-	Stdin, Stdout, Stderr *os.File
-	// TerminationLog is the file in which kubelet looks for the termination message.
-	TerminationLog string
-	// ResolvConf is the pod's resolv.conf.
-	ResolvConf string
-}
-
 // shim is what Run knows. Only Run's goroutine touches it.
 type shim struct {
-	Options
 	conn     *shimproto.Shim
 	console  *console.Console
 	sessions *guest.Sessions
@@ -61,7 +57,7 @@ type shim struct {
 
 // Run stands for a guest until the agent says how it ended, and returns the
 // exit code for that. A SIGTERM is only reported: the agent ends the guest.
-func Run(o Options) (int, error) {
+func Run() (int, error) {
 	debug.SetMemoryLimit(memoryLimit)
 	// First of all, and before there is a socket: a PID 1 that nobody tells of a SIGTERM cannot end its guest. The others
 	// would end the shim, but SIGCHLD: the kernel reaps children whose parent ignores it.
@@ -70,8 +66,8 @@ func Run(o Options) (int, error) {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGTSTP, unix.SIGCHLD)
 
 	s := &shim{
-		Options: o, state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds},
-		todo: make(chan func()), notes: make(chan struct{}, 1),
+		state: shimproto.State{Minor: shimproto.Minor, Kinds: deviceKinds},
+		todo:  make(chan func()), notes: make(chan struct{}, 1),
 	}
 	s.exitPort.note = s.note
 	name, err := os.Hostname()
@@ -79,14 +75,14 @@ func Run(o Options) (int, error) {
 		return 1, fmt.Errorf("reading the host's name: %w", err)
 	}
 	if err := confine(map[string]uint64{
-		"/proc":          unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR | unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
-		o.ResolvConf:     unix.LANDLOCK_ACCESS_FS_READ_FILE,
-		o.TerminationLog: unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
+		"/proc":        unix.LANDLOCK_ACCESS_FS_READ_FILE | unix.LANDLOCK_ACCESS_FS_READ_DIR | unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
+		resolvConf:     unix.LANDLOCK_ACCESS_FS_READ_FILE,
+		terminationLog: unix.LANDLOCK_ACCESS_FS_WRITE_FILE,
 	}); err != nil {
 		return 1, err
 	}
-	s.sessions = guest.New(name, s.note, s.logf)
-	if s.console, err = console.New(o.Stdin, o.Stdout); err != nil {
+	s.sessions = guest.New(name, s.note, logf)
+	if s.console, err = console.New(os.Stdin, os.Stdout); err != nil {
 		return 1, err
 	}
 	if err := s.publishState(); err != nil {
@@ -99,7 +95,7 @@ func Run(o Options) (int, error) {
 	notes, due := s.notes, time.NewTimer(0)
 	go s.conn.Receive(
 		func(m shimproto.Message, files []*os.File) { s.todo <- func() { s.receive(m, files) } },
-		func(err error) { s.logf("ignored a message of the agent: %v", err) },
+		func(err error) { logf("ignored a message of the agent: %v", err) },
 	)
 	for s.exit == nil {
 		select {
@@ -122,7 +118,7 @@ func Run(o Options) (int, error) {
 		s.state.ExitText = s.exitPort.text()
 		s.conn.Publish(s.state)
 		if err := s.publishState(); err != nil {
-			s.logf("%v", err)
+			logf("%v", err)
 		}
 	}
 	return s.finish(), nil
@@ -167,12 +163,12 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 	case s.state.InstanceID == h.InstanceID:
 		return // again, by an agent that could not know
 	case s.state.InstanceID != "":
-		s.logf("refused instance %s: this container is instance %s", h.InstanceID, s.state.InstanceID)
+		logf("refused instance %s: this container is instance %s", h.InstanceID, s.state.InstanceID)
 		return
 	}
 	for _, d := range h.Devices {
 		if d.FD >= len(files) {
-			s.logf("refused instance %s: %s %s names descriptor %d, %d were sent", h.InstanceID, d.Kind, d.Name, d.FD, len(files))
+			logf("refused instance %s: %s %s names descriptor %d, %d were sent", h.InstanceID, d.Kind, d.Name, d.FD, len(files))
 			return
 		}
 	}
@@ -183,16 +179,16 @@ func (s *shim) handOver(h shimproto.HandOver, files []*os.File) {
 			s.ports++
 			s.console.Attach(files[d.FD], s.portClosed)
 		case shimproto.KindDHCP:
-			go s.serveDHCP(files[d.FD], *d.Lease)
+			go serveDHCP(files[d.FD], *d.Lease)
 		case shimproto.KindGuest:
 			s.sessions.Attach(files[d.FD], h.DirectKernel)
 		case shimproto.KindExit:
 			s.ports++
 			go s.followExit(files[d.FD])
 		case shimproto.KindDisplay:
-			go s.serveScreen(files[d.FD])
+			go serveScreen(files[d.FD])
 		default:
-			s.logf("skipped device %s %s: this shim does not support the kind", d.Kind, d.Name)
+			logf("skipped device %s %s: this shim does not support the kind", d.Kind, d.Name)
 			continue
 		}
 		files[d.FD] = nil
@@ -214,12 +210,12 @@ func (s *shim) followExit(port *os.File) {
 }
 
 // serveDHCP serves a lease. If it ends, the guest lives on with the lease that it has.
-func (s *shim) serveDHCP(socket *os.File, lease shimproto.Lease) {
-	resolv, err := os.ReadFile(s.ResolvConf)
+func serveDHCP(socket *os.File, lease shimproto.Lease) {
+	resolv, err := os.ReadFile(resolvConf)
 	if err != nil {
-		s.logf("DHCP names no servers to the guest: %v", err)
+		logf("DHCP names no servers to the guest: %v", err)
 	}
-	s.logf("DHCP server ended: %v", dhcp.Serve(socket, lease, string(resolv), s.logf))
+	logf("DHCP server ended: %v", dhcp.Serve(socket, lease, string(resolv), logf))
 }
 
 // publishState makes the state visible to Started.
@@ -243,13 +239,13 @@ func (s *shim) publishState() error {
 func (s *shim) finish() int {
 	message := s.exit.TerminationMessage()
 	// Only where kubelet has made the file: the root file system is read-only.
-	log, err := os.OpenFile(s.TerminationLog, os.O_WRONLY|os.O_TRUNC, 0)
+	log, err := os.OpenFile(terminationLog, os.O_WRONLY|os.O_TRUNC, 0)
 	if err == nil {
 		_, err = log.WriteString(message)
 		_ = log.Close()
 	}
 	if err != nil {
-		s.logf("writing the termination message %q: %v", message, err)
+		logf("writing the termination message %q: %v", message, err)
 	}
 	s.sessions.End("the guest has ended: " + message)
 	s.console.Flush(flushTimeout)
@@ -257,8 +253,8 @@ func (s *shim) finish() int {
 }
 
 // logf writes to stderr, and so into the console's log, what is out of the ordinary.
-func (s *shim) logf(format string, args ...any) {
-	go fmt.Fprintf(s.Stderr, "berth: "+format+"\r\n", args...) // stderr may be stuck
+func logf(format string, args ...any) {
+	go fmt.Fprintf(os.Stderr, "berth: "+format+"\r\n", args...) // stderr may be stuck
 }
 
 // bootTime is CLOCK_BOOTTIME in nanoseconds.
