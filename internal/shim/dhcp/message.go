@@ -46,6 +46,7 @@ const (
 	minDatagram = 576 // RFC 2131, 2: every client takes datagrams of this size, and some drop longer ones
 	maxDatagram = 1500
 	maxOption   = 255
+	headers     = 28 // of IPv4 and UDP, in bytes
 	magicCookie = 0x63825363
 
 	bootRequest   = 1

@@ -16,6 +16,9 @@ import (
 // leaseTime bounds for how long a guest could keep settings of a berth that was replaced under it.
 const leaseTime = time.Hour
 
+// clientPort is the DHCP client's.
+const clientPort = 68
+
 // maxPacket is longer than any of a DHCP client's.
 const maxPacket = 4096
 
@@ -156,3 +159,22 @@ func (s server) reply(q query, kind byte) *reply {
 }
 
 func (s server) address() netip.Addr { return s.lease.Address.Addr() }
+
+// udpClient is the guest's DHCP client, as a socket reaches it. Who sends is checked at the tap; chaddr tells the client.
+type udpClient struct{ socket *os.File }
+
+// receive waits for a request and returns it, in buf. It makes the system call itself: to a File an empty datagram would be
+// the end.
+func (c udpClient) receive(buf []byte) ([]byte, error) {
+	var n int
+	err := shimproto.Read(c.socket, func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
+		return err
+	})
+	return buf[:max(n, 0)], err
+}
+
+// send sends a reply to the client, by its address or to everybody. One that is lost it asks for again.
+func (c udpClient) send(reply []byte, to netip.Addr) {
+	_ = unix.Sendto(int(c.socket.Fd()), reply, unix.MSG_DONTWAIT, &unix.SockaddrInet4{Port: clientPort, Addr: to.As4()})
+}
