@@ -146,13 +146,6 @@ func (s *session) top() *cobra.Command {
 	})
 }
 
-func (s *session) actions() []*cobra.Command {
-	return []*cobra.Command{
-		s.action("reset", "Reset guests at once, as their reset button would: nothing in them is asked", "reset"),
-		s.action("nmi", "Send guests a non-maskable interrupt: their kernels may be set to panic or to dump then", "interrupted"),
-	}
-}
-
 // action is a verb that the shim has the node's agent carry out, and waits for.
 func (s *session) action(verb, short, done string) *cobra.Command {
 	return s.eachVM(verb, short, done, func(ctx context.Context, vm *v1alpha1.VirtualMachine) error {

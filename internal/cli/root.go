@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -108,7 +107,10 @@ func New(streams genericiooptions.IOStreams) *cobra.Command {
 	s := &session{IOStreams: streams, factory: cmdutil.NewFactory(versioned)}
 	groups := templates.CommandGroups{
 		{Message: "Run and look:", Commands: []*cobra.Command{s.run(), s.ps(), s.inspect(), s.why(), s.wait(), s.events()}},
-		{Message: "State:", Commands: slices.Concat(s.changes(), s.actions(), []*cobra.Command{s.rm()})},
+		{Message: "State:", Commands: append(s.changes(),
+			s.action("reset", "Reset guests at once, as their reset button would: nothing in them is asked", "reset"),
+			s.action("nmi", "Send guests a non-maskable interrupt: their kernels may be set to panic or to dump then", "interrupted"),
+			s.rm())},
 		{Message: "Into the guest:", Commands: []*cobra.Command{s.logs(), s.attach(), s.exec(), s.cp(), s.ssh(), s.portForward(), s.top(), s.vnc(), s.screenshot()}},
 		{Message: "Cluster:", Commands: []*cobra.Command{s.stats(), s.images(), s.system(), s.doctor(), s.version()}},
 	}
