@@ -20,7 +20,7 @@ const (
 // Console is one guest's console. Its methods are for one goroutine, but for what Attach says.
 type Console struct {
 	stdin, stdout *os.File
-	ring          *ring // nil before Attach
+	written       chan struct{} // closed once all is that QEMU wrote; nil before Attach
 }
 
 // New makes a console of the container's stdin and stdout. If stdin is a terminal it becomes raw: what an attached user
@@ -35,11 +35,12 @@ func New(stdin, stdout *os.File) (*Console, error) {
 // Attach starts to copy both ways, and owns qemu, a stream socket that must be non-blocking, from now on. It calls closed,
 // on a goroutine of its own, once QEMU has closed its end. It may be called once.
 func (c *Console) Attach(qemu *os.File, closed func()) {
-	c.ring = newRing(ringSize)
-	go c.copyOutput()
+	c.written = make(chan struct{})
+	output := newRing(ringSize)
+	go c.write(output)
 	go func() {
-		socket.Copy(c.ring, qemu, outputSize)
-		c.ring.close()
+		socket.Copy(output, qemu, outputSize)
+		output.close()
 		closed()
 	}()
 	go socket.Copy(qemu, c.stdin, inputSize) // a guest that reads nothing holds up only who types
@@ -48,25 +49,21 @@ func (c *Console) Attach(qemu *os.File, closed func()) {
 // Flush waits until QEMU has closed its end and all that it wrote is on stdout,
 // but not longer than timeout: nobody may be reading.
 func (c *Console) Flush(timeout time.Duration) {
-	if c.ring == nil {
+	if c.written == nil {
 		return
 	}
-	written := make(chan struct{})
-	go func() {
-		c.ring.drained()
-		close(written)
-	}()
 	select {
-	case <-written:
+	case <-c.written:
 	case <-time.After(timeout):
 	}
 }
 
-// copyOutput moves the ring's bytes to stdout. It blocks as long as stdout does.
-func (c *Console) copyOutput() {
+// write moves the ring's bytes to stdout, to the end. It blocks as long as stdout does.
+func (c *Console) write(output *ring) {
+	defer close(c.written)
 	buf := make([]byte, outputSize)
 	for {
-		data := c.ring.take(buf)
+		data := output.take(buf)
 		if len(data) == 0 {
 			return
 		}

@@ -15,7 +15,6 @@ type ring struct {
 	start   int // of the oldest byte
 	length  int
 	dropped int // bytes forgotten just before the oldest
-	taken   bool
 	ended   bool
 }
 
@@ -47,20 +46,17 @@ func (r *ring) Write(data []byte) (int, error) {
 	return len(data), nil
 }
 
-// take waits for bytes and moves them into buf; where some were dropped it returns the mark instead. What it returned before
-// counts as written now. It returns nothing at the end.
+// take waits for bytes and moves them into buf; where some were dropped it returns the mark instead. It returns nothing at the
+// end.
 func (r *ring) take(buf []byte) []byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.taken = false
-	r.changed.Broadcast()
 	for r.length == 0 && !r.ended {
 		r.changed.Wait()
 	}
 	if r.length == 0 {
 		return nil
 	}
-	r.taken = true
 	if r.dropped > 0 {
 		mark := fmt.Appendf(buf[:0], "\r\n[berth: %d bytes of console dropped]\r\n", r.dropped)
 		r.dropped = 0
@@ -81,13 +77,4 @@ func (r *ring) close() {
 	defer r.mu.Unlock()
 	r.ended = true
 	r.changed.Broadcast()
-}
-
-// drained waits until the end, when all has been taken and written.
-func (r *ring) drained() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for !r.ended || r.length > 0 || r.taken {
-		r.changed.Wait()
-	}
 }

@@ -40,7 +40,6 @@ func TestRing(t *testing.T) {
 		if got := takeAll(r, 64); got != c.want {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
-		r.drained()
 	}
 }
 
