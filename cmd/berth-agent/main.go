@@ -76,27 +76,22 @@ func run() error {
 	flag.Parse()
 
 	ctrl.SetLogger(logr.FromSlogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: slog.Level(-verbosity)})))
-	if o.Acceleration != v1alpha1.AccelerationKVM && o.Acceleration != v1alpha1.AccelerationEmulation {
-		return fmt.Errorf("-acceleration %q: write KVM or Emulation", o.Acceleration)
-	}
-	if o.Node == "" {
-		return fmt.Errorf("-node is missing: name the node")
-	}
 	o.InsecureRegistries = strings.FieldsFunc(insecure, func(r rune) bool { return r == ',' || r == ' ' })
 	o.MaxImageSize, o.Reserve.Bytes, o.MaxUnsizedDisk = size.Value(), reserve.Value(), unsized.Value()
-	if !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30 {
+	switch i := o.Images; {
+	case o.Acceleration != v1alpha1.AccelerationKVM && o.Acceleration != v1alpha1.AccelerationEmulation:
+		return fmt.Errorf("-acceleration %q: write KVM or Emulation", o.Acceleration)
+	case o.Node == "":
+		return fmt.Errorf("-node is missing: name the node")
+	case !o.GuestSubnet.Addr().Is4() || o.GuestSubnet.Bits() > 30:
 		return fmt.Errorf("-guest-subnet %s: write an IPv4 prefix of at most 30 bits, such as 10.0.2.0/24", o.GuestSubnet)
-	}
-	if o.Reserve.Bytes < 0 || o.Reserve.Percent < 0 || o.Reserve.Percent > 99 {
+	case o.Reserve.Bytes < 0 || o.Reserve.Percent < 0 || o.Reserve.Percent > 99:
 		return fmt.Errorf("-reserve-size is %s, -reserve-percent is %d: write a size of at least 0, and a percentage from 0 to 99", reserve, o.Reserve.Percent)
-	}
-	if o.Pulls.PerNode < 1 || o.Pulls.PerNamespace < 1 {
+	case o.Pulls.PerNode < 1 || o.Pulls.PerNamespace < 1:
 		return fmt.Errorf("-max-pulls is %d, -max-pulls-per-namespace is %d: write numbers of at least 1", o.Pulls.PerNode, o.Pulls.PerNamespace)
-	}
-	if i := o.Images; i.MaxUnusedAge < 0 || i.MaxUsagePercent < 0 || i.MaxUsagePercent > 100 || i.LowUsagePercent < 0 {
+	case i.MaxUnusedAge < 0 || i.MaxUsagePercent < 0 || i.MaxUsagePercent > 100 || i.LowUsagePercent < 0:
 		return fmt.Errorf("-keep-images is %s, -full-percent is %d, -low-percent is %d: write a duration of at least 0, and percentages from 0 to 100", i.MaxUnusedAge, i.MaxUsagePercent, i.LowUsagePercent)
-	}
-	if o.KeepStrayDisks < 0 {
+	case o.KeepStrayDisks < 0:
 		return fmt.Errorf("-keep-stray-disks is %s: write a duration of at least 0", o.KeepStrayDisks)
 	}
 	config, err := ctrl.GetConfig()
