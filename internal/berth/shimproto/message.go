@@ -146,16 +146,14 @@ func (s State) validate() error {
 			return fmt.Errorf("kind %.40q is there twice, or not 1 to %d lower-case letters, digits and hyphens", kind, maxKind)
 		}
 	}
-	if s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0 {
+	switch {
+	case s.TerminatingSinceNS < 0 || s.RunningSinceNS < 0:
 		return fmt.Errorf("terminating since %d ns, running since %d ns", s.TerminatingSinceNS, s.RunningSinceNS)
-	}
-	if !isPrintable(s.GuestTools, MaxGuestTools) || !isPrintable(s.ExitText, MaxExitText) {
+	case !isPrintable(s.GuestTools, MaxGuestTools) || !isPrintable(s.ExitText, MaxExitText):
 		return fmt.Errorf("guest tools %.40q or exit text %.70q are not at most %d and %d printable ASCII characters", s.GuestTools, s.ExitText, MaxGuestTools, MaxExitText)
-	}
-	if s.ResetsDone > s.Resets || s.NMIsDone > s.NMIs {
+	case s.ResetsDone > s.Resets || s.NMIsDone > s.NMIs:
 		return fmt.Errorf("%d of %d resets and %d of %d NMIs are done", s.ResetsDone, s.Resets, s.NMIsDone, s.NMIs)
-	}
-	if s.InstanceID == "" {
+	case s.InstanceID == "":
 		return nil
 	}
 	return validateInstanceID(s.InstanceID)
