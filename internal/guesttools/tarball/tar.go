@@ -22,14 +22,14 @@ type call struct {
 	options  string // letters
 	dir      string
 	paths    []string
-	noModes  bool
-	noOwners bool
+	modes    fs.FileMode // bits that members get of their modes
+	owners   bool        // members get their owners
 	complain func(error)
 }
 
 // Run is tar with its arguments. It returns tar's exit code: 2 if anything went wrong, which stderr tells.
 func Run(args []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
-	c := call{dir: ".", noOwners: os.Geteuid() != 0, complain: func(err error) {
+	c := call{dir: ".", modes: ^fs.FileMode(0), owners: os.Geteuid() == 0, complain: func(err error) {
 		code = 2
 		fmt.Fprintf(stderr, "tar: %v\n", err)
 	}}
@@ -53,9 +53,9 @@ func (c *call) parse(args []string) error {
 		letters, isOption := strings.CutPrefix(arg, "-")
 		switch {
 		case arg == "--no-same-permissions":
-			c.noModes = true
+			c.modes = 0
 		case arg == "--no-same-owner":
-			c.noOwners = true
+			c.owners = false
 		case !isOption && c.options != "": // the first may lack its hyphen
 			c.paths = append(c.paths, arg)
 		default:
@@ -150,13 +150,10 @@ func (c *call) extract(stdin io.Reader) {
 		return
 	}
 	defer root.Close()
-	e := untar.Extraction{Root: root, Place: place, Modes: ^fs.FileMode(0), Owners: !c.noOwners, Times: !strings.Contains(c.options, "m"), Failed: func(member string, err error) error {
+	e := untar.Extraction{Root: root, Place: place, Modes: c.modes, Owners: c.owners, Times: !strings.Contains(c.options, "m"), Failed: func(member string, err error) error {
 		c.complain(fmt.Errorf("skipped %q: %w", member, err))
 		return nil
 	}}
-	if c.noModes {
-		e.Modes = 0
-	}
 	if err := e.Run(stdin); err != nil {
 		c.complain(err)
 	}
