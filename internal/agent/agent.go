@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
@@ -27,6 +30,7 @@ import (
 	"github.com/berth-dev/berth/internal/agent/pulls"
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/host/image"
 	"github.com/berth-dev/berth/internal/host/store"
 	"github.com/berth-dev/berth/internal/kube"
@@ -229,4 +233,19 @@ func trimVM(o any) (any, error) {
 		berth.HashTexts(&vm.Spec)
 	}
 	return vm, berth.TrimVM(vm, maxCached)
+}
+
+// lockNode makes this the only agent of its node, for as long as the process lives: two would end each other's guests. The
+// kernel lets go of the lock with the process, however that ends.
+func lockNode(runDir string) error {
+	path := filepath.Join(runDir, "agent.lock")
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("another berth-agent runs on this node and has locked %s: end it, or uninstall the second Berth of this cluster", path)
+	}
+	return fault.Doing(err, "locking %s", path) // the descriptor stays open
 }

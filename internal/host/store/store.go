@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -294,4 +295,15 @@ func openTmpfile(dir string, mode uint32) (*os.File, error) {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
 	return os.NewFile(uintptr(fd), dir), nil
+}
+
+// buffered are the file systems that may refuse O_DIRECT, or fake it.
+var buffered = []int64{unix.TMPFS_MAGIC, unix.RAMFS_MAGIC, unix.V9FS_MAGIC, unix.ECRYPTFS_SUPER_MAGIC}
+
+// TakesDirectIO tells whether the file system of a disk can do without the host's cache. The file itself, which may be a
+// tenant's, is not opened for that, only its directory is looked at, which is ours.
+func (s *Store) TakesDirectIO(path string) bool {
+	var fs unix.Statfs_t
+	err := unix.Statfs(filepath.Dir(path), &fs)
+	return err == nil && !slices.Contains(buffered, int64(fs.Type)) //nolint:unconvert // another type on other machines
 }
