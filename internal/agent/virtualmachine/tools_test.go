@@ -3,7 +3,6 @@ package virtualmachine
 import (
 	"context"
 	"os"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -101,9 +100,6 @@ func TestFirstStarts(t *testing.T) {
 	bare := func(vm *v1alpha1.VirtualMachine) { vm.Spec.SSHAuthorizedKeys = nil }
 	none := func(vm *v1alpha1.VirtualMachine) { bare(vm); vm.Spec.GuestTools = v1alpha1.GuestToolsNone }
 	offered := func(vm *v1alpha1.VirtualMachine) { bare(vm); vm.Spec.GuestTools = v1alpha1.GuestToolsOffered }
-	hasSeed := func(f domain.Facts) bool {
-		return slices.ContainsFunc(f.Paths, func(p string) bool { return strings.Contains(p, "/seeds/") })
-	}
 	for name, tt := range map[string]struct {
 		first, then func(*v1alpha1.VirtualMachine)
 		seed, tools [2]bool
@@ -128,9 +124,10 @@ func TestFirstStarts(t *testing.T) {
 					n.sync()
 					n.expect(t, v1alpha1.ConditionRunning, v1alpha1.ReasonStarted)
 				}
-				f := n.facts(t)
-				if hasSeed(f) != tt.seed[i] || f.Tools != tt.tools[i] {
-					t.Errorf("start %d: a seed: %t, tools: %t", i+1, hasSeed(f), f.Tools)
+				d, err := n.host.Libvirt.Domain(t.Context(), uid)
+				f, hasSeed := n.facts(t), strings.Contains(d.XML, "/seeds/")
+				if err != nil || hasSeed != tt.seed[i] || f.Tools != tt.tools[i] {
+					t.Errorf("start %d: a seed: %t, tools: %t", i+1, hasSeed, f.Tools)
 				}
 				if got := strings.Contains(string(n.host.Seed(uid)), seed.StartTools); got != (tt.seed[i] && tt.tools[i]) {
 					t.Errorf("start %d: its cloud-init starts the program: %t", i+1, got)

@@ -43,17 +43,14 @@ func metadata(i Identity, h Hardware) (string, error) {
 
 // Facts are what a live domain says of itself.
 type Facts struct {
-	UUID, Name string
+	// Name is the domain's in libvirt.
+	Name string
 	// Identity is nil when the domain is not Berth's.
 	Identity *Identity
 	// Hardware is that of the domain's VM. Its layout is -1 if it cannot be read.
 	Hardware Hardware
-	// Emulated is true when the domain runs without KVM.
-	Emulated bool
-	// Taps are the names of the domain's network devices, as libvirt made them.
-	Taps []string
-	// Console is the path of the first serial console's socket, Display that of the display's; empty if it has none.
-	Console, Display string
+	// Display is the path of the display's socket; empty if it has none.
+	Display string
 	// Tools: it has the disk with the guest program.
 	Tools bool
 	// AgentConnected is true while a guest agent holds its channel open.
@@ -62,8 +59,6 @@ type Facts struct {
 	AgentPTY int
 	// Disks are those of the spec; neither the first-boot data nor the guest program are among them.
 	Disks []LiveDisk
-	// Paths are all files and devices that the domain has as disks, kernel and initrd.
-	Paths []string
 
 	scsi  bool   // it has a controller for SCSI disks
 	taken []Spot // by whatever disks it has
@@ -88,8 +83,6 @@ type LiveDisk struct {
 // hold anything else, so it is not read as a whole.
 type live struct {
 	XMLName  xml.Name `xml:"domain"`
-	Type     string   `xml:"type,attr"`
-	UUID     string   `xml:"uuid"`
 	Name     string   `xml:"name"`
 	Metadata struct {
 		Guests []struct {
@@ -98,19 +91,20 @@ type live struct {
 			Machine string `xml:"machine,attr"`
 		} `xml:"https://berth.dev/domain/v1 guest"`
 	} `xml:"metadata"`
-	Kernel      string     `xml:"os>kernel"`
-	Initrd      string     `xml:"os>initrd"`
 	Disks       []liveDisk `xml:"devices>disk"`
 	Controllers []struct {
 		Type string `xml:"type,attr"`
 	} `xml:"devices>controller"`
-	Interfaces []struct {
+	Channels []struct {
+		Type   string `xml:"type,attr"`
+		Source struct {
+			Path string `xml:"path,attr"`
+		} `xml:"source"`
 		Target struct {
-			Dev string `xml:"dev,attr"`
+			Name  string `xml:"name,attr"`
+			State string `xml:"state,attr"`
 		} `xml:"target"`
-	} `xml:"devices>interface"`
-	Serials  []liveChardev `xml:"devices>serial"`
-	Channels []liveChardev `xml:"devices>channel"`
+	} `xml:"devices>channel"`
 	Graphics []struct {
 		Type    string `xml:"type,attr"`
 		Listens []struct {
@@ -119,21 +113,12 @@ type live struct {
 	} `xml:"devices>graphics"`
 }
 
-// liveChardev is a serial console, or a channel, which alone has a name.
-type liveChardev struct {
-	Type   string `xml:"type,attr"`
-	Source struct {
-		Path string `xml:"path,attr"`
-	} `xml:"source"`
-	Target struct {
-		Name  string `xml:"name,attr"`
-		State string `xml:"state,attr"`
-	} `xml:"target"`
-}
-
 type liveDisk struct {
-	liveLayer
 	Device string `xml:"device,attr"`
+	Source struct {
+		File string `xml:"file,attr"`
+		Dev  string `xml:"dev,attr"`
+	} `xml:"source"`
 	Serial string `xml:"serial"`
 	Target struct {
 		Dev string `xml:"dev,attr"`
@@ -169,21 +154,13 @@ func (n *number) UnmarshalText(text []byte) error {
 	return nil
 }
 
-type liveLayer struct {
-	Source struct {
-		File string `xml:"file,attr"`
-		Dev  string `xml:"dev,attr"`
-	} `xml:"source"`
-	Backing *liveLayer `xml:"backingStore"`
-}
-
 // ParseFacts reads a live domain's XML.
 func ParseFacts(doc string) (Facts, error) {
 	var l live
 	if err := xml.Unmarshal([]byte(doc), &l); err != nil {
 		return Facts{}, fmt.Errorf("reading domain XML: %w", err)
 	}
-	f := Facts{UUID: strings.ToLower(strings.TrimSpace(l.UUID)), Name: l.Name, Emulated: l.Type == "qemu", AgentPTY: -1}
+	f := Facts{Name: l.Name, AgentPTY: -1}
 	if ours := l.Metadata.Guests; len(ours) == 1 { // two would be somebody's trick
 		m := ours[0]
 		m.Record = strings.TrimSpace(m.Record)
@@ -192,14 +169,6 @@ func ParseFacts(doc string) (Facts, error) {
 		if n, err := strconv.Atoi(m.Layout); err == nil {
 			f.Hardware.Layout = n
 		}
-	}
-	for _, nic := range l.Interfaces {
-		if nic.Target.Dev != "" {
-			f.Taps = append(f.Taps, nic.Target.Dev)
-		}
-	}
-	if len(l.Serials) > 0 && l.Serials[0].Type == "unix" {
-		f.Console = l.Serials[0].Source.Path
 	}
 	for _, c := range l.Channels {
 		number, isTerminal := strings.CutPrefix(c.Source.Path, "/dev/pts/")
@@ -212,11 +181,6 @@ func ParseFacts(doc string) (Facts, error) {
 			f.Display = g.Listens[0].Socket
 		}
 	}
-	for _, p := range []string{l.Kernel, l.Initrd} {
-		if p != "" {
-			f.Paths = append(f.Paths, p)
-		}
-	}
 	for _, c := range l.Controllers {
 		f.scsi = f.scsi || c.Type == "scsi"
 	}
@@ -226,11 +190,6 @@ func ParseFacts(doc string) (Facts, error) {
 		f.Tools = f.Tools || live.Name == "" && disk.Serial == toolsSerial
 		if live.Name != "" {
 			f.Disks = append(f.Disks, live)
-		}
-		for layer := &disk.liveLayer; layer != nil; layer = layer.Backing {
-			if path := cmp.Or(layer.Source.File, layer.Source.Dev); path != "" {
-				f.Paths = append(f.Paths, path)
-			}
 		}
 	}
 	return f, nil

@@ -182,17 +182,16 @@ func FuzzXML(f *testing.F) {
 			t.Fatalf("%v in\n%s", err, doc)
 		}
 		if d.Name != name || d.OS.Kernel != path || d.OS.Cmdline != cmdline || len(d.Devices.Disks) != 1 ||
-			d.Devices.Disks[0].Serial != serial || d.QEMUCommandline != nil || len(d.Devices.Interfaces) != 1 {
+			d.Devices.Disks[0].Serial != serial || d.Devices.Disks[0].BackingStore.Source.File.File != path || d.QEMUCommandline != nil ||
+			d.UUID != g.UUID || len(d.Devices.Interfaces) != 1 || d.Devices.Interfaces[0].Target.Dev != tap ||
+			len(d.Devices.Serials) != 1 || d.Devices.Serials[0].Source.UNIX.Path != g.Console {
 			t.Fatalf("not what was said:\n%s", doc)
 		}
 		facts, err := ParseFacts(doc)
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := Facts{
-			UUID: g.UUID, Name: name, Identity: &g.Identity, Hardware: g.Hardware, Taps: []string{tap}, Console: g.Console,
-			AgentPTY: -1, Paths: []string{path, path, path},
-		}
+		want := Facts{Name: name, Identity: &g.Identity, Hardware: g.Hardware, AgentPTY: -1}
 		if serial != "" {
 			want.Disks = []LiveDisk{{Name: serial, Alias: "ua-" + serial, Target: "vda", Bus: v1alpha1.BusVirtio, Path: path}}
 		}

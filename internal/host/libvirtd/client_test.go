@@ -218,14 +218,25 @@ func TestLifeOfADomain(t *testing.T) {
 	start := time.Now()
 	create(t, c, g)
 	t.Logf("started paused in %v", time.Since(start))
-	facts, err := domain.ParseFacts(look(t, c, g.UUID).XML)
+	xml := look(t, c, g.UUID).XML
+	facts, err := domain.ParseFacts(xml)
 	if err != nil {
 		t.Fatal(err)
 	}
+	for _, text := range []string{
+		"<domain type='qemu'", "<uuid>" + g.UUID + "</uuid>", " path='" + g.Console + "'",
+		"<source file='" + g.Disks[0].Path + "'", "<source file='" + g.Disks[0].Backing[0].Path + "'",
+	} {
+		if !strings.Contains(xml, text) {
+			t.Errorf("no %s in\n%s", text, xml)
+		}
+	}
+	if n := strings.Count(xml, "<source file="); n != 2 {
+		t.Errorf("%d files in\n%s", n, xml)
+	}
 	want := domain.Facts{
-		UUID: g.UUID, Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware, Emulated: true, Console: g.Console,
+		Name: g.Name, Identity: &g.Identity, Hardware: g.Hardware,
 		AgentPTY: facts.AgentPTY, // whichever is free
-		Paths:    []string{g.Disks[0].Path, g.Disks[0].Backing[0].Path},
 		Disks:    []domain.LiveDisk{{Name: "root", Alias: "ua-root", Target: "vda", Bus: v1alpha1.BusVirtio, Path: g.Disks[0].Path}},
 	}
 	if facts.AgentPTY < 0 {
@@ -466,8 +477,9 @@ func TestWholeGuest(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !slices.Equal(live.Taps, []string{g.NIC.Tap}) || live.AgentConnected || live.Hardware != tc.hardware ||
-				live.Emulated != (acceleration == v1alpha1.AccelerationEmulation) ||
+			kind := map[bool]string{true: "<domain type='qemu'", false: "<domain type='kvm'"}[acceleration == v1alpha1.AccelerationEmulation]
+			if strings.Count(d.XML, "<interface ") != 1 || !strings.Contains(d.XML, "<target dev='"+g.NIC.Tap+"'/>") || !strings.Contains(d.XML, kind) ||
+				live.AgentConnected || live.Hardware != tc.hardware ||
 				live.Display != g.Display.Socket || !live.Tools {
 				t.Errorf("facts %+v", live)
 			}
