@@ -3,7 +3,6 @@ package plan
 import (
 	"cmp"
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +41,6 @@ const (
 	secretsLook = time.Minute
 	// drainLimit is for how long a shim may read what a guest that is gone has left, before that counts as nothing.
 	drainLimit = 2 * time.Second
-	never      = time.Duration(math.MaxInt64)
 )
 
 // Next is what follows from a look at a guest.
@@ -55,6 +53,13 @@ type Next struct {
 
 func steps(s ...Step) Next { return Next{Steps: s} }
 
+// wakeIn has the guest looked at again in that time at the latest; 0 is no time.
+func (n *Next) wakeIn(in time.Duration) {
+	if in > 0 {
+		n.Wake = min(cmp.Or(n.Wake, in), in)
+	}
+}
+
 // Decide is the whole policy of a node: the first rule that applies wins. Whether
 // a guest that ended is started again is kubelet's decision, not ours. m is the
 // memory of the look before; what is returned is that of this one.
@@ -65,12 +70,11 @@ func Decide(w Want, h Have, m Memory, now time.Time) (Next, Memory) {
 		m.diskError = now // it may fail again before anybody sees it run, and is not to be resumed at each look then
 	}
 	if h.ShimStarting && h.Unknown == nil && len(next.Steps) == 0 {
-		look := min(max(age(m.shimStarting, now), shimLook), lastShimLook) // each takes twice as long to come as the one before
-		next.Wake = min(cmp.Or(next.Wake, look), look)
+		next.wakeIn(min(max(age(m.shimStarting, now), shimLook), lastShimLook)) // each takes twice as long to come as the one before
 	}
 	for _, v := range h.Volumes {
-		if left := v.rests(now); left > 0 && len(next.Steps) == 0 {
-			next.Wake = min(cmp.Or(next.Wake, left), left)
+		if len(next.Steps) == 0 {
+			next.wakeIn(v.rests(now))
 		}
 	}
 	next, m.tools = m.tools.startTools(next, h, now)
@@ -153,7 +157,7 @@ func decideGuest(w Want, h Have, m Memory, now time.Time) Next {
 	default:
 		next := keep(w, h, age(m.diskError, now), now)
 		if len(next.Steps) == 0 {
-			next = withLive(next, liveChanges(w, h, m, now))
+			next.addLive(liveChanges(w, h, m, now))
 			next.Steps = append(next.Steps, unwanted(w, h)...)
 		}
 		return next
@@ -330,12 +334,11 @@ func powerOff(s *Shim) Exit {
 }
 
 // prepare brings a guest as far as it can come now: to a halted QEMU, or all the way if the shim waits for it.
-func prepare(w Want, h Have, now time.Time) Next {
+func prepare(w Want, h Have, now time.Time) (next Next) {
 	if unusableDisks(w, h) != nil {
 		return Next{} // the report says so; a change of the spec wakes us, and each resync has another look
 	}
 	var missing []machine.Image
-	wake := never
 	for _, image := range w.Machine.Images() {
 		has := h.Images[image.For]
 		switch {
@@ -343,12 +346,12 @@ func prepare(w Want, h Have, now time.Time) Next {
 		case has.State == ImageMissing, has.State == ImageFailed && !now.Before(has.Retry):
 			missing = append(missing, image)
 		case has.State == ImageFailed:
-			wake = min(wake, has.Retry.Sub(now))
+			next.wakeIn(has.Retry.Sub(now))
 			if len(w.Machine.PullSecrets) > 0 {
-				wake = min(wake, secretsLook)
+				next.wakeIn(secretsLook)
 			}
 		default:
-			wake = min(wake, pullProgress)
+			next.wakeIn(pullProgress)
 		}
 	}
 	switch {
@@ -356,8 +359,8 @@ func prepare(w Want, h Have, now time.Time) Next {
 		return Next{} // the secrets can be read once the container runs; that wakes us
 	case len(missing) > 0:
 		return Next{Steps: []Step{PullImages{missing, w.Machine.PullSecrets}}, Wake: pullProgress}
-	case wake < never:
-		return Next{Wake: wake}
+	case next.Wake > 0:
+		return next
 	}
 	if next, done := attach(w, h, now); !done {
 		return next

@@ -163,25 +163,19 @@ func forgotten(w Want, h Have) (list []liveChange) {
 	return nil
 }
 
-// withLive adds what live changes do and wait for. Of the disks only one is plugged at a time: its place is taken then.
-func withLive(next Next, changes []liveChange) Next {
-	wake := func(in time.Duration) {
-		if in > 0 {
-			next.Wake = min(cmp.Or(next.Wake, in), in)
-		}
-	}
+// addLive adds what live changes do and wait for. Of the disks only one is plugged at a time: its place is taken then.
+func (n *Next) addLive(changes []liveChange) {
 	recorded := false
 	for _, c := range changes {
 		records := slices.ContainsFunc(c.steps, func(s Step) bool { _, is := s.(SetRecord); return is })
 		if recorded && records {
-			wake(time.Millisecond)
+			n.wakeIn(time.Millisecond)
 			continue
 		}
 		recorded = recorded || records
-		next.Steps = append(next.Steps, c.steps...)
-		wake(c.wake)
+		n.Steps = append(n.Steps, c.steps...)
+		n.wakeIn(c.wake)
 	}
-	return next
 }
 
 // asked is when the guest was last asked for disks that it still has.

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"time"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -61,16 +60,15 @@ func (h *Have) toolsMissing() bool {
 // startTools adds to what is next that the guest agent starts the guest program, once, when it is time for that, or when it
 // will be, and when the status may say another version.
 func (t tools) startTools(next Next, h Have, now time.Time) (Next, tools) {
-	wake := func(in time.Duration) { next.Wake = min(cmp.Or(next.Wake, in), in) }
 	if !t.missing.IsZero() && len(next.Steps) == 0 {
 		if left := toolsPatience - now.Sub(t.missing); left > 0 {
-			wake(left)
+			next.wakeIn(left)
 		} else {
 			next.Steps, t.asked, t.missing = []Step{StartTools{}}, true, time.Time{}
 		}
 	}
 	if t.pending(h) {
-		wake(max(toolsPause-now.Sub(t.changed), time.Millisecond))
+		next.wakeIn(max(toolsPause-now.Sub(t.changed), time.Millisecond))
 	}
 	return next, t
 }

@@ -43,7 +43,7 @@ func (v *Volume) rests(now time.Time) time.Duration {
 // attach goes on with the volumes of a guest that is about to start. It is done once there is a disk on each.
 func attach(w Want, h Have, now time.Time) (next Next, done bool) {
 	var absent, unmade []machine.Disk
-	wake, done := never, true
+	done = true
 	for d, has := range claims(w, h) {
 		if has != nil && has.Made && has.Claim == d.Claim.UID {
 			continue
@@ -55,7 +55,7 @@ func attach(w Want, h Have, now time.Time) (next Next, done bool) {
 		case has == nil || has.Claim != d.Claim.UID:
 			absent, unmade = append(absent, d), append(unmade, withDigest(d, h))
 		case has.Working:
-			wake = min(wake, pullProgress)
+			next.wakeIn(pullProgress)
 		case has.rests(now) > 0: // Decide wakes for it
 		default:
 			unmade = append(unmade, withDigest(d, h))
@@ -66,10 +66,7 @@ func attach(w Want, h Have, now time.Time) (next Next, done bool) {
 	}
 	if len(unmade) > 0 {
 		next.Steps = append(next.Steps, MakeVolumes{unmade})
-		wake = min(wake, pullProgress)
-	}
-	if wake < never {
-		next.Wake = wake
+		next.wakeIn(pullProgress)
 	}
 	return next, done
 }
