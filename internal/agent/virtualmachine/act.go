@@ -122,20 +122,13 @@ func (r *Reconciler) do(ctx context.Context, g *target, o *observed, step plan.S
 }
 
 // user gives a guest its directory and its user.
-func (r *Reconciler) user(id store.Identity) (int, error) {
-	user, err := r.Host.Store.EnsureGuest(id)
-	if err != nil {
-		return 0, fmt.Errorf("making the guest's directory: %w", err)
-	}
-	return user, nil
-}
-
-func identityOf(m *machine.Machine) store.Identity {
-	return store.Identity{Namespace: m.Namespace, Name: m.Name, UID: string(m.UID)}
+func (r *Reconciler) user(m *machine.Machine) (int, error) {
+	user, err := r.Host.Store.EnsureGuest(store.Identity{Namespace: m.Namespace, Name: m.Name, UID: string(m.UID)})
+	return user, fault.Doing(err, "making the guest's directory")
 }
 
 func (r *Reconciler) makeDisk(g *target, s plan.MakeDisk) error {
-	user, err := r.user(identityOf(&g.Machine))
+	user, err := r.user(&g.Machine)
 	if err != nil {
 		return err
 	}
@@ -150,20 +143,14 @@ func (r *Reconciler) makeDisk(g *target, s plan.MakeDisk) error {
 	_, err = make(string(g.uid), store.Overlay{
 		Name: d.Name, Record: store.Record{Image: d.Image.Reference, Ephemeral: d.Ephemeral}, Base: contentOf(d.Image), Size: d.Size, MaxSize: d.MaxSize, User: user,
 	})
-	if err != nil {
-		return fmt.Errorf("disk %s: %w", d.Name, err)
-	}
-	return nil
+	return fault.Doing(err, "disk %s", d.Name)
 }
 
 func (r *Reconciler) keepKernel(g *target, i machine.Image) error {
-	if _, err := r.user(identityOf(&g.Machine)); err != nil {
+	if _, err := r.user(&g.Machine); err != nil {
 		return err
 	}
-	if err := r.Host.Store.PinKernel(string(g.uid), contentOf(i)); err != nil {
-		return fmt.Errorf("keeping the kernel: %w", err)
-	}
-	return nil
+	return fault.Doing(r.Host.Store.PinKernel(string(g.uid), contentOf(i)), "keeping the kernel")
 }
 
 // removeDisks removes what is kept of the guest, libvirt's logs with it. Of these none keeps a VM from being deleted.
@@ -204,23 +191,10 @@ func (r *Reconciler) prove(g *target, o *observed) error {
 	return nil
 }
 
-// shutdown asks by every way there is: a guest listens to one of them, or to none. Its agent is asked in the background,
-// once at a time: the guest decides how long that takes. One that is ending, since the guest does, refuses.
+// shutdown asks by every way there is: a guest listens to one of them, or to none.
 func (r *Reconciler) shutdown(ctx context.Context, uid types.UID, guestAgent bool, pts int) error {
-	if guestAgent && r.guests.beginShutdown(uid) {
-		go func() { //nolint:contextcheck // it outlives the step, and ends with the agent
-			defer r.guests.endShutdown(uid)
-			ctx, cancel := context.WithTimeout(r.life, infoTimeout)
-			defer cancel()
-			agent, err := r.openGuestAgent(ctx, uid, pts)
-			if err == nil {
-				err = agent.PowerDown(ctx)
-				_ = agent.Close()
-			}
-			if err != nil {
-				ctrl.Log.WithName("host").V(1).Info("Guest agent does not power off", "guest", uid, "err", err.Error())
-			}
-		}()
+	if guestAgent {
+		go r.powerDown(uid, pts) //nolint:contextcheck // it outlives the step, and ends with the agent
 	}
 	return r.Host.Libvirt.Shutdown(ctx, string(uid))
 }
@@ -266,7 +240,7 @@ func (r *Reconciler) kill(uid string) error {
 // endShim has the shim end as the guest did, which is remembered: nobody can find it again once the container is gone.
 func (r *Reconciler) endShim(ctx context.Context, g *target, shim Session, exit plan.Exit) error {
 	exit.ReportedAt = r.Now()
-	r.guests.rememberExit(g.uid, exit)
+	r.guests.rememberExit(g.uid, &exit)
 	err := shim.Send(ctx, shimproto.Exit{Code: int(exit.Code), Reason: string(exit.Reason), Message: exit.Message})
 	if err == nil && exit.Reason != v1alpha1.ReasonNotRunning {
 		r.Metrics.Exits.WithLabelValues(string(exit.Reason)).Inc()

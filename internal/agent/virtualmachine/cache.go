@@ -15,9 +15,8 @@ const resyncPeriod = 5 * time.Minute
 
 // guestCache is what is worth remembering of guests and can be lost.
 type guestCache struct {
-	mu      sync.Mutex
-	byUID   map[types.UID]*cached
-	watched map[int]bool // process IDs of the QEMUs whose end is waited for
+	mu    sync.Mutex
+	byUID map[types.UID]*cached
 }
 
 // cached is what is remembered of one guest.
@@ -25,7 +24,6 @@ type cached struct {
 	memory plan.Memory
 	agent  *agentInfo // of the present connection of its guest agent; nil without one
 	agents agentConnections
-	asked  bool       // its guest agent is being asked to power off
 	exit   *plan.Exit // what its shim was told of its last end; nil while it lives
 	// fingerprint is what could be seen from afar when it was last looked at and ran well, at that time; "" if it did not.
 	fingerprint string
@@ -33,7 +31,7 @@ type cached struct {
 }
 
 func newGuestCache() *guestCache {
-	return &guestCache{byUID: map[types.UID]*cached{}, watched: map[int]bool{}}
+	return &guestCache{byUID: map[types.UID]*cached{}}
 }
 
 // with does something to what is remembered of a guest.
@@ -63,21 +61,15 @@ func (c *guestCache) remember(uid types.UID, m plan.Memory) {
 	c.with(uid, func(g *cached) { g.memory = m })
 }
 
-// lastExit is what the guest's shim was told of its last end, if it does not live again.
-func (c *guestCache) lastExit(uid types.UID) (exit plan.Exit, ok bool) {
-	c.with(uid, func(g *cached) {
-		if ok = g.exit != nil; ok {
-			exit = *g.exit
-		}
-	})
-	return exit, ok
+// lastExit is what the guest's shim was told of its last end, nil if it lives again.
+func (c *guestCache) lastExit(uid types.UID) (exit *plan.Exit) {
+	c.with(uid, func(g *cached) { exit = g.exit })
+	return exit
 }
 
-func (c *guestCache) rememberExit(uid types.UID, exit plan.Exit) {
-	c.with(uid, func(g *cached) { g.exit = &exit })
+func (c *guestCache) rememberExit(uid types.UID, exit *plan.Exit) {
+	c.with(uid, func(g *cached) { g.exit = exit })
 }
-
-func (c *guestCache) forgetExit(uid types.UID) { c.with(uid, func(g *cached) { g.exit = nil }) }
 
 func (c *guestCache) recordFingerprint(uid types.UID, fingerprint string, now time.Time) {
 	c.with(uid, func(g *cached) { g.fingerprint, g.at = fingerprint, now })
@@ -94,20 +86,6 @@ func (c *guestCache) changed(uid types.UID, fingerprint string, now time.Time) (
 			g.agent != nil && g.agent.due(now)
 	})
 	return changed
-}
-
-// beginShutdown takes note that a guest agent is asked to power off; it is false if it is being asked already.
-func (c *guestCache) beginShutdown(uid types.UID) (begun bool) {
-	c.with(uid, func(g *cached) { begun, g.asked = !g.asked, true })
-	return begun
-}
-
-func (c *guestCache) endShutdown(uid types.UID) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if g := c.byUID[uid]; g != nil { // it may be forgotten by now
-		g.asked = false
-	}
 }
 
 // guestAgent is what the guest's agent has told since it connected, and, if it is time to ask it, where the answer goes.
@@ -146,21 +124,4 @@ func (c *guestCache) answered(it *agentInfo, told qga.Info, err error, now time.
 	isNew = !it.answered || *it.info != *info
 	it.answered, it.info = true, info
 	return isNew
-}
-
-// watch takes note that a process is waited for; it is false if it was already.
-func (c *guestCache) watch(pid int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.watched[pid] {
-		return false
-	}
-	c.watched[pid] = true
-	return true
-}
-
-func (c *guestCache) unwatch(pid int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.watched, pid)
 }

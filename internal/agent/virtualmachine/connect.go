@@ -100,7 +100,7 @@ func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *doma
 
 // display is what the shim connects its viewers by.
 func (r *Reconciler) display(m *machine.Machine) (*os.File, error) {
-	user, err := r.user(identityOf(m))
+	user, err := r.user(m)
 	if err != nil {
 		return nil, err
 	}

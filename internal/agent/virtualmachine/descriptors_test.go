@@ -321,7 +321,7 @@ func (l *abuseLab) descriptors() map[shimproto.Kind]*os.File {
 		Address: netip.MustParsePrefix("10.0.2.2/24"), Gateway: netip.MustParseAddr("10.0.2.1"),
 	}}}
 	r := &Reconciler{Options: Options{Host: Host{Network: podnet.Pods{}, Consoles: consoles, Store: hosttest.New().Store, Facts: facts{}}}}
-	user, err := r.user(identityOf(&m))
+	user, err := r.user(&m)
 	if err != nil {
 		l.t.Fatal(err)
 	}

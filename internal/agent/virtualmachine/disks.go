@@ -120,7 +120,7 @@ func (r *Reconciler) group(m *machine.Machine, user int) uint32 {
 }
 
 func (r *Reconciler) attachVolumes(ctx context.Context, m *machine.Machine, from Container, disks []machine.Disk) error {
-	user, err := r.user(identityOf(m))
+	user, err := r.user(m)
 	if err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (r *Reconciler) attachVolumes(ctx context.Context, m *machine.Machine, from
 
 // makeVolumes has workers make disks in the container's cgroup, so that the berth pays for them, and they end with it.
 func (r *Reconciler) makeVolumes(m *machine.Machine, in Container, disks []machine.Disk) error {
-	user, err := r.user(identityOf(m))
+	user, err := r.user(m)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 	if len(found) > 0 {
 		return fault.NewTransient(v1alpha1.ReasonStarting, fmt.Errorf("process %d of this guest is still there", found[0].PID))
 	}
-	user, err := r.user(identityOf(m))
+	user, err := r.user(m)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func (r *Reconciler) createDomain(ctx context.Context, o *observed, m *machine.M
 	}
 	defer r.starts.end(m.Namespace)
 	defer r.HoldBackPulls()() // QEMU's start takes a CPU, and somebody waits for it
-	r.guests.forgetExit(m.UID)
+	r.guests.rememberExit(m.UID, nil)
 	if err := r.Host.Libvirt.CreatePaused(ctx, xml); err != nil {
 		return err
 	}

@@ -84,17 +84,13 @@ func (r *Reconciler) observeGuestAgent(g *target, o *observed) {
 
 // askGuestAgent asks a guest who it is, and has the guest looked at if the answer is new.
 func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
-	ctx, cancel := context.WithTimeout(r.life, infoTimeout)
-	defer cancel()
 	var told qga.Info
-	agent, err := r.openGuestAgent(ctx, uid, pts)
-	if err == nil {
+	err := r.converse(uid, pts, "Guest agent does not answer", func(ctx context.Context, agent GuestAgent) (err error) {
 		told, err = qga.Ask(ctx, agent)
-		_ = agent.Close()
-	}
+		return err
+	})
 	if err != nil {
 		r.Metrics.GuestAgentFailures.Inc()
-		ctrl.Log.WithName("host").V(1).Info("Guest agent does not answer", "guest", uid, "err", err.Error())
 	}
 	if r.guests.answered(into, told, err, r.Now()) {
 		r.Enqueue(uid)
@@ -103,16 +99,33 @@ func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
 
 // startTools has a guest agent start the guest program. One that refuses is as good as any: there are other ways.
 func (r *Reconciler) startTools(uid types.UID, pts int) {
+	_ = r.converse(uid, pts, "Guest agent does not start the guest program", func(ctx context.Context, agent GuestAgent) error {
+		return qga.RunShell(ctx, agent, seed.StartTools)
+	})
+}
+
+// powerDown asks a guest agent to power off, once at a time. One that is ending, since the guest does, refuses.
+func (r *Reconciler) powerDown(uid types.UID, pts int) {
+	if _, isAsked := r.poweringDown.LoadOrStore(uid, true); isAsked {
+		return
+	}
+	defer r.poweringDown.Delete(uid)
+	_ = r.converse(uid, pts, "Guest agent does not power off", func(ctx context.Context, agent GuestAgent) error { return agent.PowerDown(ctx) })
+}
+
+// converse has one conversation with a guest agent, and logs if nothing comes of it. The guest decides how long that takes.
+func (r *Reconciler) converse(uid types.UID, pts int, failed string, say func(context.Context, GuestAgent) error) error {
 	ctx, cancel := context.WithTimeout(r.life, infoTimeout)
 	defer cancel()
 	agent, err := r.openGuestAgent(ctx, uid, pts)
 	if err == nil {
-		err = qga.RunShell(ctx, agent, seed.StartTools)
+		err = say(ctx, agent)
 		_ = agent.Close()
 	}
 	if err != nil {
-		ctrl.Log.WithName("host").V(1).Info("Guest agent does not start the guest program", "guest", uid, "err", err.Error())
+		ctrl.Log.WithName("host").V(1).Info(failed, "guest", uid, "err", err.Error())
 	}
+	return err
 }
 
 // openGuestAgent begins a conversation with a guest agent.

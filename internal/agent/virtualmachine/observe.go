@@ -211,11 +211,11 @@ func (r *Reconciler) findProcess(uid string, o *observed) (plan.Process, []proce
 // watchQEMUs has the guest looked at when its QEMU ends: libvirt may take a second or two to tell.
 func (r *Reconciler) watchQEMUs(uid types.UID, qemus []process.Process) {
 	for _, q := range qemus {
-		if !r.guests.watch(q.PID) {
+		if _, isWatched := r.watched.LoadOrStore(q.PID, true); isWatched {
 			continue
 		}
 		ended := func() {
-			r.guests.unwatch(q.PID)
+			r.watched.Delete(q.PID)
 			r.Enqueue(uid)
 		}
 		if exists, err := r.Host.Processes.Watch(q.PID, ended); err != nil || !exists {
@@ -279,8 +279,8 @@ var exits = map[libvirtd.Cause]plan.Exit{
 
 // exit finds out how a guest that is gone ended: from what its shim was told, the kernel, libvirt's event, or its log.
 func (r *Reconciler) exit(g *target, o *observed) *plan.Exit {
-	if exit, ok := r.guests.lastExit(g.uid); ok {
-		return &exit
+	if exit := r.guests.lastExit(g.uid); exit != nil {
+		return exit
 	}
 	served := o.Shim != nil && o.Shim.Attached || condition.Is(g.VM.Status.Conditions, v1alpha1.ConditionRunning, metav1.ConditionTrue)
 	if !served {

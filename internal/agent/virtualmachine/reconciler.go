@@ -60,10 +60,12 @@ type Options struct {
 // Reconciler cares for the guests of one node.
 type Reconciler struct {
 	Options
-	guests  *guestCache
-	starts  *starts
-	carried sync.Map        // by types.UID of porters whose pulls have begun, the *os.File that is their log
-	life    context.Context // ends with the agent: what is asked of a guest outlives a sync
+	guests       *guestCache
+	starts       *starts
+	watched      sync.Map        // by process ID, the QEMUs whose end is waited for
+	poweringDown sync.Map        // by types.UID, the guests whose agents are being asked to power off
+	carried      sync.Map        // by types.UID of porters whose pulls have begun, the *os.File that is their log
+	life         context.Context // ends with the agent: what is asked of a guest outlives a sync
 }
 
 // New makes a Reconciler. What it does in the background ends with ctx.
