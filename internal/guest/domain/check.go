@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -76,19 +77,11 @@ func checkPath(p string) error {
 
 // paths are all paths but the disks' that are set, or must be.
 func (g Guest) paths() []string {
-	paths := g.sockets()
-	for _, optional := range []string{g.Seed, g.Tools, g.Ignition, g.Partition} {
-		if optional != "" {
-			paths = append(paths, optional)
-		}
-	}
+	paths, optional := g.sockets(), []string{g.Seed, g.Tools, g.Ignition, g.Partition}
 	if k := g.Kernel; k != nil {
-		paths = append(paths, k.Path)
-		if k.Initrd != "" {
-			paths = append(paths, k.Initrd)
-		}
+		paths, optional = append(paths, k.Path), append(optional, k.Initrd)
 	}
-	return paths
+	return append(paths, slices.DeleteFunc(optional, func(p string) bool { return p == "" })...)
 }
 
 // sockets are the paths of all sockets that the guest has.

@@ -102,16 +102,15 @@ func MediumXML(d Disk, has LiveDisk) (string, error) {
 }
 
 // scsi is the controller of SCSI disks, if there are any.
-func (g Guest) scsi() (controllers []libvirtxml.DomainController) {
-	own, shared := g.ioThreads()
-	if slices.ContainsFunc(g.Disks, func(d Disk) bool { return d.bus() == v1alpha1.BusSCSI }) {
-		c := libvirtxml.DomainController{Type: "scsi", Index: new(uint(0)), Model: "virtio-scsi", Address: g.layout().scsi.address()}
-		if shared > 0 {
-			c.Driver = &libvirtxml.DomainControllerDriver{IOThread: own + shared}
-		}
-		controllers = append(controllers, c)
+func (g Guest) scsi() []libvirtxml.DomainController {
+	if !slices.ContainsFunc(g.Disks, func(d Disk) bool { return d.bus() == v1alpha1.BusSCSI }) {
+		return nil
 	}
-	return controllers
+	c := libvirtxml.DomainController{Type: "scsi", Index: new(uint(0)), Model: "virtio-scsi", Address: g.layout().scsi.address()}
+	if own, shared := g.ioThreads(); shared > 0 {
+		c.Driver = &libvirtxml.DomainControllerDriver{IOThread: own + shared}
+	}
+	return []libvirtxml.DomainController{c}
 }
 
 // ioThreads are virtio disks' own, which are numbered from 1 in their order, and after them the one of the SCSI controller, if

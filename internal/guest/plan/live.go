@@ -187,24 +187,18 @@ func asked(w Want, h Have, m Memory, steps []Step, now time.Time) map[string]tim
 	for _, c := range liveChanges(w, h, m, now) {
 		outstanding[c.disk] = true
 	}
-	list := maps.Clone(m.asked)
+	list := map[string]time.Time{}
+	maps.Copy(list, m.asked)
 	maps.DeleteFunc(list, func(disk string, at time.Time) bool {
 		return !outstanding[disk] || h.live(disk) == nil || at.After(now)
 	})
 	for _, s := range steps {
-		var disk string
 		switch s := s.(type) { //nolint:gochecksumtype // the others ask for nothing
 		case UnplugDisk:
-			disk = s.Disk.Name
+			list[s.Disk.Name] = now
 		case ChangeMedium:
-			disk = s.Disk.Name
-		default:
-			continue
+			list[s.Disk.Name] = now
 		}
-		if list == nil {
-			list = map[string]time.Time{}
-		}
-		list[disk] = now
 	}
 	return list
 }

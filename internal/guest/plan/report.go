@@ -67,7 +67,11 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 		conditions = append(conditions, disksReady(w, h, failure))
 	}
 	if h.Domain == DomainRunning && h.Unknown == nil {
-		conditions = append(conditions, agentConnected(h))
+		reason := v1alpha1.ReasonGuestAgentNotConnected
+		if h.AgentConnected {
+			reason = v1alpha1.ReasonGuestAgentConnected
+		}
+		conditions = append(conditions, condition.New(v1alpha1.ConditionGuestAgentConnected, h.AgentConnected, reason, ""))
 	}
 	if changes, c := pending(w, h, m, failure, now); c != nil {
 		s.PendingChanges, conditions = changes, append(conditions, *c)
@@ -96,13 +100,6 @@ func Report(w Want, h Have, m Memory, failure error, now time.Time) (status *v1a
 		}
 	}
 	return s, wait
-}
-
-func agentConnected(h Have) metav1.Condition {
-	if h.AgentConnected {
-		return condition.New(v1alpha1.ConditionGuestAgentConnected, true, v1alpha1.ReasonGuestAgentConnected, "")
-	}
-	return condition.New(v1alpha1.ConditionGuestAgentConnected, false, v1alpha1.ReasonGuestAgentNotConnected, "")
 }
 
 func running(w Want, h Have, last *v1alpha1.LastExit, failure error) metav1.Condition {
@@ -229,12 +226,8 @@ func newEnd(w Want, h Have, unknownFor time.Duration) (end Exit, isNew bool) {
 // kubeletKnowsMore: the guest may have ended with its container, for want of memory say, or powered off because it was asked
 // to, and kubelet is to say so yet.
 func kubeletKnowsMore(w Want, h Have, unknownFor time.Duration) bool {
-	switch h.Exit.Reason {
-	case v1alpha1.ReasonQEMUFailed, v1alpha1.ReasonDestroyed, v1alpha1.ReasonPoweredOff:
-		return w.Berth != nil && unknownFor < exitUnknownLimit
-	default:
-		return false
-	}
+	unsure := []v1alpha1.Reason{v1alpha1.ReasonQEMUFailed, v1alpha1.ReasonDestroyed, v1alpha1.ReasonPoweredOff}
+	return w.Berth != nil && unknownFor < exitUnknownLimit && slices.Contains(unsure, h.Exit.Reason)
 }
 
 // exitUnknown: a guest that ran, or may have, is gone, and its container with it, at once or while no agent was there.

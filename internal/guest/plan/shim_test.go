@@ -18,7 +18,7 @@ func TestShimOutdated(t *testing.T) {
 		"it lacks one kind":                      {&Shim{Lacks: []string{"dhcp"}}, v1alpha1.ReasonShimOutdated, "the berth's shim is older than the node's agent: the guest runs without what it does not take (dhcp)" + end},
 		"it lacks two":                           {&Shim{Attached: true, Lacks: []string{"dhcp", "guest"}}, v1alpha1.ReasonShimOutdated, "the berth's shim is older than the node's agent: the guest runs without what it does not take (dhcp, guest)" + end},
 	} {
-		if reason, message := ShimOutdated(c.shim); reason != c.reason || message != c.message {
+		if reason, message := shimProblem(Have{Shim: c.shim}); reason != c.reason || message != c.message {
 			t.Errorf("%s: %q, %q; want %q, %q", name, reason, message, c.reason, c.message)
 		}
 	}
