@@ -60,8 +60,9 @@ var (
 	allStates     = []string{"Crashed", "Paused", "PausedOnIOError", "Running", "Starting", "Stopped", "Unknown"}
 )
 
-// set takes note of what a guest does; "" is that it is not here.
-func (s *States) set(uid types.UID, state string) {
+// set takes note of what a guest does; "" is that it is not here. What its disks are stays as it was while its domain does
+// not say.
+func (s *States) set(uid types.UID, state string, f *domain.Facts) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if state == "" {
@@ -70,6 +71,12 @@ func (s *States) set(uid types.UID, state string) {
 	}
 	guest := s.of[uid]
 	guest.state = state
+	if f.Identity != nil {
+		guest.vm, guest.disks = types.NamespacedName{Namespace: f.Identity.Namespace, Name: f.Identity.Name}, map[string]domain.LiveDisk{}
+		for _, d := range f.Disks {
+			guest.disks[d.Target] = d
+		}
+	}
 	s.of[uid] = guest
 }
 
@@ -150,24 +157,18 @@ type diskMetric struct {
 }
 
 var diskMetrics = []diskMetric{
-	diskGauge("virtual_bytes", "What the guest sees of a disk.", func(s libvirtd.BlockStats) float64 { return float64(s.Capacity) }),
-	diskGauge("allocated_bytes", "What a disk takes of the node's storage, or of its volume.", func(s libvirtd.BlockStats) float64 { return float64(s.Allocation) }),
-	diskCounter("read_bytes_total", "Bytes that the guest has read of a disk.", func(s libvirtd.BlockStats) float64 { return float64(s.ReadBytes) }),
-	diskCounter("written_bytes_total", "Bytes that the guest has written to a disk.", func(s libvirtd.BlockStats) float64 { return float64(s.WrittenBytes) }),
-	diskCounter("reads_total", "Read requests of the guest to a disk.", func(s libvirtd.BlockStats) float64 { return float64(s.Reads) }),
-	diskCounter("writes_total", "Write requests of the guest to a disk.", func(s libvirtd.BlockStats) float64 { return float64(s.Writes) }),
-	diskCounter("read_seconds_total", "Time that read requests to a disk took.", func(s libvirtd.BlockStats) float64 { return s.ReadTime.Seconds() }),
-	diskCounter("write_seconds_total", "Time that write requests to a disk took.", func(s libvirtd.BlockStats) float64 { return s.WriteTime.Seconds() }),
+	ofDisks("virtual_bytes", "What the guest sees of a disk.", prometheus.GaugeValue, func(s libvirtd.BlockStats) float64 { return float64(s.Capacity) }),
+	ofDisks("allocated_bytes", "What a disk takes of the node's storage, or of its volume.", prometheus.GaugeValue, func(s libvirtd.BlockStats) float64 { return float64(s.Allocation) }),
+	ofDisks("read_bytes_total", "Bytes that the guest has read of a disk.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return float64(s.ReadBytes) }),
+	ofDisks("written_bytes_total", "Bytes that the guest has written to a disk.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return float64(s.WrittenBytes) }),
+	ofDisks("reads_total", "Read requests of the guest to a disk.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return float64(s.Reads) }),
+	ofDisks("writes_total", "Write requests of the guest to a disk.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return float64(s.Writes) }),
+	ofDisks("read_seconds_total", "Time that read requests to a disk took.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return s.ReadTime.Seconds() }),
+	ofDisks("write_seconds_total", "Time that write requests to a disk took.", prometheus.CounterValue, func(s libvirtd.BlockStats) float64 { return s.WriteTime.Seconds() }),
 }
 
-func diskGauge(name, help string, of func(libvirtd.BlockStats) float64) diskMetric {
-	return diskMetric{prometheus.NewDesc("berth_disk_"+name, help, []string{"namespace", "virtualmachine", "disk"}, nil), prometheus.GaugeValue, of}
-}
-
-func diskCounter(name, help string, of func(libvirtd.BlockStats) float64) diskMetric {
-	m := diskGauge(name, help, of)
-	m.kind = prometheus.CounterValue
-	return m
+func ofDisks(name, help string, kind prometheus.ValueType, of func(libvirtd.BlockStats) float64) diskMetric {
+	return diskMetric{prometheus.NewDesc("berth_disk_"+name, help, []string{"namespace", "virtualmachine", "disk"}, nil), kind, of}
 }
 
 // Describe tells the registry of the metrics.
@@ -209,23 +210,6 @@ func allocated(path string, capacity uint64) uint64 {
 		return capacity
 	}
 	return uint64(st.Blocks) * 512 //nolint:gosec // no file has fewer than none
-}
-
-// setDisks takes note of a guest's disks by libvirt's names for them.
-func (s *States) setDisks(uid types.UID, f *domain.Facts) {
-	if f.Identity == nil {
-		return
-	}
-	names := make(map[string]domain.LiveDisk, len(f.Disks))
-	for _, d := range f.Disks {
-		names[d.Target] = d
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if guest, known := s.of[uid]; known {
-		guest.vm, guest.disks = types.NamespacedName{Namespace: f.Identity.Namespace, Name: f.Identity.Name}, names
-		s.of[uid] = guest
-	}
 }
 
 func (s *States) disksOf(uid types.UID) (types.NamespacedName, map[string]domain.LiveDisk) {

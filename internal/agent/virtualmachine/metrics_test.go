@@ -12,17 +12,18 @@ import (
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/guest/domain"
 	"github.com/berth-dev/berth/internal/guest/plan"
 )
 
 func TestMetrics(t *testing.T) {
 	m, registry := newMetrics(), prometheus.NewPedanticRegistry()
 	registry.MustRegister(m.Steps, m.StepFailures, m.States)
-	m.States.set("a", "Running")
-	m.States.set("b", "Running")
-	m.States.set("b", "Stopped")
-	m.States.set("c", "Running")
-	m.States.set("c", "")
+	m.States.set("a", "Running", &domain.Facts{})
+	m.States.set("b", "Running", &domain.Facts{})
+	m.States.set("b", "Stopped", &domain.Facts{})
+	m.States.set("c", "Running", &domain.Facts{})
+	m.States.set("c", "", &domain.Facts{})
 	taken := func(bytes uint64, err error) func() (uint64, error) {
 		return func() (uint64, error) { return bytes, err }
 	}

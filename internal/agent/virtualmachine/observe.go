@@ -248,8 +248,9 @@ func (r *Reconciler) observeDisks(g *target, o *observed) error {
 			o.Images[i.For] = plan.Image{State: plan.ImageReady}
 			continue
 		}
-		if name, is := i.Unresolved(); is {
-			o.Images[i.For] = unresolved(name)
+		if name, is := i.Unresolved(); is { // a change of the VirtualMachineImage wakes the guest
+			said := "VirtualMachineImage " + name + " is not resolved, or does not exist: kubectl describe vmimage " + name
+			o.Images[i.For] = plan.Image{State: plan.ImagePulling, Progress: said}
 			continue
 		}
 		if o.Images[i.For], err = r.Host.Images.State(g.uid, i, keys); err != nil {

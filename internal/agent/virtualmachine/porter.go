@@ -149,11 +149,6 @@ func (r *Reconciler) resolve(ctx context.Context, m *machine.Machine) error {
 	return nil
 }
 
-// unresolved is what a guest waits for whose image is not resolved. A change of the VirtualMachineImage wakes it.
-func unresolved(name string) plan.Image {
-	return plan.Image{State: plan.ImagePulling, Progress: "VirtualMachineImage " + name + " is not resolved, or does not exist: kubectl describe vmimage " + name}
-}
-
 // Named are the digests of images that VirtualMachineImages name. No node lets go of them.
 func Named(ctx context.Context, cache client.Reader) (map[string]bool, error) {
 	var images v1alpha1.VirtualMachineImageList

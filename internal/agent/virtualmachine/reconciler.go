@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/client-go/tools/events"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -91,8 +92,7 @@ func (r *Reconciler) sync(ctx context.Context, uid types.UID) (time.Duration, er
 	g, err := r.want(ctx, uid)
 	if err != nil { // the API server cannot say; a guest that runs is cared for all the same
 		ctrl.LoggerFrom(ctx).V(1).Info("Reconciling from what the host has: the API server does not answer", "err", err.Error())
-	}
-	if err == nil {
+	} else {
 		r.Host.Images.Retain(uid, g.Images())
 	}
 	have := r.observe(ctx, g)
@@ -113,8 +113,7 @@ func (r *Reconciler) sync(ctx context.Context, uid types.UID) (time.Duration, er
 		}
 	}
 	r.guests.remember(uid, memory)
-	r.Metrics.States.set(uid, stateOf(g, &have))
-	r.Metrics.States.setDisks(uid, &have.Facts)
+	r.Metrics.States.set(uid, stateOf(g, &have), &have.Facts)
 	if err := r.measure(uid, &have); err != nil {
 		ctrl.LoggerFrom(ctx).Info("Leaving QEMU's memory out of berth_uncharged_memory_bytes", "err", err.Error())
 	}
@@ -172,42 +171,38 @@ func (r *Reconciler) resync(worth func(types.UID, libvirtd.Domain) bool) {
 	defer cancel()
 	defer r.Host.Facts.Wake() // also when libvirtd is gone: that is what the host has to tell
 	log := ctrl.Log.WithName("host")
-	known := map[string]bool{}
+	known := sets.Set[string]{}
 	var vms v1alpha1.VirtualMachineList
 	if err := r.Cache.List(ctx, &vms); err != nil {
 		log.Error(err, "Listing VirtualMachines")
 	}
 	for i := range vms.Items {
-		known[string(vms.Items[i].UID)] = true
+		known.Insert(string(vms.Items[i].UID))
 	}
 	guests, err := r.Host.Store.List()
 	if err != nil {
 		log.Error(err, "Listing the guests' directories")
 	}
 	for _, g := range guests {
-		known[g.UID] = true
+		known.Insert(g.UID)
 	}
 	consoles, err := r.Host.Consoles.List()
 	if err != nil {
 		log.Error(err, "Listing the guests' consoles")
 	}
-	for _, uid := range consoles {
-		known[uid] = true
-	}
+	known.Insert(consoles...)
 	attached, err := r.Host.Volumes.List()
 	if err != nil {
 		log.V(1).Info("Listing the guests' volumes", "err", err.Error()) // without libvirtd, which another line tells
 	}
-	for _, uid := range attached {
-		known[uid] = true
-	}
+	known.Insert(attached...)
 	domains, err := r.Host.Libvirt.States(ctx)
 	if err != nil {
 		domains = nil // the next connect asks again
 	}
 	for uuid := range domains {
-		if !known[uuid] && r.Host.Facts.IsOurs(ctx, uuid) {
-			known[uuid] = true
+		if !known.Has(uuid) && r.Host.Facts.IsOurs(ctx, uuid) {
+			known.Insert(uuid)
 		}
 	}
 	for uid := range known {
