@@ -139,7 +139,6 @@ type Cgroups interface {
 	Place(into cgroup.Group, pids ...int) error
 	OOMKills(g cgroup.Group) (uint64, error)
 	Uncharged(g cgroup.Group, pid int) (uint64, error)
-	Partition(podUID string) (string, error)
 }
 
 // Guests are the directories of guests in the store.

@@ -60,19 +60,7 @@ func (g Guest) check() error {
 	if sata > maxSATA {
 		return fmt.Errorf("%d SATA disks, %d at most", sata, maxSATA)
 	}
-	for _, p := range g.paths() {
-		if err := checkPath(p); err != nil {
-			return err
-		}
-	}
-	return checkText(g.texts()...)
-}
-
-func checkPath(p string) error {
-	if !path.IsAbs(p) || path.Clean(p) != p {
-		return fmt.Errorf("%q is not a clean absolute path", p)
-	}
-	return nil
+	return checkTexts(g.paths(), g.texts()...)
 }
 
 // paths are all paths but the disks' that are set, or must be.
@@ -93,8 +81,9 @@ func (g Guest) sockets() []string {
 	return sockets
 }
 
+// texts are all others.
 func (g Guest) texts() []string {
-	texts := append(g.paths(), g.Name, g.Hardware.Machine, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth, g.Identity.Record)
+	texts := []string{g.Name, g.Hardware.Machine, g.CPU.Model, g.Identity.Namespace, g.Identity.Name, g.Identity.VM, g.Identity.Berth, g.Identity.Record}
 	if g.Kernel != nil {
 		texts = append(texts, g.Kernel.CommandLine)
 	}
@@ -104,9 +93,14 @@ func (g Guest) texts() []string {
 	return texts
 }
 
-func checkText(texts ...string) error {
+func checkTexts(paths []string, others ...string) error {
+	for _, p := range paths {
+		if !path.IsAbs(p) || path.Clean(p) != p {
+			return fmt.Errorf("%q is not a clean absolute path", p)
+		}
+	}
 	bad := func(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError || r == 0xfffe || r == 0xffff }
-	for _, s := range texts {
+	for _, s := range slices.Concat(paths, others) {
 		if !utf8.ValidString(s) || strings.ContainsFunc(s, bad) {
 			return fmt.Errorf("%q holds a character that XML cannot say", s)
 		}

@@ -172,12 +172,7 @@ func (d Disk) check() error {
 			return fmt.Errorf("%s has format %q", b.Path, b.Format)
 		}
 	}
-	for _, p := range d.paths() {
-		if err := checkPath(p); err != nil {
-			return err
-		}
-	}
-	return checkText(append(d.paths(), d.Name, d.Serial)...)
+	return checkTexts(d.paths(), d.Name, d.Serial)
 }
 
 // paths are all paths that are set, or must be.

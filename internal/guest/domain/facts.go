@@ -30,7 +30,7 @@ func (f Facts) MetadataXML(record string) (string, error) {
 	}
 	i := *f.Identity
 	i.Record = record
-	if err := checkText(record); err != nil {
+	if err := checkTexts(nil, record); err != nil {
 		return "", err
 	}
 	return metadata(i, f.Hardware)
