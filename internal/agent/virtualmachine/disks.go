@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -107,16 +108,10 @@ func (r *Reconciler) setRecord(ctx context.Context, uid string, facts *domain.Fa
 	return r.Host.Libvirt.SetMetadata(ctx, uid, xml)
 }
 
-// group is whose files QEMU may use besides its user's: the volumes', or else those of /dev/kvm.
+// group is whose files QEMU may use besides its user's: the volumes', or else those of /dev/kvm; nobody's if nobody may
+// open that.
 func (r *Reconciler) group(m *machine.Machine, user int) uint32 {
-	switch kvm := r.Host.Libvirt.KVMGroup(); {
-	case m.Group != 0:
-		return uint32(m.Group) //nolint:gosec // a gid
-	case kvm != 0:
-		return kvm
-	default: // nobody may open /dev/kvm
-		return uint32(user) //nolint:gosec // a uid
-	}
+	return cmp.Or(uint32(m.Group), r.Host.Libvirt.KVMGroup(), uint32(user)) //nolint:gosec // a gid and a uid
 }
 
 func (r *Reconciler) attachVolumes(ctx context.Context, m *machine.Machine, from Container, disks []machine.Disk) error {

@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -142,9 +143,7 @@ func (r *Reconciler) openGuestAgent(ctx context.Context, uid types.UID, pts int)
 
 // infoOf makes what a guest says of itself fit to be shown.
 func infoOf(told qga.Info) *v1alpha1.GuestInfo {
-	os := told.OS.PrettyName
-	if os == "" {
-		os = told.OS.ID
+	return &v1alpha1.GuestInfo{
+		Hostname: told.Hostname, OS: cmp.Or(told.OS.PrettyName, told.OS.ID), Kernel: told.OS.Kernel, GuestAgentVersion: told.AgentVersion,
 	}
-	return &v1alpha1.GuestInfo{Hostname: told.Hostname, OS: os, Kernel: told.OS.Kernel, GuestAgentVersion: told.AgentVersion}
 }

@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -83,9 +84,7 @@ func (r *Reconciler) observeDomain(ctx context.Context, g *target, o *observed) 
 				"domain %s on node %s has this guest's UUID and is not Berth's: undefine or destroy it with virsh", found.Name, r.Node))
 		}
 		o.Facts, o.AgentChannelOpen = facts, facts.AgentConnected
-		if o.berth == "" {
-			o.berth = types.UID(facts.Identity.Berth)
-		}
+		o.berth = cmp.Or(o.berth, types.UID(facts.Identity.Berth))
 	}
 	o.Domain = domainState(found)
 	o.Resets, o.LatestResets = found.Resets.Count, found.Resets.Latest
@@ -96,9 +95,8 @@ func (r *Reconciler) observeDomain(ctx context.Context, g *target, o *observed) 
 // read, which it returns. Kept and Left are false when they are unknown: then nothing is removed.
 func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 	uid := string(g.uid)
-	o.Left = r.Host.Consoles.Exists(uid)
 	seed, seedErr := r.Host.Store.HasSeed(uid)
-	o.Left = o.Left || seed
+	o.Left = seed || r.Host.Consoles.Exists(uid)
 	if o.Volumes, err = r.Host.Volumes.State(g.uid); err != nil {
 		return errors.Join(err, seedErr)
 	}

@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -95,10 +96,7 @@ func berthOf(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) (*plan.Berth, error) 
 // was killed, perhaps for want of memory and with its QEMU, has said nothing. Its pod's deletion, if any, is when the
 // grace period ends, after which kubelet does it.
 func exitOf(c corev1.ContainerStatus, deletion *metav1.Time) *plan.Exit {
-	t := c.State.Terminated
-	if t == nil {
-		t = c.LastTerminationState.Terminated
-	}
+	t := cmp.Or(c.State.Terminated, c.LastTerminationState.Terminated)
 	if t == nil {
 		return nil
 	}
