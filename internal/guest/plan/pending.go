@@ -52,9 +52,8 @@ func pending(w Want, h Have, m Memory, failure error, now time.Time) ([]v1alpha1
 	return bounded(changes), new(condition.New(v1alpha1.ConditionUpToDate, false, reason, strings.Join(parts, "; ")))
 }
 
-// bounded cuts changes to what a status may hold.
+// bounded cuts changes, in place, to what a status may hold.
 func bounded(changes []v1alpha1.PendingChange) []v1alpha1.PendingChange {
-	changes = slices.Clone(changes)
 	for i := range changes {
 		changes[i].Path = changes[i].Path[:min(len(changes[i].Path), maxPath)]
 	}

@@ -129,16 +129,14 @@ func volumesReady(w Want, h Have) *metav1.Condition {
 			seeding = append(seeding, fmt.Sprintf("%s: %d of %d MiB", d.Name, v.Done>>20, v.Total>>20))
 		}
 	}
-	is := func(reason v1alpha1.Reason, message string) *metav1.Condition {
-		return new(condition.New(v1alpha1.ConditionDisksReady, false, reason, message))
+	if len(seeding) > 0 {
+		return new(condition.New(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonSeeding, strings.Join(seeding, "; ")))
 	}
-	switch {
-	case len(seeding) > 0:
-		return is(v1alpha1.ReasonSeeding, strings.Join(seeding, "; "))
-	case len(waiting) > 0:
-		return is(v1alpha1.ReasonClaimPending, "the capacity of these disks' claims is not known yet: "+strings.Join(waiting, ", "))
+	if len(waiting) == 0 {
+		return nil
 	}
-	return nil
+	message := "the capacity of these disks' claims is not known yet: " + strings.Join(waiting, ", ")
+	return new(condition.New(v1alpha1.ConditionDisksReady, false, v1alpha1.ReasonClaimPending, message))
 }
 
 // volumeStatus is what a status tells of the disks on claims. What a guest has had stays in it wherever its volume is: it is
