@@ -72,14 +72,10 @@ func devicesOf(m *machine.Machine) []shimproto.Device {
 	return list
 }
 
-// without are the devices that a domain, of another spec, does not have.
-func without(f *domain.Facts) func(shimproto.Device) bool {
-	return func(d shimproto.Device) bool { return d.Kind == shimproto.KindDisplay && f.Display == "" }
-}
-
 // handOver hands the guest's devices to the shim, those that its domain has and the shim takes. Of the others the report tells.
 func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *domain.Facts, to Session) error {
-	what := shimproto.HandOver{Devices: slices.DeleteFunc(devicesOf(m), without(has)), DirectKernel: m.Kernel != nil}
+	isAbsent := func(d shimproto.Device) bool { return d.Kind == shimproto.KindDisplay && has.Display == "" } // its domain is of another spec
+	what := shimproto.HandOver{Devices: slices.DeleteFunc(devicesOf(m), isAbsent), DirectKernel: m.Kernel != nil}
 	return to.HandOver(ctx, what, func(d *shimproto.Device) (file *os.File, err error) {
 		switch d.Kind {
 		case shimproto.KindConsole:
@@ -88,23 +84,18 @@ func (r *Reconciler) handOver(ctx context.Context, m *machine.Machine, has *doma
 			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.GuestPort)
 		case shimproto.KindExit:
 			file, err = r.Host.Consoles.Connect(ctx, string(m.UID), console.ExitPort)
-		case shimproto.KindDisplay:
-			file, err = r.display(m)
+		case shimproto.KindDisplay: // the shim connects its viewers by it
+			user, err := r.user(m)
+			if err != nil {
+				return nil, err
+			}
+			return r.Host.Consoles.OpenDisplay(string(m.UID), user)
 		case shimproto.KindDHCP:
 			i := slices.IndexFunc(m.NICs, func(n machine.NIC) bool { return n.Name == d.Name })
 			d.Lease, file, err = r.lease(ctx, m, i, to)
 		}
 		return file, err
 	})
-}
-
-// display is what the shim connects its viewers by.
-func (r *Reconciler) display(m *machine.Machine) (*os.File, error) {
-	user, err := r.user(m)
-	if err != nil {
-		return nil, err
-	}
-	return r.Host.Consoles.OpenDisplay(string(m.UID), user)
 }
 
 // lease is what the shim tells NIC number nic by DHCP, and the socket that it does so on.

@@ -75,10 +75,8 @@ func (r *Reconciler) announce(ctx context.Context, vm *v1alpha1.VirtualMachine, 
 
 // TellPulled raises an Event for an image that has come for a guest.
 func (r *Reconciler) TellPulled(uid types.UID, said string) {
-	vm, err := r.VirtualMachine(r.life, uid)
-	if err == nil && vm != nil {
-		reason := v1alpha1.ReasonPulled
-		r.Events.Eventf(vm, nil, reason.Event(), string(reason), "Pull", "%s", said)
+	if vm, err := r.VirtualMachine(r.life, uid); err == nil && vm != nil {
+		r.Events.Eventf(vm, nil, v1alpha1.ReasonPulled.Event(), string(v1alpha1.ReasonPulled), "Pull", "%s", said)
 	}
 }
 
