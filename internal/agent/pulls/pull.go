@@ -261,8 +261,7 @@ type judged struct {
 // be another tomorrow.
 func (p *Puller) remember(s source, c store.Content, err error) {
 	final := []v1alpha1.Reason{v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge}
-	if c.Digest == "" || !slices.Contains(final, fault.ReasonOf(err)) {
-		return
+	if c.Digest != "" && slices.Contains(final, fault.ReasonOf(err)) {
+		p.verdicts.Add(judged{s, c}, err, verdictLife)
 	}
-	p.verdicts.Add(judged{s, c}, err, verdictLife)
 }
