@@ -117,10 +117,7 @@ func stateOf(g *target, o *observed) string {
 }
 
 // Describe tells the registry of the metrics.
-func (s *States) Describe(descs chan<- *prometheus.Desc) {
-	descs <- guestsDesc
-	descs <- unchargedDesc
-}
+func (s *States) Describe(descs chan<- *prometheus.Desc) { prometheus.DescribeByCollect(s, descs) }
 
 // Collect counts.
 func (s *States) Collect(metrics chan<- prometheus.Metric) {
