@@ -3,9 +3,11 @@ package e2e
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -49,6 +51,11 @@ func (w *web) serve(t *testing.T) (address string) {
 	t.Helper()
 	address = env.Need(t, "LAB_TEST_WEB", "a lab; make lab-up, then eval \"$(make -s lab-env)\"")
 	server := &http.Server{Addr: address, Handler: w, ReadHeaderTimeout: time.Minute}
+	server.ConnState = func(conn net.Conn, state http.ConnState) {
+		if c, is := conn.(*tls.Conn); is && state == http.StateNew { // what counts as sent is not to wait here for who is slow to read
+			_ = c.NetConn().(*net.TCPConn).SetWriteBuffer(64 << 10)
+		}
+	}
 	key := filepath.Join(os.Getenv("LAB_DIR"), "pki", "apiserver")
 	go func() { _ = server.ListenAndServeTLS(key+".crt", key+".key") }()
 	t.Cleanup(func() { _ = server.Close() })
