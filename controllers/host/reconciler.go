@@ -2,7 +2,6 @@ package host
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"strings"
 
@@ -15,6 +14,7 @@ import (
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/kube"
 )
 
@@ -93,8 +93,5 @@ func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[stri
 	if now.Labels = want; maps.Equal(now.Labels, node.Labels) {
 		return nil
 	}
-	if err := r.Client.Patch(ctx, now, client.MergeFrom(was)); err != nil {
-		return fmt.Errorf("labelling node %s: %w", node.Name, err)
-	}
-	return nil
+	return fault.Doing(r.Client.Patch(ctx, now, client.MergeFrom(was)), "labelling node %s", node.Name)
 }

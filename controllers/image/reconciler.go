@@ -7,19 +7,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/types"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/berth"
+	"github.com/berth-dev/berth/internal/fault"
 	"github.com/berth-dev/berth/internal/kube"
 )
 
@@ -79,13 +76,8 @@ func (r *Reconciler) create(ctx context.Context, image *v1alpha1.VirtualMachineI
 	if err == nil {
 		err = r.Client.Create(ctx, pod)
 	}
-	if apierrors.IsAlreadyExists(err) { // the cache is behind, or the last one is still going
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("making the porter for node %s: %w", e.node, err)
-	}
-	return nil
+	// That it exists says that the cache is behind, or that the last one is still going.
+	return fault.Doing(client.IgnoreAlreadyExists(err), "making the porter for node %s", e.node)
 }
 
 // indexPorter finds porters by the UID of their VirtualMachineImage.
@@ -103,29 +95,14 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.VirtualMachineImage{}).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(onPorter)).
-		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(changed(func(n *corev1.Node) any {
+		Owns(&corev1.Pod{}).
+		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(kube.Changed(func(n *corev1.Node) any {
 			return []any{n.Labels, n.Spec.Unschedulable, n.Spec.Taints}
 		}))).
-		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(changed(func(h *v1alpha1.VirtualMachineHost) any {
+		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.all), builder.WithPredicates(kube.Changed(func(h *v1alpha1.VirtualMachineHost) any {
 			return h.Status.Images
 		}))).
 		Complete(r)
-}
-
-// changed passes updates of objects that change that part of them.
-func changed[O client.Object](part func(O) any) predicate.Funcs {
-	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return !equality.Semantic.DeepEqual(part(e.ObjectOld.(O)), part(e.ObjectNew.(O)))
-	}}
-}
-
-func onPorter(_ context.Context, pod client.Object) []reconcile.Request {
-	owner := berth.PorterOwner(pod)
-	if owner == nil {
-		return nil
-	}
-	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: pod.GetNamespace(), Name: owner.Name}}}
 }
 
 // all wakes every image: a node has come, gone or changed.

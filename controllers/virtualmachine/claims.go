@@ -218,10 +218,7 @@ func (r *Reconciler) makeClaim(ctx context.Context, vm *v1alpha1.VirtualMachine,
 	if vm.Spec.VolumeClaimRetention == v1alpha1.VolumeClaimDelete {
 		claim.OwnerReferences = []metav1.OwnerReference{ownerOf(vm)}
 	}
-	if err := r.create(ctx, "PersistentVolumeClaim", claim, client.FieldOwner(claimsManager)); !apierrors.IsAlreadyExists(err) {
-		return err
-	}
-	return nil
+	return client.IgnoreAlreadyExists(r.create(ctx, "PersistentVolumeClaim", claim, client.FieldOwner(claimsManager)))
 }
 
 // updateClaim changes exactly the claim that was seen. That it cannot grow is told in an Event: the guest has what it has.
@@ -231,8 +228,5 @@ func (r *Reconciler) updateClaim(ctx context.Context, vm *v1alpha1.VirtualMachin
 		r.Events.Eventf(vm, u.seen, corev1.EventTypeWarning, string(v1alpha1.ReasonClaimNotGrown), "Grow", "PersistentVolumeClaim %s stays as it is: %v", u.seen.Name, err)
 		return &fault.Error{Class: fault.User, Reason: v1alpha1.ReasonClaimNotGrown, Err: err} // no condition tells it
 	}
-	if err != nil {
-		return fmt.Errorf("updating PersistentVolumeClaim %s: %w", u.seen.Name, err)
-	}
-	return nil
+	return fault.Doing(err, "updating PersistentVolumeClaim %s", u.seen.Name)
 }

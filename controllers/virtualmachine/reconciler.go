@@ -7,7 +7,6 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
@@ -16,9 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
-	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
-	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
@@ -83,7 +80,7 @@ func (r *Reconciler) Setup(ctx context.Context, mgr ctrl.Manager) error {
 	}
 	return ctrl.NewControllerManagedBy(mgr).
 		For(&v1alpha1.VirtualMachine{}).
-		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(onBerth)).
+		Owns(&corev1.Pod{}).
 		Watches(&corev1.Node{}, handler.EnqueueRequestsFromMapFunc(r.onNode), builder.WithPredicates(nodeChange)).
 		Watches(&v1alpha1.VirtualMachineHost{}, handler.EnqueueRequestsFromMapFunc(r.onHost), builder.WithPredicates(hostChange)).
 		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(r.onClaim)).
@@ -111,19 +108,12 @@ func ownerName(pod client.Object) []string {
 }
 
 // nodeChange passes what concerns guests: whether the node is Ready, and whether it is out of service. Heartbeats do not.
-var nodeChange = changed(func(node *corev1.Node) any { return [2]bool{nodeReady(node), outOfService(node)} })
+var nodeChange = kube.Changed(func(node *corev1.Node) any { return [2]bool{nodeReady(node), outOfService(node)} })
 
 // hostChange passes a change of the host's condition Ready, and of the berths that its agent reports as released.
-var hostChange = changed(func(host *v1alpha1.VirtualMachineHost) any {
+var hostChange = kube.Changed(func(host *v1alpha1.VirtualMachineHost) any {
 	return []any{condition.Find(host.Status.Conditions, v1alpha1.ConditionHostReady), host.Status.ReleasedBerths}
 })
-
-// changed passes updates of objects that change that part of them.
-func changed[O client.Object](part func(O) any) predicate.Funcs {
-	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
-		return !equality.Semantic.DeepEqual(part(e.ObjectOld.(O)), part(e.ObjectNew.(O)))
-	}}
-}
 
 // wake reconciles VirtualMachines by their names, whether or not they still exist.
 func wake(namespace string, names ...string) (requests []reconcile.Request) {
@@ -131,11 +121,6 @@ func wake(namespace string, names ...string) (requests []reconcile.Request) {
 		requests = append(requests, reconcile.Request{NamespacedName: types.NamespacedName{Namespace: namespace, Name: name}})
 	}
 	return requests
-}
-
-// onBerth wakes the VirtualMachine that owns a berth.
-func onBerth(_ context.Context, pod client.Object) []reconcile.Request {
-	return wake(pod.GetNamespace(), ownerName(pod)...)
 }
 
 // onNode wakes everything that lives on a node: it may have gone, or come back.
@@ -168,8 +153,8 @@ func (r *Reconciler) terminatingOn(ctx context.Context, node string) (requests [
 		ctrl.LoggerFrom(ctx).Error(err, "Listing berths of a node", "node", node)
 	}
 	for i := range pods.Items {
-		if terminating(&pods.Items[i]) {
-			requests = append(requests, onBerth(ctx, &pods.Items[i])...)
+		if pod := &pods.Items[i]; terminating(pod) {
+			requests = append(requests, wake(pod.Namespace, ownerName(pod)...)...)
 		}
 	}
 	return requests

@@ -75,11 +75,11 @@ func TestOnBerth(t *testing.T) {
 		{APIVersion: v1alpha1.GroupVersion.String(), Kind: "VirtualMachine", Name: "web", UID: "1", Controller: new(true)},
 	}}}
 	want := []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: "shop", Name: "web"}}}
-	if diff := cmp.Diff(want, onBerth(t.Context(), pod)); diff != "" {
+	if diff := cmp.Diff(want, wake(pod.Namespace, ownerName(pod)...)); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 	pod.OwnerReferences[0].Kind = "ReplicaSet"
-	if got := onBerth(t.Context(), pod); got != nil {
+	if got := wake(pod.Namespace, ownerName(pod)...); got != nil {
 		t.Errorf("a pod of a ReplicaSet wakes %v", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"unicode/utf16"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // recordVersion is the version of the records that this program writes. It goes up only when an older program would
@@ -40,10 +41,7 @@ func Record(spec *v1alpha1.VirtualMachineSpec) (string, error) {
 		return "", err
 	}
 	raw, err := json.Marshal(map[string]any{"recordVersion": recordVersion, "spec": tree})
-	if err != nil {
-		return "", fmt.Errorf("encoding record: %w", err)
-	}
-	return ascii(raw), nil
+	return ascii(raw), fault.Doing(err, "encoding record")
 }
 
 // ascii writes JSON without what XML or a terminal may not take.

@@ -2,15 +2,18 @@ package kube
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // Read returns the object of that name, nil when there is none.
@@ -19,14 +22,17 @@ func Read[T any, O interface {
 	client.Object
 }](ctx context.Context, from client.Reader, key types.NamespacedName) (O, error) {
 	var object T
-	err := from.Get(ctx, key, O(&object))
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading %T %s: %w", object, key.Name, err)
+	if err := from.Get(ctx, key, O(&object)); err != nil {
+		return nil, fault.Doing(client.IgnoreNotFound(err), "reading %T %s", object, key.Name)
 	}
 	return &object, nil
+}
+
+// Changed passes updates of objects that change that part of them.
+func Changed[O client.Object](part func(O) any) predicate.Funcs {
+	return predicate.Funcs{UpdateFunc: func(e event.UpdateEvent) bool {
+		return !equality.Semantic.DeepEqual(part(e.ObjectOld.(O)), part(e.ObjectNew.(O)))
+	}}
 }
 
 // retryInterval is how often such a request is tried while the API server is unreachable.
