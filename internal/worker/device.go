@@ -61,7 +61,6 @@ func (w *worker) ensureSeeded(ctx context.Context, d device, size int64) (Result
 	}
 	if !interrupted && !isZero(head) {
 		result.Seeded, err = w.holds(head)
-		result.HadData = !result.Seeded
 		return result, err
 	}
 	s, err := openSource(w.image, *w.Seed)

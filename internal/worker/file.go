@@ -83,7 +83,6 @@ func (w *worker) findFile() (Result, error) {
 	}
 	if w.image != nil && !w.ReadOnly {
 		result.Seeded, err = w.holds(head)
-		result.HadData = !result.Seeded
 	}
 	return result, err
 }

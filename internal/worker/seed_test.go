@@ -199,8 +199,8 @@ func TestDevice(t *testing.T) {
 		"less than 1 MiB":               {disk: make([]byte, 4096), image: boot[:4096], want: Result{Seeded: true}, after: boot[:4096]},
 		"blank, to be read":             {disk: make([]byte, size), image: boot, ask: Request{ReadOnly: true}},
 		"data":                          {disk: data},
-		"data, and an image":            {disk: data, image: boot, want: Result{HadData: true}},
-		"data at the end of the MiB":    {disk: append(make([]byte, mib-1), 1), image: boot[:mib], want: Result{HadData: true}},
+		"data, and an image":            {disk: data, image: boot, want: Result{}},
+		"data at the end of the MiB":    {disk: append(make([]byte, mib-1), 1), image: boot[:mib], want: Result{}},
 		"the image, whole":              {disk: boot, image: boot, want: Result{Seeded: true}},
 		"half an image":                 {disk: part, image: boot, want: Result{Seeded: true}, after: boot},
 		"half an image, then none":      {disk: marked, reason: v1alpha1.ReasonVolumeUnsafe, says: "half an image (\"berth-seed 1 sha256:1\")"},
@@ -258,8 +258,8 @@ func TestFileAndImage(t *testing.T) {
 		ask  Request
 		want Answer
 	}{
-		"data":                       {bytes.Repeat([]byte{1}, size), Request{Seed: seed(diskformat.Raw, size)}, Answer{Result: &Result{HadData: true}}},
-		"data, blank as it is":       {make([]byte, size), Request{Seed: seed(diskformat.Raw, size)}, Answer{Result: &Result{HadData: true}}},
+		"data":                       {bytes.Repeat([]byte{1}, size), Request{Seed: seed(diskformat.Raw, size)}, Answer{Result: &Result{}}},
+		"data, blank as it is":       {make([]byte, size), Request{Seed: seed(diskformat.Raw, size)}, Answer{Result: &Result{}}},
 		"data, known":                {bytes.Repeat([]byte{1}, size), Request{Known: true, Seed: seed(diskformat.Raw, size)}, Answer{Result: &Result{}}},
 		"none, known":                {nil, Request{Known: true, Seed: seed(diskformat.Raw, size)}, Answer{Error: &Error{Reason: v1alpha1.ReasonVolumeMissing}}},
 		"an image too large":         {nil, Request{Size: mib, Seed: seed(diskformat.Raw, size)}, Answer{Error: &Error{Reason: v1alpha1.ReasonVolumeTooSmall}}},
@@ -300,7 +300,7 @@ func TestAnImageThatBeginsBlank(t *testing.T) {
 	write(t, filepath.Join(dir, diskName), make([]byte, 2*mib))
 	image := write(t, filepath.Join(t.TempDir(), "image"), append(make([]byte, mib), 'x'))
 	a := ask(t, Request{Name: diskName, Size: 2 * mib, Seed: &Seed{Format: diskformat.Raw, Size: mib + 512}}, dir, image)
-	if diff := cmp.Diff(Answer{Result: &Result{Size: 2 * mib, Target: 2 * mib, HadData: true}}, a); diff != "" {
+	if diff := cmp.Diff(Answer{Result: &Result{Size: 2 * mib, Target: 2 * mib}}, a); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -500,7 +500,7 @@ func TestHandmade(t *testing.T) {
 		t.Fatal(err)
 	}
 	const says = `{"Progress":{"Done":1048576,"Total":1048576}}
-{"Result":{"Size":1048576,"Target":1048576,"Made":true,"Seeded":true,"HadData":false}}
+{"Result":{"Size":1048576,"Target":1048576,"Made":true,"Seeded":true}}
 `
 	if diff := cmp.Diff(says, out.String()); diff != "" {
 		t.Errorf("what it says (-want +got):\n%s", diff)

@@ -61,10 +61,8 @@ type Result struct {
 	Target int64
 	// Made is set if there was no disk before.
 	Made bool
-	// Seeded is set if it holds the image whole, and no guest has booted from it.
+	// Seeded is set if it holds the image whole, and no guest has booted from it; not where there was data in its place.
 	Seeded bool
-	// HadData is set if there was an image, and data in its place already: nothing was written.
-	HadData bool
 }
 
 // Error is why there is no disk.
