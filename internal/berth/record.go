@@ -1,7 +1,6 @@
 package berth
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -11,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf16"
+
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 	"github.com/berth-dev/berth/internal/fault"
@@ -217,17 +218,8 @@ func recorded(spec *v1alpha1.VirtualMachineSpec) (any, error) {
 	v1alpha1.Default(s)
 	clearUnrecorded(s)
 	HashTexts(s)
-	raw, err := json.Marshal(s)
-	if err != nil {
-		return nil, fmt.Errorf("encoding spec: %w", err)
-	}
-	var tree any
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.UseNumber()
-	if err := decoder.Decode(&tree); err != nil {
-		return nil, fmt.Errorf("decoding spec: %w", err)
-	}
-	return shortened(tree), nil
+	tree, err := runtime.DefaultUnstructuredConverter.ToUnstructured(s)
+	return shortened(tree), fault.Doing(err, "encoding spec")
 }
 
 // HashTexts replaces the private and the long texts of a spec by what a record has of them: a record of the spec stays the
