@@ -77,18 +77,15 @@ func decide(node *corev1.Node, host *v1alpha1.VirtualMachineHost) map[string]str
 	return labels
 }
 
-// isBerthLabel: the label is in a domain that only the operator writes.
-func isBerthLabel(key string) bool {
-	prefix, _, _ := strings.Cut(key, "/")
-	return strings.HasSuffix(prefix, ".berth.dev")
-}
-
 // +kubebuilder:rbac:groups="",resources=nodes,verbs=get;list;watch;patch
 
 func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[string]string) error {
 	was, now := node.DeepCopy(), node.DeepCopy()
-	was.UID = "" // so that the patch has the UID, and changes no other node that has got the name
-	maps.DeleteFunc(now.Labels, func(key, _ string) bool { return isBerthLabel(key) })
+	was.UID = ""                                           // so that the patch has the UID, and changes no other node that has got the name
+	maps.DeleteFunc(now.Labels, func(key, _ string) bool { // of domains that only the operator writes
+		prefix, _, _ := strings.Cut(key, "/")
+		return strings.HasSuffix(prefix, ".berth.dev")
+	})
 	maps.Copy(want, now.Labels)
 	if now.Labels = want; maps.Equal(now.Labels, node.Labels) {
 		return nil

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -94,8 +93,8 @@ func decide(s seen) (n next) {
 			waits[node] = true // until its host tells of the image
 		default:
 			waits[node] = true
-			if why := unscheduled(p); why != "" {
-				n.failures = append(n.failures, failure{node, why, v1alpha1.ReasonUnschedulable})
+			if c := berth.Condition(p, corev1.PodScheduled); c.Status == corev1.ConditionFalse && c.Message != "" {
+				n.failures = append(n.failures, failure{node, c.Message, v1alpha1.ReasonUnschedulable})
 			}
 		}
 	}
@@ -114,23 +113,13 @@ func decide(s seen) (n next) {
 		}
 	}
 	n.status.Nodes = &v1alpha1.ImageNodes{Ready: ready, Total: int32(len(targets))} //nolint:gosec // of nodes
-	n.status.Size = s.size(n.status.Digest)
+	n.status.Size = cmp.Or(s.find("", n.status.Digest), &v1alpha1.HostImage{}).Size
 	return n
 }
 
 // tell completes the status with what is to be told, once it is known what could not be done.
 func (n *next) tell(s seen) {
 	n.status.Conditions = condition.MergeTransitionTimes(conditions(n.resolved, n.status.Nodes, n.failures), s.image.Status.Conditions, s.image.Generation, s.now)
-}
-
-// unscheduled is why the scheduler has no node for a porter, "" if it has.
-func unscheduled(p *corev1.Pod) string {
-	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-			return c.Message
-		}
-	}
-	return ""
 }
 
 // targets are the names of the nodes that are to have the image: they can run guests, are selected, and take new pods.
@@ -169,13 +158,6 @@ func (s *seen) find(node, digest string) *v1alpha1.HostImage {
 		if i >= 0 && (node == "" || host.Name == node) {
 			return &host.Status.Images[i]
 		}
-	}
-	return nil
-}
-
-func (s *seen) size(digest string) *resource.Quantity {
-	if found := s.find("", digest); found != nil {
-		return found.Size
 	}
 	return nil
 }

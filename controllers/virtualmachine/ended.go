@@ -8,6 +8,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/berth"
 	"github.com/berth-dev/berth/internal/condition"
 )
 
@@ -133,5 +134,5 @@ func guestEnded(pod *corev1.Pod) bool {
 
 // evicted: Kubernetes took the pod away, and not somebody who deleted it.
 func evicted(pod *corev1.Pod) bool {
-	return pod.Status.Reason == "Evicted" || podHas(pod, corev1.DisruptionTarget)
+	return pod.Status.Reason == "Evicted" || berth.Condition(pod, corev1.DisruptionTarget).Status == corev1.ConditionTrue
 }

@@ -247,21 +247,18 @@ func unscheduled(seen snapshot, no func(v1alpha1.Reason, string) metav1.Conditio
 			problems = append(problems, fmt.Sprintf("%s: %s", seen.hosts[i].Name, c.Message))
 		}
 	}
-	conditions := seen.berth.Status.Conditions
-	refused := slices.IndexFunc(conditions, func(c corev1.PodCondition) bool {
-		return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse
-	})
+	placed := berth.Condition(seen.berth, corev1.PodScheduled)
 	switch node := seen.pinnedNode(); {
-	case refused < 0:
+	case placed.Status != corev1.ConditionFalse:
 		return no(v1alpha1.ReasonPending, "")
 	case len(seen.hosts) == 0:
 		return no(v1alpha1.ReasonNoHost, "no node runs berth-agent: label or untaint nodes so that its DaemonSet runs there")
 	case len(problems) == len(seen.hosts):
 		return no(v1alpha1.ReasonNoHost, "no host is ready: "+strings.Join(problems, "; "))
 	case node != "":
-		problems = slices.Insert(problems, 0, "the guest's disks are on node "+node, conditions[refused].Message)
+		problems = slices.Insert(problems, 0, "the guest's disks are on node "+node, placed.Message)
 	default:
-		problems = slices.Insert(problems, 0, conditions[refused].Message)
+		problems = slices.Insert(problems, 0, placed.Message)
 	}
 	return no(v1alpha1.ReasonUnschedulable, strings.Join(problems, "; "))
 }
@@ -302,7 +299,7 @@ func ready(seen snapshot, scheduled metav1.Condition) *metav1.Condition {
 		return no(reason, running.Message)
 	case terminating(seen.berth):
 		return no(v1alpha1.ReasonStopping, "")
-	case podHas(seen.berth, corev1.PodReady):
+	case berth.Condition(seen.berth, corev1.PodReady).Status == corev1.ConditionTrue:
 		return new(condition.New(v1alpha1.ConditionReady, true, v1alpha1.ReasonReady, ""))
 	default:
 		return no(v1alpha1.ReasonProbesFailing, "the guest runs, but its probes do not pass yet")
@@ -319,12 +316,6 @@ func endMessage(ended *v1alpha1.Ended, last *v1alpha1.LastExit) string {
 	default:
 		return last.Message
 	}
-}
-
-func podHas(pod *corev1.Pod, condition corev1.PodConditionType) bool {
-	return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
-		return c.Type == condition && c.Status == corev1.ConditionTrue
-	})
 }
 
 func phaseOf(seen snapshot) v1alpha1.Phase {

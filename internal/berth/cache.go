@@ -3,6 +3,7 @@ package berth
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -48,6 +49,14 @@ func bounded(s corev1.ContainerState) corev1.ContainerState {
 		s.Waiting = &corev1.ContainerStateWaiting{Reason: w.Reason, Message: strings.Clone(w.Message[:maxWaiting])}
 	}
 	return s
+}
+
+// Condition is the condition of a pod of that type, all zero if it is absent.
+func Condition(pod *corev1.Pod, kind corev1.PodConditionType) (c corev1.PodCondition) {
+	if i := slices.IndexFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kind }); i >= 0 {
+		c = pod.Status.Conditions[i]
+	}
+	return c
 }
 
 // TrimForCache keeps of a berth what Berth reads of it, for a cache of many thousands: what Mutation and Changes look at, what
