@@ -81,10 +81,10 @@ func decide(node *corev1.Node, host *v1alpha1.VirtualMachineHost) map[string]str
 
 func (r *Reconciler) label(ctx context.Context, node *corev1.Node, want map[string]string) error {
 	was, now := node.DeepCopy(), node.DeepCopy()
-	was.UID = ""                                           // so that the patch has the UID, and changes no other node that has got the name
-	maps.DeleteFunc(now.Labels, func(key, _ string) bool { // of domains that only the operator writes
+	was.UID = "" // so that the patch has the UID, and changes no other node that has got the name
+	maps.DeleteFunc(now.Labels, func(key, _ string) bool {
 		prefix, _, _ := strings.Cut(key, "/")
-		return strings.HasSuffix(prefix, ".berth.dev")
+		return strings.HasSuffix(prefix, ".berth.dev") // domains that only the operator writes
 	})
 	maps.Copy(want, now.Labels)
 	if now.Labels = want; maps.Equal(now.Labels, node.Labels) {

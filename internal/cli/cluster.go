@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -116,12 +117,7 @@ func usedBy(vms []v1alpha1.VirtualMachine) (names map[string]string, users map[s
 	return names, users
 }
 
-func value(q *resource.Quantity) int64 {
-	if q == nil {
-		return 0
-	}
-	return q.Value()
-}
+func value(q *resource.Quantity) int64 { return cmp.Or(q, &resource.Quantity{}).Value() }
 
 // listed is a list as a table's cell has room for.
 func listed(names []string) string {
