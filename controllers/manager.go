@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 	coordinationclient "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
@@ -67,7 +66,7 @@ func (o *Options) lock(config *rest.Config) (resourcelock.Interface, error) {
 
 // Run runs the operator until ctx ends.
 func Run(ctx context.Context, config *rest.Config, o Options) error {
-	berths, err := labels.NewRequirement(berth.LabelVM, selection.Exists, nil)
+	berths, err := labels.Parse(berth.LabelVM) // which is there, whatever it says
 	if err != nil {
 		return fmt.Errorf("selecting berths: %w", err)
 	}
@@ -91,10 +90,10 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 		Cache: cache.Options{
 			DefaultTransform: cache.TransformStripManagedFields(),
 			ByObject: map[client.Object]cache.ByObject{
-				&corev1.Pod{}:                   {Label: labels.NewSelector().Add(*berths), Transform: trimForCache},
+				&corev1.Pod{}:                   {Label: berths, Transform: trimForCache},
 				&v1alpha1.VirtualMachine{}:      {Transform: trimForCache},
 				&corev1.PersistentVolumeClaim{}: {Transform: trimForCache},
-				&coordinationv1.Lease{}:         {Label: labels.NewSelector().Add(*berths)}, // of claims
+				&coordinationv1.Lease{}:         {Label: berths}, // of claims
 				// These are read with each VirtualMachine, and changed by nobody.
 				&corev1.Node{}:                 {Transform: trimForCache, UnsafeDisableDeepCopy: new(true)},
 				&v1alpha1.VirtualMachineHost{}: {UnsafeDisableDeepCopy: new(true)},

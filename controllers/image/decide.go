@@ -166,10 +166,8 @@ func (s *seen) find(node, digest string) *v1alpha1.HostImage {
 func end(p *corev1.Pod) (reason v1alpha1.Reason, message string, at time.Time) {
 	at = p.CreationTimestamp.Time
 	message = p.Status.Message
-	for _, c := range p.Status.ContainerStatuses {
-		if t := c.State.Terminated; t != nil {
-			at, message = t.FinishedAt.Time, t.Message
-		}
+	if t := berth.ContainerStatus(p).State.Terminated; t != nil {
+		at, message = t.FinishedAt.Time, t.Message
 	}
 	word, rest, _ := strings.Cut(message, ": ") // as shimproto.TerminationMessage has it
 	if reason = v1alpha1.Reason(word); slices.Contains(v1alpha1.Reasons(), reason) {

@@ -65,7 +65,7 @@ func porter(t *testing.T, on, digest string, phase corev1.PodPhase, message stri
 	}
 	p.Status.Phase = phase
 	if message != "" {
-		p.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: berth.Container, State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
 			Message: message, FinishedAt: metav1.NewTime(now.Add(-since)),
 		}}}}
 	}

@@ -47,18 +47,15 @@ func (r *Reconciler) onClaim(ctx context.Context, claim client.Object) []reconci
 
 // TrimClaim keeps of a claim what the operator reads of it, for a cache of many thousands.
 func TrimClaim(c *corev1.PersistentVolumeClaim) {
-	trimmed := corev1.PersistentVolumeClaim{
+	maps.DeleteFunc(c.Labels, func(key, _ string) bool { return key != berth.LabelVM })
+	*c = corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: c.Namespace, Name: c.Name, UID: c.UID, ResourceVersion: c.ResourceVersion,
+			Namespace: c.Namespace, Name: c.Name, UID: c.UID, ResourceVersion: c.ResourceVersion, Labels: c.Labels,
 			DeletionTimestamp: c.DeletionTimestamp, OwnerReferences: c.OwnerReferences,
 		},
 		Spec:   corev1.PersistentVolumeClaimSpec{AccessModes: c.Spec.AccessModes, VolumeMode: c.Spec.VolumeMode, Resources: c.Spec.Resources},
 		Status: corev1.PersistentVolumeClaimStatus{Phase: c.Status.Phase, Capacity: c.Status.Capacity},
 	}
-	if vm, ok := c.Labels[berth.LabelVM]; ok {
-		trimmed.Labels = map[string]string{berth.LabelVM: vm}
-	}
-	*c = trimmed
 }
 
 // diskClaim is a disk of the spec that has a claim.

@@ -94,7 +94,7 @@ func endedAs(reason v1alpha1.Reason) func(*corev1.Pod) {
 			FinishedAt: metav1.Time{Time: now.Add(-time.Second)},
 			Message:    shimproto.Exit{Reason: string(reason), Message: "in more words"}.TerminationMessage(),
 		}}
-		pod.Status.ContainerStatuses, pod.DeletionGracePeriodSeconds = []corev1.ContainerStatus{{State: state}}, new(int64(0))
+		pod.Status.ContainerStatuses, pod.DeletionGracePeriodSeconds = []corev1.ContainerStatus{{Name: "guest", State: state}}, new(int64(0))
 	}
 }
 

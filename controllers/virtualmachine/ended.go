@@ -118,8 +118,8 @@ func (s *snapshot) mayHaveRun() bool {
 // termination message tells. The times do not: the API server moves a deletionTimestamp when kubelet takes its last step.
 func guestEnded(pod *corev1.Pod) bool {
 	var reason v1alpha1.Reason
-	if c := guestStatus(pod); c != nil && c.State.Terminated != nil {
-		word, _, _ := strings.Cut(c.State.Terminated.Message, ": ") // as shimproto.Exit has it
+	if t := berth.ContainerStatus(pod).State.Terminated; t != nil {
+		word, _, _ := strings.Cut(t.Message, ": ") // as shimproto.Exit has it
 		reason = v1alpha1.Reason(word)
 	}
 	switch reason {

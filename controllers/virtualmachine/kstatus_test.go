@@ -35,7 +35,7 @@ func TestKstatus(t *testing.T) {
 	}
 	backsOff := func(pod *corev1.Pod) {
 		waits := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}}
-		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: waits}}
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "guest", State: waits}}
 	}
 	notReady := func(vm *v1alpha1.VirtualMachine) {
 		vm.Status.Conditions = append(vm.Status.Conditions, metav1.Condition{

@@ -3,10 +3,13 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/berth-dev/berth/internal/berth"
 )
 
 const (
@@ -20,8 +23,8 @@ const (
 // notStarted is why kubelet does not run the berth's container, in its own words, "" if it says nothing. A container that
 // ended is not meant: how its guest did says more.
 func notStarted(pod *corev1.Pod) string {
-	c := guestStatus(pod)
-	if c == nil || c.State.Running != nil {
+	c := berth.ContainerStatus(pod)
+	if c.State.Running != nil {
 		return ""
 	}
 	for _, ended := range []*corev1.ContainerStateTerminated{c.State.Terminated, c.LastTerminationState.Terminated} {
@@ -40,8 +43,8 @@ func creating(pod *corev1.Pod) bool {
 	if terminating(pod) || completed(pod) || pod.Status.StartTime == nil {
 		return false
 	}
-	c := guestStatus(pod)
-	return c == nil || c.State.Waiting != nil && (c.State.Waiting.Reason == "" || c.State.Waiting.Reason == "ContainerCreating" || c.State.Waiting.Reason == "PodInitializing")
+	c := berth.ContainerStatus(pod)
+	return c.Name == "" || c.State.Waiting != nil && (c.State.Waiting.Reason == "" || c.State.Waiting.Reason == "ContainerCreating" || c.State.Waiting.Reason == "PodInitializing")
 }
 
 // createdIn is after how long a berth's container that is being created is worth a look at kubelet's Events, 0 for never.
@@ -69,17 +72,12 @@ func (r *Reconciler) observeKubelet(ctx context.Context, seen *snapshot) error {
 	}); err != nil {
 		return fmt.Errorf("listing kubelet's Events about berth %s: %w", seen.berth.Name, err)
 	}
-	var last *corev1.Event
-	for i := range list.Items {
-		e := &list.Items[i]
+	slices.SortStableFunc(list.Items, func(a, b corev1.Event) int { return a.LastTimestamp.Compare(b.LastTimestamp.Time) })
+	for _, e := range list.Items { // so that the last one stays
 		// Anybody who may make Events can say what a kubelet does: it is only told on.
-		kubelets := e.Source.Component == "kubelet" || e.ReportingController == "kubelet"
-		if kubelets && (last == nil || !e.LastTimestamp.Before(&last.LastTimestamp)) {
-			last = e
+		if e.Source.Component == "kubelet" || e.ReportingController == "kubelet" {
+			seen.notStarted = e.Reason + ": " + e.Message
 		}
-	}
-	if last != nil {
-		seen.notStarted = last.Reason + ": " + last.Message
 	}
 	return nil
 }

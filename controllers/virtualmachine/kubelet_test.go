@@ -70,7 +70,7 @@ func TestABerthThatIsSlowToStartIsLookedAtAgain(t *testing.T) {
 		return &snapshot{vm: vm(), berth: berth, now: now}
 	}
 	running := func(p *corev1.Pod) {
-		p.Status.ContainerStatuses = []corev1.ContainerStatus{{State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
+		p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "guest", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}
 	}
 	for name, c := range map[string]struct {
 		seen *snapshot

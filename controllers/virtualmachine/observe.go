@@ -56,11 +56,10 @@ func (r *Reconciler) observe(ctx context.Context, name types.NamespacedName) (sn
 	if err := r.observeClaims(ctx, &seen); err != nil || seen.berth == nil {
 		return seen, err
 	}
-	outdated, err := berth.Outdated(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec)
-	if err != nil {
+	var err error
+	if seen.outdated, err = berth.Outdated(seen.berth.Annotations[berth.AnnotationSpec], &seen.vm.Spec); err != nil {
 		return seen, err
 	}
-	seen.outdated = outdated
 	if err := r.observeKubelet(ctx, &seen); err != nil {
 		return seen, err
 	}

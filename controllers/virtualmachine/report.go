@@ -147,9 +147,7 @@ func statusOf(seen snapshot, failure error) *v1alpha1.VirtualMachineStatus {
 				s.Addresses = append(s.Addresses, ip.IP)
 			}
 		}
-		if c := guestStatus(pod); c != nil {
-			s.Restarts = c.RestartCount
-		}
+		s.Restarts = berth.ContainerStatus(pod).RestartCount
 	}
 	isScheduled := scheduled(seen, failure)
 	conditions := []metav1.Condition{isScheduled}
@@ -183,13 +181,6 @@ func bootImage(vm *v1alpha1.VirtualMachine) string {
 		return k.Image
 	}
 	return vm.Spec.Disks[0].ImageName()
-}
-
-func guestStatus(pod *corev1.Pod) *corev1.ContainerStatus {
-	if len(pod.Status.ContainerStatuses) == 0 {
-		return nil
-	}
-	return &pod.Status.ContainerStatuses[0]
 }
 
 func scheduled(seen snapshot, failure error) metav1.Condition {
@@ -366,6 +357,6 @@ func waits(conditions []metav1.Condition) bool {
 }
 
 func backingOff(pod *corev1.Pod) bool {
-	c := guestStatus(pod)
-	return c != nil && c.State.Waiting != nil && c.State.Waiting.Reason == "CrashLoopBackOff"
+	waiting := berth.ContainerStatus(pod).State.Waiting
+	return waiting != nil && waiting.Reason == "CrashLoopBackOff"
 }

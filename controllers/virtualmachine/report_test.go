@@ -27,7 +27,7 @@ func TestReadySaysWhatIsInTheWay(t *testing.T) {
 	waiting := func(reason string) func(*corev1.Pod) {
 		return func(pod *corev1.Pod) {
 			waits := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: "kubelet's words"}}
-			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{State: waits}}
+			pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "guest", State: waits}}
 		}
 	}
 	for name, tc := range map[string]struct {

@@ -59,6 +59,14 @@ func Condition(pod *corev1.Pod, kind corev1.PodConditionType) (c corev1.PodCondi
 	return c
 }
 
+// ContainerStatus is what kubelet says of a berth's container, all zero if it has not said anything yet.
+func ContainerStatus(pod *corev1.Pod) (s corev1.ContainerStatus) {
+	if i := slices.IndexFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == Container }); i >= 0 {
+		s = pod.Status.ContainerStatuses[i]
+	}
+	return s
+}
+
 // TrimForCache keeps of a berth what Berth reads of it, for a cache of many thousands: what Mutation and Changes look at, what
 // kubelet and scheduler say of it, and who it is.
 func TrimForCache(pod *corev1.Pod) {

@@ -201,16 +201,6 @@ func (s *session) log(pod *corev1.Pod, o corev1.PodLogOptions) *rest.Request {
 	return s.clients.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, &o)
 }
 
-// guestContainer is what kubelet says of the guest's container, nothing if it has not said anything yet.
-func guestContainer(pod *corev1.Pod) (status corev1.ContainerStatus) {
-	for _, c := range pod.Status.ContainerStatuses {
-		if c.Name == berth.Container {
-			status = c
-		}
-	}
-	return status
-}
-
 // showConsole writes a console's log from its first byte to its last. One that breaks is read again from where it broke.
 func (s *session) showConsole(ctx context.Context, vm *v1alpha1.VirtualMachine) error {
 	pod, err := s.started(ctx, vm, hasConsole)
@@ -219,7 +209,7 @@ func (s *session) showConsole(ctx context.Context, vm *v1alpha1.VirtualMachine) 
 		if err := s.api.Get(ctx, client.ObjectKeyFromObject(pod), now); err != nil || now.UID != pod.UID {
 			return client.IgnoreNotFound(err)
 		}
-		c, first := guestContainer(now), guestContainer(pod)
+		c, first := berth.ContainerStatus(now), berth.ContainerStatus(pod)
 		isLast = c.State.Running == nil || c.ContainerID != first.ContainerID // it has ended: its log is whole
 		var log io.ReadCloser
 		if log, err = s.log(pod, corev1.PodLogOptions{Follow: true}).Stream(ctx); err == nil {

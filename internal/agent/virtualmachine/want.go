@@ -74,20 +74,17 @@ func berthOf(pod *corev1.Pod, vm *v1alpha1.VirtualMachine) (*plan.Berth, error) 
 	if err != nil {
 		return nil, err
 	}
+	c := berth.ContainerStatus(pod)
 	b := &plan.Berth{
 		UID: pod.UID, Created: pod.CreationTimestamp.Time, Terminating: !pod.DeletionTimestamp.IsZero(),
-		Completed:    pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
-		NeverStarted: true, Outdated: outdated, Mutation: berth.Mutation(pod, vm),
+		Completed: pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed,
+		Outdated:  outdated, Mutation: berth.Mutation(pod, vm),
+		NeverStarted: c.RestartCount == 0 && c.State.Terminated == nil,
+		ProbeStarted: c.Started != nil && *c.Started,
+		LastExit:     exitOf(c, pod.DeletionTimestamp),
 	}
 	if pod.Status.StartTime != nil {
 		b.Accepted = pod.Status.StartTime.Time
-	}
-	for _, c := range pod.Status.ContainerStatuses {
-		if c.Name == berth.Container {
-			b.NeverStarted = c.RestartCount == 0 && c.State.Terminated == nil
-			b.ProbeStarted = c.Started != nil && *c.Started
-			b.LastExit = exitOf(c, pod.DeletionTimestamp)
-		}
 	}
 	return b, nil
 }
