@@ -1,6 +1,7 @@
 package berth
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
+	"github.com/berth-dev/berth/internal/fault"
 )
 
 // maxTold is how many differences Unlike tells.
@@ -21,12 +23,9 @@ const maxTold = 3
 // Unlike says how a pod, as the API server has it, is not the berth that PodFor made, "" if it is. Every field has to be as
 // it was made, but for what the API server's defaults and the admission of clusters add, see admitted.
 func Unlike(pod, made *corev1.Pod) (string, error) {
-	is, err := leavesOfPod(pod)
-	if err != nil {
-		return "", err
-	}
-	was, err := leavesOfPod(made)
-	if err != nil {
+	is, isErr := leavesOfPod(pod)
+	was, wasErr := leavesOfPod(made)
+	if err := errors.Join(isErr, wasErr); err != nil {
 		return "", err
 	}
 	paths := maps.Clone(was)
@@ -48,9 +47,6 @@ func Unlike(pod, made *corev1.Pod) (string, error) {
 // leavesOfPod are the values of what a berth is made with, by their paths.
 func leavesOfPod(pod *corev1.Pod) (map[string]string, error) {
 	spec, err := runtime.DefaultUnstructuredConverter.ToUnstructured(&pod.Spec)
-	if err != nil {
-		return nil, fmt.Errorf("encoding pod: %w", err)
-	}
 	leaves := map[string]string{}
 	flatten(leaves, "spec", spec)
 	for _, finalizer := range pod.Finalizers {
@@ -64,7 +60,7 @@ func leavesOfPod(pod *corev1.Pod) (map[string]string, error) {
 			leaves[join("annotations", key)] = value
 		}
 	}
-	return leaves, nil
+	return leaves, fault.Doing(err, "encoding pod")
 }
 
 // inGuest begins the patterns of the container's fields.

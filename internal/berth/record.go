@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -91,12 +92,9 @@ func differences(recordText string, spec *v1alpha1.VirtualMachineSpec) ([]v1alph
 	case !isRecord || then.Version == 0:
 		return []v1alpha1.PendingChange{{Path: "spec", From: "a record that cannot be read", Effect: v1alpha1.EffectNewBerth}}, nil
 	}
-	was, err := leavesOf(&then.Spec)
-	if err != nil {
-		return nil, err
-	}
-	is, err := leavesOf(spec)
-	if err != nil {
+	was, wasErr := leavesOf(&then.Spec)
+	is, isErr := leavesOf(spec)
+	if err := errors.Join(wasErr, isErr); err != nil {
 		return nil, err
 	}
 	foldDisks(was, then.Spec.Disks, spec.Disks)
@@ -276,12 +274,9 @@ func hashed(text string) string {
 // their index if they have none; the order of names is the value of the list itself.
 func leavesOf(spec *v1alpha1.VirtualMachineSpec) (map[string]string, error) {
 	tree, err := recorded(spec)
-	if err != nil {
-		return nil, err
-	}
 	leaves := map[string]string{}
 	flatten(leaves, "", tree)
-	return leaves, nil
+	return leaves, err
 }
 
 func flatten(leaves map[string]string, path string, node any) {
