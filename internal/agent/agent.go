@@ -110,17 +110,14 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	if err != nil {
 		return err
 	}
-	if err := index(ctx, mgr.GetFieldIndexer()); err != nil {
+	err = errors.Join(
+		index(ctx, mgr.GetFieldIndexer()),
+		w.setup(mgr),
+		fault.Doing(mgr.AddHealthzCheck("workers", w.workers.Check), "adding healthz"),
+		fault.Doing(mgr.AddReadyzCheck("readyz", healthz.Ping), "adding readyz"),
+	)
+	if err != nil {
 		return err
-	}
-	if err := w.setup(mgr); err != nil {
-		return err
-	}
-	if err := mgr.AddHealthzCheck("workers", w.workers.Check); err != nil {
-		return fmt.Errorf("adding healthz: %w", err)
-	}
-	if err := mgr.AddReadyzCheck("readyz", healthz.Ping); err != nil {
-		return fmt.Errorf("adding readyz: %w", err)
 	}
 	return mgr.Start(ctx)
 }

@@ -22,30 +22,21 @@ type liveness struct {
 	workers    int
 	now        func() time.Time
 
-	mu   sync.Mutex
-	busy map[types.UID]time.Time // the guests that are looked at, and since when; none by two workers
+	busy sync.Map // since when (time.Time), by the UIDs of the guests that are looked at; none is by two workers
 }
 
 // Reconcile has the reconciler look at a guest.
 func (l *liveness) Reconcile(ctx context.Context, uid types.UID) (ctrl.Result, error) {
-	l.mu.Lock()
-	l.busy[uid] = l.now()
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.busy, uid)
-	}()
+	l.busy.Store(uid, l.now())
+	defer l.busy.Delete(uid)
 	return l.reconciler.Reconcile(ctx, uid)
 }
 
 // Check is a healthz.Checker.
 func (l *liveness) Check(*http.Request) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	stuck := 0
-	for _, since := range l.busy {
-		if l.now().Sub(since) > stuckAfter {
+	for _, since := range l.busy.Range {
+		if l.now().Sub(since.(time.Time)) > stuckAfter {
 			stuck++
 		}
 	}

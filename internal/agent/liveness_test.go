@@ -14,7 +14,7 @@ import (
 func TestWorkersThatAllHang(t *testing.T) {
 	begun, end := make(chan struct{}), make(chan struct{})
 	now := time.Now()
-	l := &liveness{workers: 2, busy: map[types.UID]time.Time{}, now: func() time.Time { return now }}
+	l := &liveness{workers: 2, now: func() time.Time { return now }}
 	l.reconciler = reconcile.TypedFunc[types.UID](func(context.Context, types.UID) (ctrl.Result, error) {
 		begun <- struct{}{}
 		<-end

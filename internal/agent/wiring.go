@@ -142,7 +142,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		Metrics: &counted.guests, Enqueue: w.enqueue, Now: time.Now,
 	})
 	w.workers = &liveness{
-		reconciler: reconcile.TypedFunc[types.UID](w.guests.Reconcile), workers: workers, now: time.Now, busy: map[types.UID]time.Time{},
+		reconciler: reconcile.TypedFunc[types.UID](w.guests.Reconcile), workers: workers, now: time.Now,
 	}
 	return w, nil
 }
@@ -249,10 +249,7 @@ func (w *wiring) partition(podUID string) string {
 	if _, err := os.Stat(filepath.Join(root, "run/systemd/machines")); err != nil {
 		return ""
 	}
-	partition, err := w.cgroups.Partition(podUID)
-	if err != nil {
-		return "" // it is placed later all the same
-	}
+	partition, _ := w.cgroups.Partition(podUID) // without one it is placed later all the same
 	return partition
 }
 
