@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
@@ -25,6 +24,7 @@ import (
 	"github.com/berth-dev/berth/internal/agent/shims"
 	"github.com/berth-dev/berth/internal/agent/virtualmachine"
 	"github.com/berth-dev/berth/internal/agent/volumes"
+	"github.com/berth-dev/berth/internal/berth/shimproto"
 	"github.com/berth-dev/berth/internal/guest/machine"
 	"github.com/berth-dev/berth/internal/guest/plan"
 	"github.com/berth-dev/berth/internal/guest/seed"
@@ -73,6 +73,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		return nil, err
 	}
 	images := store.New(o.StateDir, o.RunDir, o.Reserve)
+	images.Trusted = w.resync              // the guests wait for that
 	images.Distrust(store.ErrUnidentified) // until the node's VirtualMachineHost is read
 	if err := images.Check(); err != nil { // guests that run are cared for, and the host says so
 		ctrl.Log.WithName("host").Error(err, "The store cannot be used yet")
@@ -95,7 +96,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	})
 	counted := newAgentMetrics(metrics.Registry, o.StateDir, w.libvirt.Connected, func() int64 { return w.host.StrayBytes() }, w.libvirt.BlockStats)
 	attachments := volume.New(filepath.Join(o.RunDir, "volumes"), func(context.Context) (int, error) { return w.libvirt.PID() })
-	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: bootTime, CountProtocolError: counted.protocolErrors.Inc})
+	sessions := shims.New(shims.Options{Runtime: w.runtime, Wake: w.enqueue, BootTime: shimproto.BootTime, CountProtocolError: counted.protocolErrors.Inc})
 	registry := image.New(image.Options{PlainHTTP: o.InsecureRegistries, Registries: o.Registries, MaxBytes: o.MaxImageSize, UserAgent: "berth-agent/" + o.Version})
 	w.pulls = pulls.New(ctx, pulls.Options{
 		Store: images, Limits: o.Pulls, Import: images.Import,
@@ -119,7 +120,7 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 	})
 	w.host = host.New(ctx, host.Options{
 		Node: o.Node, Version: o.Version, Acceleration: o.Acceleration, UnifiedCgroups: w.cgroups.Unified(), RequireConfinement: o.RequireConfinement, KeepStrayDisks: o.KeepStrayDisks, Client: mgr.GetClient(),
-		Libvirt: w.libvirt, CheckVolumes: attachments.Check, Store: identified{images, w.resync}, FindQEMU: process.Table{}.Find, PodOf: podOf, Now: time.Now,
+		Libvirt: w.libvirt, CheckVolumes: attachments.Check, Store: images, FindQEMU: process.Table{}.Find, PodOf: podOf, Now: time.Now,
 		VirtualMachine: func(ctx context.Context, uid types.UID) (*v1alpha1.VirtualMachine, error) {
 			return w.guests.VirtualMachine(ctx, uid)
 		},
@@ -129,7 +130,9 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		Guests: machine.Host{Acceleration: o.Acceleration, GuestSubnet: o.GuestSubnet, MaxUnsizedDisk: o.MaxUnsizedDisk},
 		Host: virtualmachine.Host{
 			Libvirt: w.libvirt, Processes: process.Table{}, Cgroups: w.cgroups, Store: images, Consoles: consoles, Network: podnet.Pods{},
-			OpenGuestAgent: openGuestAgent,
+			OpenGuestAgent: func(ctx context.Context, pid, pts int) (virtualmachine.GuestAgent, error) {
+				return qga.OpenPort(ctx, pid, pts)
+			},
 			Volumes: volumes.New(ctx, volumes.Options{
 				Host: attachments, Disks: attachments, Run: sandbox.Run, Wake: w.enqueue, Now: time.Now,
 			}),
@@ -159,31 +162,6 @@ func toolsOf(path string) (store.Tools, error) {
 	first, err := image()
 	sum := sha256.Sum256(first)
 	return store.Tools{Digest: hex.EncodeToString(sum[:]), Image: image}, err
-}
-
-// openGuestAgent is qga.OpenPort.
-func openGuestAgent(ctx context.Context, pid, pts int) (virtualmachine.GuestAgent, error) {
-	port, err := qga.OpenPort(ctx, pid, pts)
-	if err != nil {
-		return nil, err
-	}
-	return port, nil
-}
-
-// identified is the store as the host's room takes it, which says whether it is the node's: the guests wait for that.
-type identified struct {
-	*store.Store
-	resync func()
-}
-
-// Identify is that of store.Store.
-func (s identified) Identify(want string) (string, error) {
-	before := s.Distrusted()
-	id, err := s.Store.Identify(want)
-	if before != nil && s.Distrusted() == nil {
-		s.resync()
-	}
-	return id, err
 }
 
 // resync has all guests looked at. It does not wait.
@@ -251,11 +229,4 @@ func (w *wiring) partition(podUID string) string {
 	}
 	partition, _ := w.cgroups.Partition(podUID) // without one it is placed later all the same
 	return partition
-}
-
-// bootTime is the time since boot; it never jumps.
-func bootTime() time.Duration {
-	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
-	return time.Duration(t.Nano())
 }

@@ -111,7 +111,7 @@ func Run() (int, error) {
 			if s.state.TerminatingSinceNS != 0 {
 				continue
 			}
-			s.state.TerminatingSinceNS = bootTime()
+			s.state.TerminatingSinceNS = int64(shimproto.BootTime())
 		}
 		facts := s.sessions.Facts()
 		s.state.GuestTools, s.state.Resets, s.state.NMIs = facts.Tools, facts.Resets, facts.NMIs
@@ -141,10 +141,10 @@ func (s *shim) receive(m shimproto.Message, files []*os.File) {
 		s.phase = m.Phase
 		s.sessions.Running(m.Phase == shimproto.PhasePaused)
 		if m.LastResetNS != 0 {
-			s.sessions.Reset(time.Now().Add(time.Duration(m.LastResetNS - bootTime())))
+			s.sessions.Reset(time.Now().Add(time.Duration(m.LastResetNS) - shimproto.BootTime()))
 		}
 		if s.state.RunningSinceNS == 0 && m.Phase == shimproto.PhaseRunning {
-			s.state.RunningSinceNS = bootTime()
+			s.state.RunningSinceNS = int64(shimproto.BootTime())
 		}
 	case shimproto.Acted:
 		s.state.ResetsDone = max(s.state.ResetsDone, min(m.Resets, s.state.Resets))
@@ -255,11 +255,4 @@ func (s *shim) finish() int {
 // logf writes to stderr, and so into the console's log, what is out of the ordinary.
 func logf(format string, args ...any) {
 	go fmt.Fprintf(os.Stderr, "berth: "+format+"\r\n", args...) // stderr may be stuck
-}
-
-// bootTime is CLOCK_BOOTTIME in nanoseconds.
-func bootTime() int64 {
-	var t unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
-	return t.Nano()
 }

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -114,6 +117,13 @@ type State struct {
 	NMIs       uint64 `json:"nmis,omitempty"`
 	ResetsDone uint64 `json:"resetsDone,omitempty"`
 	NMIsDone   uint64 `json:"nmisDone,omitempty"`
+}
+
+// BootTime is the time since boot, by the clock of messages, CLOCK_BOOTTIME. It never jumps.
+func BootTime() time.Duration {
+	var t unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &t) // cannot fail: the clock exists since Linux 2.6.39
+	return time.Duration(t.Nano())
 }
 
 func (Hello) validate() error { return nil }

@@ -61,6 +61,9 @@ func (s *Store) readID() (string, error) {
 func (s *Store) Distrust(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.distrust != nil && err == nil && s.Trusted != nil {
+		s.Trusted()
+	}
 	s.distrust = err
 }
 

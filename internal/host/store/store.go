@@ -29,6 +29,9 @@ const dirMode = 0o711
 
 // Store is the store of one node. It is safe for concurrent use, also by several processes.
 type Store struct {
+	// Trusted, if there is one, is called when Has fails no more; see Identify. It must not call the store.
+	Trusted func()
+
 	root, images, vms, tools, seeds string
 	reserve                         Reserve
 
