@@ -13,7 +13,7 @@ import (
 type fakeLibvirt struct {
 	root  string
 	xml   map[string]string
-	list  []libvirtd.Summary
+	list  map[string]libvirtd.Domain
 	err   error // of all but HostFacts
 	facts libvirtd.HostFacts
 
@@ -37,7 +37,9 @@ func (f *fakeLibvirt) HostFacts(context.Context) (libvirtd.HostFacts, error) {
 
 func (f *fakeLibvirt) Root() (string, error) { return f.root, f.err }
 
-func (f *fakeLibvirt) Domains(context.Context) ([]libvirtd.Summary, error) { return f.list, f.err }
+func (f *fakeLibvirt) States(context.Context) (map[string]libvirtd.Domain, error) {
+	return f.list, f.err
+}
 
 func (f *fakeLibvirt) Domain(_ context.Context, uuid string) (libvirtd.Domain, error) {
 	xml, exists := f.xml[uuid]

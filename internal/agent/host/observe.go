@@ -104,14 +104,14 @@ func readFile(root, path string, rootErr error) file {
 
 // foreignDomains are the names of those that are not ours, and of those of them that run.
 func (r *Reconciler) foreignDomains(ctx context.Context, old []string) (all, running []string, err error) {
-	domains, err := r.Libvirt.Domains(ctx)
+	domains, err := r.Libvirt.States(ctx)
 	if err != nil {
 		return old, nil, err
 	}
-	for _, d := range domains {
-		if !r.IsOurs(ctx, d.UUID) {
+	for uuid, d := range domains {
+		if !r.IsOurs(ctx, uuid) {
 			all = append(all, d.Name)
-			if d.Active {
+			if d.ID >= 0 {
 				running = append(running, d.Name)
 			}
 		}

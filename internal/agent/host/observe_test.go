@@ -50,7 +50,7 @@ func guest(uid string) store.Guest {
 func TestForeignDomains(t *testing.T) {
 	const ours = `<domain><metadata><b:guest xmlns:b="https://berth.dev/domain/v1" vm="a"/></metadata></domain>`
 	libvirt := &fakeLibvirt{
-		list: []libvirtd.Summary{{UUID: "kept", Name: "kept", Active: true}, {UUID: "marked", Name: "marked"}, {UUID: "other", Name: "other", Active: true}, {UUID: "bad", Name: "bad"}, {UUID: "ended", Name: "ended"}},
+		list: map[string]libvirtd.Domain{"kept": {Name: "kept"}, "marked": {Name: "marked", ID: -1}, "other": {Name: "other"}, "bad": {Name: "bad", ID: -1}, "ended": {Name: "ended", ID: -1}},
 		xml:  map[string]string{"kept": "<domain/>", "marked": ours, "other": "<domain/>", "bad": "<"},
 	}
 	r := &Reconciler{Options: Options{Libvirt: libvirt, Store: &fakeStore{guests: []store.Guest{guest("kept")}}}}

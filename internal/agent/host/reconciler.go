@@ -26,7 +26,7 @@ import (
 // Libvirt is what a Reconciler asks of libvirtd.
 type Libvirt interface {
 	Root() (string, error)
-	Domains(ctx context.Context) ([]libvirtd.Summary, error)
+	States(ctx context.Context) (map[string]libvirtd.Domain, error)
 	Domain(ctx context.Context, uuid string) (libvirtd.Domain, error)
 	HostFacts(ctx context.Context) (libvirtd.HostFacts, error)
 }

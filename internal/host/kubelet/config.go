@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -13,7 +12,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
-	"golang.org/x/sys/unix"
+
+	"github.com/berth-dev/berth/internal/host/namespace"
 )
 
 // maxFile bounds a configuration file, in bytes.
@@ -78,18 +78,10 @@ func flag(args []string, name string) (value string) {
 
 // read reads a file as kubelet sees it: a link in its path leads to below kubelet's root, and not to ours.
 func read(root, path string) ([]byte, error) {
-	dir, err := os.Open(root)
+	f, err := namespace.Open(root, path, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
-		Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, &os.PathError{Op: "openat2", Path: path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), path)
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxFile))
 }

@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -85,18 +86,18 @@ func TestConnPassesOnlyWellFormedMessages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			<-w.closed
+			<-w.ended.Done()
 			if n, err := w.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
 				t.Errorf("after the end: %d bytes, %v", n, err)
 			}
 			if tc.refused == "" {
-				if string(got) != string(sent) || !errors.Is(w.err, io.EOF) {
-					t.Errorf("handed on %d bytes of %d, then %v", len(got), len(sent), w.err)
+				if string(got) != string(sent) || !errors.Is(context.Cause(w.ended), io.EOF) {
+					t.Errorf("handed on %d bytes of %d, then %v", len(got), len(sent), context.Cause(w.ended))
 				}
 				return
 			}
-			if len(got) != 0 || !errors.Is(w.err, errFraming) || !strings.Contains(w.err.Error(), tc.refused) {
-				t.Errorf("handed on %d bytes, then %v", len(got), w.err)
+			if len(got) != 0 || !errors.Is(context.Cause(w.ended), errFraming) || !strings.Contains(context.Cause(w.ended).Error(), tc.refused) {
+				t.Errorf("handed on %d bytes, then %v", len(got), context.Cause(w.ended))
 			}
 		})
 	}

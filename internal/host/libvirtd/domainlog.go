@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/berth-dev/berth/internal/fault"
+	"github.com/berth-dev/berth/internal/host/namespace"
 )
 
 const (
@@ -40,7 +40,7 @@ func ReadExit(root, name string) (Exit, error) {
 }
 
 func tail(root, file string) (string, error) {
-	f, err := openInRoot(root, file, 0)
+	f, err := namespace.Open(root, file, 0)
 	if err != nil {
 		return "", err
 	}
@@ -54,23 +54,6 @@ func tail(root, file string) (string, error) {
 	}
 	text, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-logTail), logTail))
 	return string(text), err
-}
-
-// openInRoot opens what is below root; links are followed below it only.
-func openInRoot(root, file string, flags uint64) (*os.File, error) {
-	dir, err := os.Open(root)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	fd, err := unix.Openat2(int(dir.Fd()), file, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY | flags,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, &fs.PathError{Op: "openat2", Path: file, Err: err}
-	}
-	return os.NewFile(uintptr(fd), file), nil
 }
 
 // parseExit reads what libvirt (qemuProcessLaunch, qemuDomainLogAppendMessage) and QEMU write into a domain's log:
@@ -179,7 +162,7 @@ func (c *Client) RemoveLogs(name string) error {
 
 // removeLogs follows links to the directory below root only, and removes nothing but regular files in it.
 func removeLogs(root, name string) error {
-	dir, err := openInRoot(root, logDir, unix.O_DIRECTORY)
+	dir, err := namespace.Open(root, logDir, unix.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

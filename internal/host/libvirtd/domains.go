@@ -111,27 +111,8 @@ func (c *Client) domainOf(d golibvirt.Domain, state, reason int32) Domain {
 	return found
 }
 
-// Summary is one domain of a list.
-type Summary struct {
-	UUID, Name string
-	// Active is false for a domain that is only defined.
-	Active bool
-}
-
-// Domains lists all domains, foreign ones and those that do not run included.
-func (c *Client) Domains(ctx context.Context) ([]Summary, error) {
-	domains, err := ask(ctx, c.queries, listDomains)
-	if err != nil {
-		return nil, fmt.Errorf("listing domains: %w", classify(err))
-	}
-	all := make([]Summary, 0, len(domains))
-	for _, d := range domains {
-		all = append(all, Summary{UUID: uuidText(d.UUID), Name: d.Name, Active: d.ID >= 0})
-	}
-	return all, nil
-}
-
-// States returns what every domain does, foreign ones included, by its UUID, in one question. Their XML is left out.
+// States returns what every domain does, foreign ones and those that do not run included, by its UUID, in one question. Their
+// XML is left out.
 func (c *Client) States(ctx context.Context) (map[string]Domain, error) {
 	records, err := ask(ctx, c.queries, func(l *golibvirt.Libvirt) ([]golibvirt.DomainStatsRecord, error) {
 		return l.ConnectGetAllDomainStats(nil, uint32(golibvirt.DomainStatsState), uint32(golibvirt.ConnectGetAllDomainsStatsNowait))
@@ -290,11 +271,6 @@ func (c *Client) withDomain(ctx context.Context, pool *callPool, id string, op f
 		}
 		return op(l, d)
 	})
-}
-
-func listDomains(l *golibvirt.Libvirt) ([]golibvirt.Domain, error) {
-	domains, _, err := l.ConnectListAllDomains(1, 0) // flags 0: all
-	return domains, err
 }
 
 func uuidText(id golibvirt.UUID) string { return uuid.UUID(id).String() }

@@ -89,7 +89,7 @@ func TestCallsEndWithTheirContext(t *testing.T) {
 	defer l.Signal(syscall.SIGCONT)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := c.Domains(ctx); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := c.States(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("ended with %v", err)
 	}
 }
@@ -108,7 +108,7 @@ func TestNothingListens(t *testing.T) {
 		defer k.mu.Unlock()
 		return len(k.states) == 1 && fault.ReasonOf(k.states[0]) == v1alpha1.ReasonLibvirtUnreachable
 	})
-	if _, err := c.Domains(ctx); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtUnreachable {
+	if _, err := c.States(ctx); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtUnreachable {
 		t.Errorf("listing: %v", err)
 	}
 	cancel()

@@ -210,7 +210,7 @@ func FuzzConn(f *testing.F) {
 			t.Error("connected to less than two replies")
 		}
 		w.close()
-		<-w.closed
+		<-w.ended.Done()
 	})
 }
 

@@ -179,17 +179,9 @@ const (
 
 // KVMGroup is the group that may open /dev/kvm on libvirt's host; 0 where there is none.
 func (c *Client) KVMGroup() uint32 {
-	root, err := c.Root()
-	if err != nil {
-		return 0
-	}
-	return groupAt(filepath.Join(root, kvmDevice))
-}
-
-// groupAt is a file's group, root's if that cannot be known.
-func groupAt(path string) uint32 {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
+	root, err := c.Root()
+	if err != nil || unix.Stat(filepath.Join(root, kvmDevice), &st) != nil {
 		return 0
 	}
 	return st.Gid

@@ -102,7 +102,7 @@ func (c *connection) guarded(ctx context.Context, fn func(*golibvirt.Libvirt) er
 	select {
 	case err := <-done:
 		if err != nil && !c.alive() {
-			err = fmt.Errorf("%w: %w", err, c.conn.err)
+			err = fmt.Errorf("%w: %w", err, context.Cause(c.conn.ended))
 		}
 		return err
 	case <-ctx.Done():
@@ -137,14 +137,7 @@ func (p *callPool) usable(fresh *connection) *connection {
 	return p.current
 }
 
-func (c *connection) alive() bool {
-	select {
-	case <-c.conn.closed:
-		return false
-	default:
-		return true
-	}
-}
+func (c *connection) alive() bool { return c.conn.ended.Err() == nil }
 
 // close closes whatever connection there is.
 func (p *callPool) close() {
@@ -211,9 +204,8 @@ var (
 // connection's end, which the library can miss.
 type checkedConn struct {
 	net.Conn
-	once   sync.Once
-	closed chan struct{}
-	err    error // why it is closed, once it is
+	ended context.Context //nolint:containedctx // done once it is closed, and its cause is why
+	end   context.CancelCauseFunc
 
 	// Only the library's one reader touches these.
 	in      *bufio.Reader
@@ -221,16 +213,14 @@ type checkedConn struct {
 }
 
 func newCheckedConn(conn net.Conn) *checkedConn {
-	return &checkedConn{Conn: conn, closed: make(chan struct{}), in: bufio.NewReader(conn)}
+	ended, end := context.WithCancelCause(context.Background())
+	return &checkedConn{Conn: conn, ended: ended, end: end, in: bufio.NewReader(conn)}
 }
 
 // fail closes the connection, for the first reason that is given.
 func (w *checkedConn) fail(why error) {
-	w.once.Do(func() {
-		w.err = why
-		_ = w.Conn.Close() // nothing can be done about it, and the peer sees the end in any case
-		close(w.closed)
-	})
+	w.end(why)
+	_ = w.Conn.Close() // nothing can be done about it, and the peer sees the end in any case
 }
 
 func (w *checkedConn) close() { w.fail(errClosed) }

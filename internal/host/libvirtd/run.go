@@ -102,8 +102,8 @@ func (c *Client) watchConnection(ctx context.Context, events *connection) error 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-events.conn.closed:
-			return fmt.Errorf("%w: %w", errConnectionLost, events.conn.err)
+		case <-events.conn.ended.Done():
+			return fmt.Errorf("%w: %w", errConnectionLost, context.Cause(events.conn.ended))
 		case <-ping:
 			if err := c.ping(ctx, events); err != nil {
 				return err
@@ -138,7 +138,10 @@ func (c *Client) ping(ctx context.Context, events *connection) error {
 // compareEvents compares a list of all domains with the events since the last.
 func (c *Client) compareEvents(ctx context.Context) error {
 	noted := c.monitor.beginList()
-	domains, err := ask(ctx, c.queries, listDomains)
+	domains, err := ask(ctx, c.queries, func(l *golibvirt.Libvirt) ([]golibvirt.Domain, error) {
+		domains, _, err := l.ConnectListAllDomains(1, 0) // flags 0: all
+		return domains, err
+	})
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func TestScale(t *testing.T) {
 		env.Eventually(t, "an event for each", func() bool { return k.of(id) > 0 })
 	}
 	start = time.Now()
-	all, err := c.Domains(t.Context())
+	all, err := c.States(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestCheckStateDir(t *testing.T) {
@@ -32,7 +34,11 @@ func TestCheckStateDir(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			qemu := groupAt(path)
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil {
+				t.Fatal(err)
+			}
+			qemu := st.Gid
 			if !c.group {
 				qemu++
 			}

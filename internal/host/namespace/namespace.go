@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"runtime"
 
@@ -39,6 +40,24 @@ func In[T any](ctx context.Context, ns *os.File, kind int, work func() (T, error
 	case <-ctx.Done():
 		return value, fmt.Errorf("working in a namespace: %w", context.Cause(ctx))
 	}
+}
+
+// Open opens a path below root, the root directory of some process, with further flags of openat2(2). Links lead to below
+// root only, and none of /proc's anywhere. It waits for no writer of a FIFO.
+func Open(root, path string, flags uint64) (*os.File, error) {
+	dir, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.Openat2(int(dir.Fd()), path, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY | flags,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "openat2", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // enter moves this thread into a namespace. The rest of the process stays where it is.
