@@ -197,8 +197,9 @@ func (p *Puller) fetch(ctx context.Context, u *pull) error {
 	} else if err != nil {
 		err = fmt.Errorf("image %s: %w", i.From(), err)
 	}
-	if is || whole {
-		p.remember(u.source, content, err)
+	// Of content whose every byte was there. That of a URL without a checksum may be another tomorrow.
+	if (is || whole) && content.Digest != "" && slices.Contains(verdicts, fault.ReasonOf(err)) {
+		p.verdicts.Add(judged{u.source, content}, err, verdictLife)
 	}
 	return err
 }
@@ -257,11 +258,5 @@ type judged struct {
 	content store.Content
 }
 
-// remember keeps the verdict on a content whose every byte was there, if it is one. That of a URL without a checksum may
-// be another tomorrow.
-func (p *Puller) remember(s source, c store.Content, err error) {
-	final := []v1alpha1.Reason{v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge}
-	if c.Digest != "" && slices.Contains(final, fault.ReasonOf(err)) {
-		p.verdicts.Add(judged{s, c}, err, verdictLife)
-	}
-}
+// verdicts are why a content can never be used.
+var verdicts = []v1alpha1.Reason{v1alpha1.ReasonImageNotDisk, v1alpha1.ReasonImageUnsafe, v1alpha1.ReasonImageTooLarge}

@@ -179,19 +179,15 @@ func (b *blob) goOn(r io.Reader, had *io.SectionReader, remaining *int64) io.Rea
 	b.close()
 	b.at, b.goesOn = end, true
 	b.count.Add(end - came)
-	again := kept{io.NewSectionReader(had, came, end-came), b.digester.Hash()}
+	again := io.TeeReader(kept{io.NewSectionReader(had, came, end-came)}, b.digester.Hash())
 	return io.MultiReader(io.LimitReader(r, came), unpacking{&b.turn, again, remaining}, r)
 }
 
-// kept reads what was kept, and hashes it.
-type kept struct {
-	io.Reader
-	hash io.Writer
-}
+// kept reads what was kept, where an error is not one of the image.
+type kept struct{ io.Reader }
 
 func (k kept) Read(p []byte) (int, error) {
 	n, err := k.Reader.Read(p)
-	_, _ = k.hash.Write(p[:n]) // it never fails
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = sinkError{err}
 	}

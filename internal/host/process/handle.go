@@ -76,21 +76,16 @@ func (Table) Watch(pid int, ended func()) (exists bool, err error) {
 
 // Kill ends the process at once. That it has ended already is no error.
 func (Table) Kill(p Process) error {
-	return p.signal(unix.SIGKILL, func(*Handle) error { return nil })
+	return p.signal(unix.SIGKILL, 0)
 }
 
 // Terminate asks the process to end and waits until it has, for so long at most. That it has ended already is no error.
 func (Table) Terminate(p Process, within time.Duration) error {
-	return p.signal(unix.SIGTERM, func(h *Handle) error {
-		if err := h.file.SetReadDeadline(time.Now().Add(within)); err != nil {
-			return fmt.Errorf("watching process %d: %w", p.PID, err)
-		}
-		return h.Wait()
-	})
+	return p.signal(unix.SIGTERM, within)
 }
 
-// signal sends the process a signal and then does what follows, unless it has ended.
-func (p Process) signal(s unix.Signal, then func(*Handle) error) error {
+// signal sends the process a signal, unless it has ended, and waits for its end, for so long at most.
+func (p Process) signal(s unix.Signal, within time.Duration) error {
 	h, err := Open(p.PID)
 	if errors.Is(err, unix.ESRCH) {
 		return nil
@@ -106,10 +101,13 @@ func (p Process) signal(s unix.Signal, then func(*Handle) error) error {
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("ending process %d: %w", p.PID, err)
+	if err != nil || within == 0 {
+		return fault.Doing(err, "ending process %d", p.PID)
 	}
-	return then(h)
+	if err := h.file.SetReadDeadline(time.Now().Add(within)); err != nil {
+		return fmt.Errorf("watching process %d: %w", p.PID, err)
+	}
+	return h.Wait()
 }
 
 // CopyOOMScore gives a process the oom_score_adj of another. Lowering it takes CAP_SYS_RESOURCE; without that it stays as it is,

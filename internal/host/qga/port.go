@@ -123,10 +123,7 @@ func (p *Port) AgentCommand(ctx context.Context, command string) (string, error)
 		return "", notConnected(err)
 	}
 	reply, err := p.line(maxReply)
-	if err != nil {
-		return "", notConnected(fmt.Errorf("reading the reply: %w", err))
-	}
-	return string(reply), nil
+	return string(reply), notConnected(fault.Doing(err, "reading the reply"))
 }
 
 // PowerDown asks the guest to power itself off. A guest agent that does so answers nothing.

@@ -57,10 +57,7 @@ func New(socket string) (*Runtime, error) {
 			MinConnectTimeout: callTimeout,
 		}),
 	)
-	if err != nil {
-		return nil, fmt.Errorf("creating a client of the container runtime at %s: %w", socket, err)
-	}
-	return &Runtime{conn: conn, api: cri.NewRuntimeServiceClient(conn)}, nil
+	return &Runtime{conn: conn, api: cri.NewRuntimeServiceClient(conn)}, fault.Doing(err, "creating a client of the container runtime at %s", socket)
 }
 
 // Close ends the connection.
