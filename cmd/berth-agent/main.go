@@ -58,7 +58,8 @@ func run() error {
 	flag.StringVar(&o.LibvirtDir, "libvirt-dir", "/run/libvirt", "directory of libvirt's sockets")
 	flag.StringVar(&o.RuntimeSocket, "runtime-socket", "/run/containerd/containerd.sock", "CRI socket of the container runtime")
 	flag.StringVar(&insecure, "insecure-registries", "", "registries to reach by plain HTTP: host:port, comma-separated")
-	flag.TextVar(&o.Registries, "registries", o.Registries, `mirrors and certificates of registries: [{"host": "…", "mirrors": ["https://…"], "ca": "PEM"}]`)
+	flag.Func("registries", `mirrors and certificates of registries: [{"host": "…", "mirrors": ["https://…"], "ca": "PEM"}]`,
+		func(list string) error { return o.Registries.UnmarshalText([]byte(list)) })
 	flag.TextVar(&o.GuestSubnet, "guest-subnet", netip.MustParsePrefix("10.0.2.0/24"), "private subnet between a berth and its guest")
 	flag.Var(size, "max-image-size", "largest unpacked size of an image")
 	flag.IntVar(&o.Pulls.PerNode, "max-pulls", 6, "how many images are pulled at once")

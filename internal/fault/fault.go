@@ -3,6 +3,9 @@ package fault
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/berth-dev/berth/api/v1alpha1"
 )
@@ -65,4 +68,14 @@ func ReasonOf(err error) v1alpha1.Reason {
 		return e.Reason
 	}
 	return v1alpha1.ReasonInternalError
+}
+
+// Printable makes what others say fit for a condition: one line, nothing that a terminal obeys or hides, and limit bytes at
+// most, with a mark behind what is cut.
+func Printable(text string, limit int) string {
+	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }), " ")
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + "…"
+	}
+	return text
 }

@@ -11,8 +11,6 @@ import (
 	"net/url"
 	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/errcode"
@@ -86,13 +84,7 @@ func wordsOf(errs errcode.Errors) words {
 }
 
 // printable is text that may stand in a condition.
-func printable(text string) string {
-	clean := strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) }), " ")
-	if len(clean) > maxWords {
-		clean = strings.ToValidUTF8(clean[:maxWords], "") + "…"
-	}
-	return clean
-}
+func printable(text string) string { return fault.Printable(text, maxWords) }
 
 // refusal classifies an answer that is no success, to the question for what.
 func (r *repository) refusal(what string, status int, said words) error {

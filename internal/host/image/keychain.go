@@ -17,10 +17,8 @@ import (
 	"github.com/berth-dev/berth/internal/fault"
 )
 
-// Keychain holds the credentials of pull secrets. The zero value is empty.
-type Keychain struct {
-	entries []entry
-}
+// Keychain holds the credentials of pull secrets.
+type Keychain []entry
 
 // entry is a credential for the images whose names it fits.
 type entry struct {
@@ -64,10 +62,10 @@ func (k *Keychain) Add(config []byte) error {
 		}
 		e := entry{credential: auth.Credential{Username: a.Username, Password: a.Password}}
 		e.host, e.path = splitKey(key)
-		k.entries = append(k.entries, e)
+		*k = append(*k, e)
 	}
 	// The longest path first, as kubelet; the rest only makes the order certain.
-	slices.SortStableFunc(k.entries, func(a, b entry) int {
+	slices.SortStableFunc(*k, func(a, b entry) int {
 		return cmp.Or(cmp.Compare(len(b.path), len(a.path)), cmp.Compare(b.host, a.host))
 	})
 	return nil
@@ -95,7 +93,7 @@ func splitKey(key string) (host, repository string) {
 // does not block a public image.
 func (k Keychain) candidates(ref Reference) []entry {
 	var found []entry
-	for _, e := range k.entries {
+	for _, e := range k {
 		if !hostMatches(e.host, ref.Registry) || !pathMatches(e.path, ref.Repository) {
 			continue
 		}

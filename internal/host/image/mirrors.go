@@ -29,14 +29,6 @@ type Registry struct {
 // Registries are a flag's value: a list in JSON, or "".
 type Registries []Registry
 
-// MarshalText writes the list.
-func (r Registries) MarshalText() ([]byte, error) {
-	if len(r) == 0 {
-		return nil, nil
-	}
-	return json.Marshal([]Registry(r))
-}
-
 // UnmarshalText reads a list. Errors say what is wrong with which.
 func (r *Registries) UnmarshalText(text []byte) error {
 	if *r = nil; len(text) == 0 {

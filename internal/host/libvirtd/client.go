@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	golibvirt "github.com/digitalocean/go-libvirt"
 
@@ -158,7 +156,7 @@ func classify(err error) error {
 	if !ok {
 		return err
 	}
-	err = fmt.Errorf("libvirt: %s (error %d)", sanitize(e.Message), e.Code)
+	err = fmt.Errorf("libvirt: %s (error %d)", fault.Printable(e.Message, maxErrorText), e.Code)
 	switch golibvirt.ErrorNumber(e.Code) { //nolint:exhaustive,gosec // the rest may pass; a small number
 	case golibvirt.ErrNoDomain:
 		return fault.NewTransient(v1alpha1.ReasonNotRunning, err)
@@ -168,13 +166,4 @@ func classify(err error) error {
 	default:
 		return fault.NewTransient(v1alpha1.ReasonLibvirtRefused, err)
 	}
-}
-
-// sanitize makes text fit for a condition: one line, nothing that a terminal obeys or hides, not too long.
-func sanitize(text string) string {
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }), " ")
-	if len(text) > maxErrorText {
-		text = text[:maxErrorText] + "…"
-	}
-	return strings.ToValidUTF8(text, "")
 }

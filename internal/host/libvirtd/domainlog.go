@@ -143,7 +143,7 @@ func lastLines(lines []string) string {
 			break
 		}
 	}
-	text := sanitize(strings.Join(lines, "; "))
+	text := fault.Printable(strings.Join(lines, "; "), maxErrorText)
 	return strings.ToValidUTF8(text[:min(len(text), maxQEMUOutput)], "")
 }
 

@@ -79,11 +79,11 @@ func (j Job) run(ctx context.Context, lines chan<- []byte) error {
 	}
 	// POSIX shared memory: a place that can be written on every Linux, and in every container.
 	empty, err := os.MkdirTemp("/dev/shm", "berth-worker-")
-	if err != nil {
-		return fmt.Errorf("making an empty directory: %w", err)
+	if err == nil {
+		defer os.Remove(empty)
+		err = os.Chmod(empty, 0o555) //nolint:gosec // another user is to enter it
 	}
-	defer os.Remove(empty)
-	if err := os.Chmod(empty, 0o555); err != nil { //nolint:gosec // another user is to enter it
+	if err != nil {
 		return fmt.Errorf("making an empty directory: %w", err)
 	}
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", j.Args...)
