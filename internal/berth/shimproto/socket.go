@@ -48,12 +48,7 @@ func Read(file *os.File, call func(fd int) error) error {
 // for that itself, as the shim can clear O_NONBLOCK, which is a property of the end and not of anybody's descriptor for it.
 func trySend(socket *os.File, data []byte, files []*os.File) error {
 	err := withDescriptors(append([]*os.File{socket}, files...), nil, func(fds []int) error {
-		for {
-			err := unix.Sendmsg(fds[0], data, unix.UnixRights(fds[1:]...), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-			if err != unix.EINTR {
-				return err
-			}
-		}
+		return unix.Sendmsg(fds[0], data, unix.UnixRights(fds[1:]...), nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
 	})
 	if errors.Is(err, unix.EAGAIN) {
 		return ErrFull

@@ -51,8 +51,8 @@ func (r *Runtime) Events(ctx context.Context, changed func(podUID string), resyn
 
 // stream follows one stream to its end. connected: the runtime answered meanwhile; gotEvent: there was an event.
 func (r *Runtime) stream(ctx context.Context, changed func(string), resync func()) (connected, gotEvent bool, err error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	stream, err := r.api.GetContainerEvents(ctx, &cri.GetEventsRequest{})
 	if err != nil {
 		return false, false, err
@@ -78,16 +78,13 @@ func (r *Runtime) stream(ctx context.Context, changed func(string), resync func(
 }
 
 // healthCheck ends the stream of a runtime that hangs: on a silent stream nothing else would tell.
-func (r *Runtime) healthCheck(ctx context.Context, cancel context.CancelCauseFunc) {
-	tick := time.Tick(healthCheckInterval)
-	for {
+func (r *Runtime) healthCheck(ctx context.Context, cancel context.CancelFunc) {
+	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
-			return
-		case <-tick:
-			if err := r.ping(ctx); err != nil {
-				cancel(err)
-				return
+		case <-time.After(healthCheckInterval):
+			if r.ping(ctx) != nil {
+				cancel()
 			}
 		}
 	}
