@@ -35,21 +35,17 @@ type Libvirt interface {
 type Store interface {
 	Check() error
 	Identify(want string) (id string, err error)
-	Content
-	Guests
-	Strays
-}
-
-// Content is what the store has beside guests' disks.
-type Content interface {
 	Images() ([]store.Image, error)
 	Usage() (size int64, percent int32, err error)
+	Guests
 }
 
 // Guests are those that have disks on this node.
 type Guests interface {
 	Has(uid string) (bool, error)
 	List() ([]store.Guest, error)
+	Remove(uid string) error
+	Strays
 }
 
 // Strays are the disks that nobody knows any more.
@@ -57,7 +53,6 @@ type Strays interface {
 	MarkStray(uid string) (since time.Time, err error)
 	UnmarkStray(uid string) error
 	Allocated(uid string) (int64, error)
-	Remove(uid string) error
 }
 
 // Options are what a Reconciler knows and uses.
