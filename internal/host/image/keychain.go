@@ -94,7 +94,9 @@ func splitKey(key string) (host, repository string) {
 func (k Keychain) candidates(ref Reference) []entry {
 	var found []entry
 	for _, e := range k {
-		if !hostMatches(e.host, ref.Registry) || !pathMatches(e.path, ref.Repository) {
+		// A path ends at a slash, so that the credentials of team do not go to team-of-somebody-else.
+		inPath := e.path == "" || strings.HasPrefix(ref.Repository+"/", e.path+"/")
+		if !inPath || !hostMatches(e.host, ref.Registry) {
 			continue
 		}
 		sum := sha256.Sum256([]byte(ref.Registry + "\x00" + e.credential.Username + "\x00" + e.credential.Password))
@@ -114,9 +116,4 @@ func hostMatches(pattern, host string) bool {
 	slashed := strings.NewReplacer(".", "/") // a * ends at a slash
 	ok, err := path.Match(slashed.Replace(pattern), slashed.Replace(host))
 	return err == nil && ok && patternPort == hostPort && strings.Count(pattern, ".") == strings.Count(host, ".")
-}
-
-// pathMatches ends at a slash, so that the credentials of team do not go to team-of-somebody-else.
-func pathMatches(prefix, repository string) bool {
-	return prefix == "" || repository == prefix || strings.HasPrefix(repository, prefix+"/")
 }

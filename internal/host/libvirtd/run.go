@@ -1,6 +1,7 @@
 package libvirtd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,16 +28,12 @@ var (
 // Run keeps the connection and hands on events until ctx ends.
 func (c *Client) Run(ctx context.Context) {
 	backoff := minBackoff
-	for {
+	for ctx.Err() == nil {
 		err := c.serveConnection(ctx)
-		if ctx.Err() != nil {
-			c.disconnected(ctx.Err())
-			return
-		}
 		if c.Connected() {
 			backoff = minBackoff
 		}
-		c.disconnected(err)
+		c.disconnected(cmp.Or(ctx.Err(), err))
 		select {
 		case <-ctx.Done():
 		case <-time.After(backoff):
@@ -155,12 +152,8 @@ func (c *Client) compareEvents(ctx context.Context) error {
 
 // peerOf returns the process that listens at the other end (SO_PEERCRED of unix(7)).
 func peerOf(conn net.Conn) (int, error) {
-	unixConn, ok := conn.(*net.UnixConn)
-	if !ok {
-		return 0, fmt.Errorf("the connection to libvirtd is a %T, not a UNIX socket", conn)
-	}
 	var cred *unix.Ucred
-	raw, err := unixConn.SyscallConn()
+	raw, err := conn.(*net.UnixConn).SyscallConn() // dialFirst knows no other
 	if err == nil {
 		var optErr error
 		err = raw.Control(func(fd uintptr) { cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
