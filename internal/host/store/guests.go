@@ -298,9 +298,7 @@ func readRecord(path string) (r record, fields map[string]json.RawMessage, err e
 }
 
 // add adds a field to a record.
-func add(path string, fields map[string]json.RawMessage, name string, value any) (err error) {
-	if fields[name], err = json.Marshal(value); err != nil {
-		return err
-	}
+func add(path string, fields map[string]json.RawMessage, name string, value any) error {
+	fields[name], _ = json.Marshal(value) // strings and numbers never fail
 	return writeJSON(path, 0o600, fields)
 }

@@ -69,21 +69,15 @@ func (s *Store) Check() error {
 		}
 		s.swept = true
 	}
-	if err := checkWritable(s.vms); err != nil {
+	f, err := openTmpfile(s.vms, 0o600) // it never has a name, and goes at once
+	if err == nil {
+		_, err = f.Write(make([]byte, 4096))
+		err = errors.Join(err, f.Sync(), f.Close())
+	}
+	if err != nil {
 		return classify("writing to the store", err)
 	}
 	return inMemory(s.seeds)
-}
-
-// checkWritable writes a file that never has a name, and goes at once.
-func checkWritable(dir string) error {
-	f, err := openTmpfile(dir, 0o600)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	_, err = f.Write(make([]byte, 4096))
-	return errors.Join(err, f.Sync())
 }
 
 // sweep removes what was left behind, but for what imports go on with. An import in progress, of this or another process,

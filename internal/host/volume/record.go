@@ -76,10 +76,7 @@ func (v *Volumes) recordFile(uid, disk string) string {
 
 // writeRecord replaces a record, whole or not at all. It needs no fsync: a boot of the host takes all of it away.
 func (v *Volumes) writeRecord(uid string, r record) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
+	b, _ := json.Marshal(r) // strings and numbers never fail
 	path := v.recordFile(uid, r.Disk)
 	if err := os.WriteFile(path+newSuffix, append(b, '\n'), 0o600); err != nil {
 		return err
