@@ -163,11 +163,15 @@ func configure(h *netlink.Handle, pod PodInterface, c Config) error {
 func configureTap(h *netlink.Handle, tap netlink.Link, n Interface, mtu int) error {
 	subnet := &net.IPNet{IP: n.Address.Masked().Addr().AsSlice(), Mask: net.CIDRMask(n.Address.Bits(), 32)}
 	gateway := &netlink.Addr{IPNet: &net.IPNet{IP: n.Gateway.AsSlice(), Mask: subnet.Mask}}
+	genMode := h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone)
+	if errors.Is(genMode, unix.EAFNOSUPPORT) || errors.Is(genMode, unix.EOPNOTSUPP) { // a kernel, or an interface, without IPv6
+		genMode = nil
+	}
 	// Without its tap the guest's address must not leave the pod.
 	unreachable := &netlink.Route{Dst: subnet, Type: unix.RTN_UNREACHABLE, Priority: unreachableMetric}
 	return cmp.Or( // none of these needs another
 		fault.Doing(h.LinkSetMTU(tap, mtu), "setting MTU"),
-		fault.Doing(ignoreAbsent(h.LinkSetIP6AddrGenMode(tap, nlAddrGenModeNone)), "disabling IPv6 address generation"),
+		fault.Doing(genMode, "disabling IPv6 address generation"),
 		fault.Doing(h.AddrReplace(tap, gateway), "adding address"),
 		fault.Doing(setIPv4Conf(tap.Attrs().Index, confForwarding, confRouteLocalnet), "enabling forwarding"),
 		fault.Doing(h.RouteReplace(unreachable), "adding an unreachable route to the guest's subnet"),
@@ -199,12 +203,4 @@ func setRemovedDown(h *netlink.Handle, conn *nftables.Conn, c Config) error {
 		}
 	}
 	return nil
-}
-
-// ignoreAbsent passes over a kernel, or an interface, without IPv6.
-func ignoreAbsent(err error) error {
-	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
-		return nil
-	}
-	return err
 }
