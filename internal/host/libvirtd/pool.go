@@ -102,7 +102,7 @@ func (c *connection) guarded(ctx context.Context, fn func(*golibvirt.Libvirt) er
 	select {
 	case err := <-done:
 		if err != nil && !c.alive() {
-			err = fmt.Errorf("%w: %w", err, context.Cause(c.conn.ended))
+			err = fmt.Errorf("%w: %w", err, context.Cause(c.conn.ended)) //nolint:contextcheck // it is the connection's
 		}
 		return err
 	case <-ctx.Done():

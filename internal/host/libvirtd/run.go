@@ -100,7 +100,7 @@ func (c *Client) watchConnection(ctx context.Context, events *connection) error 
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-events.conn.ended.Done():
-			return fmt.Errorf("%w: %w", errConnectionLost, context.Cause(events.conn.ended))
+			return fmt.Errorf("%w: %w", errConnectionLost, context.Cause(events.conn.ended)) //nolint:contextcheck // it is the connection's
 		case <-ping:
 			if err := c.ping(ctx, events); err != nil {
 				return err
