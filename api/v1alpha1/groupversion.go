@@ -18,6 +18,7 @@ func AddToScheme(s *runtime.Scheme) error {
 		&VirtualMachine{}, &VirtualMachineList{},
 		&VirtualMachineHost{}, &VirtualMachineHostList{},
 		&VirtualMachineImage{}, &VirtualMachineImageList{},
+		&VirtualMachineCommit{}, &VirtualMachineCommitList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil

@@ -111,6 +111,14 @@ const (
 	ReasonPulled        Reason = "Pulled"        // an image has come to the node
 	ReasonMediumForced  Reason = "MediumForced"  // a CD-ROM's medium was taken from the guest
 
+	// Reasons of a VirtualMachineCommit's conditions.
+
+	ReasonCommitted       Reason = "Committed"       // the registry has the image
+	ReasonCommitting      Reason = "Committing"      // a disk becomes an image
+	ReasonNothingToCommit Reason = "NothingToCommit" // the VM or its disk does not exist, or is no disk to commit
+	ReasonNotQuiesced     Reason = "NotQuiesced"     // the guest did not hold its writes, and had to
+	ReasonPushFailed      Reason = "PushFailed"      // the registry did not take the image
+
 	// Reasons of a VirtualMachineHost's conditions.
 
 	ReasonHostReady       Reason = "HostReady"       // guests can start on this host

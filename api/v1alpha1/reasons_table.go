@@ -9,15 +9,16 @@ import (
 
 // Where a reason can stand, besides the conditions of a VirtualMachine.
 const (
-	InLastExit = "lastExit"            // status.lastExit of a VirtualMachine
-	InHost     = "VirtualMachineHost"  // conditions and problems of a VirtualMachineHost
-	InImage    = "VirtualMachineImage" // conditions of a VirtualMachineImage, beside the reasons of DisksReady
+	InLastExit = "lastExit"             // status.lastExit of a VirtualMachine
+	InHost     = "VirtualMachineHost"   // conditions and problems of a VirtualMachineHost
+	InImage    = "VirtualMachineImage"  // conditions of a VirtualMachineImage, beside the reasons of DisksReady
+	InCommit   = "VirtualMachineCommit" // conditions of a VirtualMachineCommit, beside the reasons of DisksReady and Running
 )
 
 // Reasons are all, sorted.
 func Reasons() []Reason { return slices.Sorted(maps.Keys(reasons)) }
 
-// In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost, InImage; nothing for Events
+// In lists where the reason can stand: condition types of a VirtualMachine, InLastExit, InHost, InImage, InCommit; nothing for Events
 // alone. Ready and Stalled repeat the reasons of other conditions besides.
 func (r Reason) In() []string { return reasons[r].in }
 
@@ -69,9 +70,9 @@ var reasons = map[Reason]reasonInfo{
 	ReasonScheduled:              {in(ConditionScheduled), "", "The berth has a node.", ""},
 	ReasonNotWanted:              {in(ConditionScheduled), "", "The spec asks for no guest, so there is no berth.", "Set state to Running to start it."},
 	ReasonPending:                {in(ConditionScheduled, ConditionReady), "", "The berth has not been scheduled, or the agent of its node has not reported yet.", "Wait. If it stays, ask `kubectl describe pod` about the berth, which has the VM's name, and `kubectl get vmhost` about its node."},
-	ReasonUnschedulable:          {in(ConditionScheduled), warning, "No node takes the berth; the message is the scheduler's.", "Lower the request, or change the nodes or what the spec asks of them."},
+	ReasonUnschedulable:          {in(ConditionScheduled, InCommit), warning, "No node takes the berth; the message is the scheduler's.", "Lower the request, or change the nodes or what the spec asks of them."},
 	ReasonNoHost:                 {in(ConditionScheduled), warning, "No node of the cluster is a usable KVM host.", "Look at `kubectl get vmhost`, and correct what it says."},
-	ReasonBerthRefused:           {in(ConditionScheduled), warning, "The API server refused the berth, or a claim of volumeClaimTemplates: quota, admission or Pod Security.", "Read in the message which rule it was, and change the spec or the rule."},
+	ReasonBerthRefused:           {in(ConditionScheduled, InCommit), warning, "The API server refused the berth, or a claim of volumeClaimTemplates: quota, admission or Pod Security.", "Read in the message which rule it was, and change the spec or the rule."},
 	ReasonPodNameTaken:           {in(ConditionScheduled), user, "A pod that is not Berth's has the VM's name.", "Delete that pod, or give the VM another name."},
 	ReasonNodeLost:               {in(ConditionScheduled), warning, "The berth's node does not answer; the guest may still run.", "Bring the node back. If it is surely off, delete its Node object or taint it node.kubernetes.io/out-of-service."},
 	ReasonClaimMissing:           {in(ConditionScheduled), user, "A PersistentVolumeClaim that a disk names does not exist, or is being deleted.", "Create it, or correct the disk's claimName."},
@@ -153,6 +154,11 @@ var reasons = map[Reason]reasonInfo{
 	ReasonPulled:                 {in(), normal, "An image has come to the node; the Event tells what was transferred, and how fast.", ""},
 	ReasonMediumForced:           {in(), warning, "The guest held a CD-ROM's medium for 10 s when it was to be changed, and it was taken by force.", "Unmount a CD-ROM in the guest before its image changes. Programs that still read the old one get errors: unmount it there, and mount the new one."},
 	ReasonTTLExpired:             {in(), normal, "The guest has ended for good, as long ago as ttlSecondsAfterFinished says, and its VM was deleted, with its disks.", ""},
+	ReasonCommitted:              {in(InCommit), normal, "The registry has the image of the disk.", ""},
+	ReasonCommitting:             {in(ConditionDisksReady, InCommit), "", "A disk of the VM becomes an image. While the disk of a stopped VM is read, the guest is not started.", "Wait; `kubectl get vmcommit` shows how far it is. To give it up, delete the VirtualMachineCommit."},
+	ReasonNothingToCommit:        {in(InCommit), warning, "The VM does not exist, has no disk of that name, has not made it on any node yet, or the disk is a CD-ROM, or a stopped guest's claim.", "Start the guest, and the commit goes on; the message says what it waits for. To correct a name, or if the commit has failed, create another."},
+	ReasonNotQuiesced:            {in(InCommit), warning, "The guest was to hold its writes while the disk is taken, and its guest agent did not have it do so.", "Install qemu-guest-agent in the guest, stop the guest, or set quiesce to IfPossible; then create another commit."},
+	ReasonPushFailed:             {in(InCommit), warning, "The registry did not take the image.", "Read the message, check the registry and the node's way to it, and create another commit."},
 	ReasonHostReady:              {in(InHost), "", "Guests can start on this host.", ""},
 	ReasonLibvirtTooOld:          {in(InHost), warning, "libvirt or QEMU is missing, or older than Berth needs.", "Install or upgrade it."},
 	ReasonKernelTooOld:           {in(InHost), warning, "The kernel is older than 5.6.", "Upgrade it."},

@@ -13,7 +13,7 @@ import (
 // allIsWell are the reasons after which nothing is to be done.
 var allIsWell = map[Reason]bool{
 	ReasonScheduled: true, ReasonDisksReady: true, ReasonStarted: true, ReasonGuestAgentConnected: true, ReasonReady: true, ReasonUpToDate: true,
-	ReasonHostReady: true, ReasonWellConfigured: true, ReasonTTLExpired: true, ReasonPulled: true, ReasonImageReady: true, ReasonImageResolved: true,
+	ReasonHostReady: true, ReasonWellConfigured: true, ReasonTTLExpired: true, ReasonPulled: true, ReasonImageReady: true, ReasonImageResolved: true, ReasonCommitted: true,
 }
 
 // TestReasons holds the table of reasons against the constants, in whatever file they stand.

@@ -102,6 +102,8 @@ func ofCondition(n ast.Node) string {
 		return v1alpha1.InHost
 	case v1alpha1.ConditionResolved:
 		return v1alpha1.InImage
+	case v1alpha1.ConditionComplete, v1alpha1.ConditionFailed:
+		return v1alpha1.InCommit
 	default:
 		return kind
 	}
