@@ -1,6 +1,8 @@
 package env
 
 import (
+	"encoding/binary"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -58,6 +60,16 @@ func BootDisk(t testing.TB, dir string, act Act, uid, gid uint32) (raw, overlay 
 func EmptyDisk(t testing.TB, path string, uid, gid uint32) {
 	t.Helper()
 	makeDisk(t, path, uid, gid)
+}
+
+// EmptyDiskLike makes a qcow2 disk as large as another one is for its guest.
+func EmptyDiskLike(t testing.TB, path, like string, uid, gid uint32) {
+	t.Helper()
+	header, err := os.ReadFile(like)
+	if err != nil || len(header) < 32 {
+		t.Fatalf("reading %s: %d bytes, %v", like, len(header), err)
+	}
+	makeDisk(t, path, uid, gid, "-o", fmt.Sprintf("size=%d", binary.BigEndian.Uint64(header[24:])))
 }
 
 func makeDisk(t testing.TB, path string, uid, gid uint32, options ...string) {

@@ -7,5 +7,6 @@
 // Host. They tell whether it could happen. Nothing happens by itself, and nothing sleeps. The world's part in a guest's
 // shutdown is the test's, too: a guest that was asked to power off runs until PowerOff.
 //
-// It never touches the machine that it runs on, but for opening /dev/null where a caller wants a file.
+// It never touches the machine that it runs on, but for opening /dev/null where a caller wants a file, and for the copies of
+// guests' disks, which are files in a directory of the test's: CopiesIn.
 package hosttest

@@ -48,6 +48,8 @@ type Host struct {
 	guests map[string]*guest // by UID
 	seeds  map[string]*seed  // by UID
 	claims int               // that there have been
+	copies string            // the directory of copies of disks
+	room   int64             // for them, in bytes; 0 is no limit
 
 	attached map[string]map[string]*attachment // by guest and disk
 	granted  map[int]bool                      // groups
@@ -111,6 +113,7 @@ type qemu struct {
 	sizes         map[string]int64 // of disks by path, as ResizeDisk told
 	holds         bool             // its guest holds what it is asked for
 	leaving       []string         // aliases of disks that it is asked for
+	frozen        bool             // its guest holds its writes
 	files, taps   []string
 	helper        *proc
 	// cause is how it ended, as libvirt will notice; "" while it lives.

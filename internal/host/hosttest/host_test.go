@@ -22,15 +22,43 @@ func xml(h *hosttest.Host, id, name string) string {
 		<seclabel><label>+1879048192:+108</label></seclabel></domain>`, name, id, id, h.Consoles.Path(id, console.Serial))
 }
 
+// disked is xml with a disk.
+func disked(h *hosttest.Host, id, name string) string {
+	i := h.AddImage(store.Content{Digest: "sha256:" + strings.Repeat("6", 64)}, 1)
+	disk := fmt.Sprintf(`<disk type="file" device="disk"><source file="%s"/><target dev="vda" bus="virtio"/><alias name="ua-root"/></disk>`, i.DiskPath())
+	return strings.Replace(xml(h, id, name), "<devices>", "<devices>"+disk, 1)
+}
+
+// backup describes the copying of a disk.
+func backup(target, file string) string {
+	return fmt.Sprintf(`<domainbackup><disks><disk name="%s"><driver type="qcow2"/><target file="%s"/></disk></disks></domainbackup>`, target, file)
+}
+
 func TestLibvirt(t *testing.T) {
 	h := hosttest.New()
+	h.CopiesIn(t.TempDir())
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt, Resizer: h.Libvirt, Plugger: h.Libvirt, Annotator: h.Libvirt,
+		Domains: h.Libvirt, Power: h.Libvirt, Buttons: h.Libvirt, Resizer: h.Libvirt, Plugger: h.Libvirt, Annotator: h.Libvirt, Backups: h.Libvirt,
+		Backup: func(t *testing.T, id string, there bool) string {
+			user, err := h.Store.EnsureGuest(store.Identity{UID: id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			file := "/none.part"
+			if there {
+				_ = h.Store.EndCommit(id, func() error { return nil })
+				if file, err = h.Store.CreateCommit(id, 1<<20, 1, user); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return backup("vda", file)
+		},
+		Complete: h.CompleteBackup,
 		Disk: func(*testing.T) string {
 			i := h.AddImage(store.Content{Digest: "sha256:" + strings.Repeat("5", 64)}, 1)
 			return fmt.Sprintf(`<disk type="file" device="disk"><source file="%s"/><target dev="vdp" bus="virtio"/><alias name="ua-data"/></disk>`, i.DiskPath())
 		},
-		XML: func(_ *testing.T, id, name string) string { return xml(h, id, name) },
+		XML: func(_ *testing.T, id, name string) string { return disked(h, id, name) },
 		End: func(t *testing.T, cause libvirtd.Cause) (id, name string) {
 			id, name = uuid.NewString(), "end_"+uuid.NewString()
 			running(t, h, id, name)
@@ -71,10 +99,11 @@ func running(t *testing.T, h *hosttest.Host, id, name string) {
 }
 
 func TestStore(t *testing.T) {
-	hosttest.TestStore(t, func(*testing.T) hosttest.StoreSetup {
+	hosttest.TestStore(t, func(t *testing.T) hosttest.StoreSetup {
 		h := hosttest.New()
+		h.CopiesIn(t.TempDir())
 		return hosttest.StoreSetup{
-			Guests: h.Store, Disks: h.Store, LiveDisks: h.Store, Images: h.Store, Seeds: h.Store, FirstStarts: h.Store,
+			Guests: h.Store, Disks: h.Store, LiveDisks: h.Store, Images: h.Store, Seeds: h.Store, FirstStarts: h.Store, Commits: h.Store,
 			AddImage: func(_ *testing.T, c store.Content, size int64) { h.AddImage(c, size) },
 		}
 	})

@@ -35,6 +35,8 @@ type domain struct {
 	process   *proc
 	// agent answers for the guest agent; nil while none is connected.
 	agent func(command string) (string, error)
+	// backup is the one that goes on, or has ended and nobody was told; nil if there is none.
+	backup *backupJob
 }
 
 // reset takes note of a reset.
@@ -262,6 +264,9 @@ func (l *Libvirt) CreatePaused(ctx context.Context, doc string) error {
 	for _, f := range files {
 		if !h.stored(f) {
 			return refused("starting", d.Name, "no file "+f+" (error 38)")
+		}
+		if len(h.qemus[d.UUID]) == 0 && h.locked(f) {
+			return refused("starting", d.Name, `failed to get "write" lock of `+f+" (error 1)")
 		}
 	}
 	if len(h.qemus[d.UUID]) > 0 {

@@ -54,6 +54,13 @@ type Plugger interface {
 	BlockStats(ctx context.Context) (map[string][]libvirtd.BlockStats, error)
 }
 
+// Backups are copies of disks that TestLibvirt has a libvirtd.Client make.
+type Backups interface {
+	BeginBackup(ctx context.Context, uuid, xml string) error
+	BackupProgress(ctx context.Context, uuid string) (done, total uint64, goesOn bool, err error)
+	AbortBackup(ctx context.Context, uuid string) error
+}
+
 // Annotator has a libvirtd.Client keep something with a domain.
 type Annotator interface {
 	SetMetadata(ctx context.Context, uuid, xml string) error
@@ -67,6 +74,11 @@ type LibvirtSetup struct {
 	Resizer
 	Plugger
 	Annotator
+	Backups
+	// Backup describes the copying of a disk of a domain of XML, into a new file that is there, or else into none.
+	Backup func(t *testing.T, uuid string, there bool) string
+	// Complete lets a backup come to its end. It is nil where that comes by itself.
+	Complete func(uuid string) bool
 	// Disk describes one that a domain of XML can be plugged.
 	Disk func(t *testing.T) string
 	// XML describes a domain whose guest has no guest agent and ignores the power button. Each has another name.
@@ -144,6 +156,7 @@ func expectFault(t *testing.T, doing string, err error, class fault.Class, reaso
 
 // calls are all that is asked about one domain, by name.
 func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
+	_, _, _, progressErr := s.BackupProgress(t.Context(), id)
 	return map[string]error{
 		"resuming":          s.Resume(t.Context(), id),
 		"suspending":        s.Suspend(t.Context(), id),
@@ -155,6 +168,9 @@ func (s LibvirtSetup) calls(t *testing.T, id string) map[string]error {
 		"changing a medium": s.ChangeMedium(t.Context(), id, `<disk device="cdrom"><target dev="sda" bus="sata"/></disk>`, true),
 		"limiting a disk":   s.SetDiskLimits(t.Context(), id, "vdp", libvirtd.DiskLimits{}),
 		"its metadata":      s.SetMetadata(t.Context(), id, `<a:b xmlns:a="https://example.org"/>`),
+		"copying a disk":    s.BeginBackup(t.Context(), id, "<domainbackup/>"),
+		"watching a copy":   progressErr,
+		"giving up a copy":  s.AbortBackup(t.Context(), id),
 		"shutting it down":  s.Shutdown(t.Context(), id),
 		"destroying":        s.Destroy(t.Context(), id),
 	}
@@ -167,7 +183,7 @@ func (s LibvirtSetup) expectAbsent(t *testing.T, id string) {
 	for doing, err := range s.calls(t, id) {
 		switch doing {
 		case "resuming", "suspending", "resetting", "injecting an NMI", "resizing a disk",
-			"plugging a disk", "changing a medium", "limiting a disk", "its metadata":
+			"plugging a disk", "changing a medium", "limiting a disk", "its metadata", "copying a disk", "watching a copy":
 			expectFault(t, doing, err, fault.Transient, v1alpha1.ReasonNotRunning)
 		default:
 			if err != nil {
@@ -213,6 +229,7 @@ func TestLibvirt(t *testing.T, s LibvirtSetup) {
 	})
 	t.Run("a domain is refused", s.testRefusals)
 	t.Run("a disk comes, changes and goes", s.testPlug)
+	t.Run("a disk is copied", s.testBackup)
 	for cause, seen := range map[libvirtd.Cause]libvirtd.State{
 		libvirtd.CausePoweredOff: "", libvirtd.CauseFailed: "", libvirtd.CauseSignalled: "", libvirtd.CausePanicked: libvirtd.Crashed,
 	} {
@@ -363,6 +380,62 @@ func (s LibvirtSetup) testPlug(t *testing.T) {
 	if err := s.DetachDisk(t.Context(), id, "ua-none"); err != nil {
 		t.Errorf("unplugging what is not there: %v", err)
 	}
+}
+
+func (s LibvirtSetup) testBackup(t *testing.T) {
+	id, _, _ := s.create(t, "backup")
+	begin := func(there bool) error { return s.BeginBackup(t.Context(), id, s.Backup(t, id, there)) }
+	abort := func(when string) {
+		t.Helper()
+		if err := s.AbortBackup(t.Context(), id); err != nil {
+			t.Errorf("giving it up %s: %v", when, err)
+		}
+	}
+	ends := func() error {
+		t.Helper()
+		for range 600 {
+			done, total, goesOn, err := s.BackupProgress(t.Context(), id)
+			if done > total {
+				t.Errorf("%d bytes of %d are copied", done, total)
+			}
+			if !goesOn {
+				return err
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Fatal("it goes on after 30 s")
+		return nil
+	}
+	abort("without one")
+	expectFault(t, "without one", ends(), fault.Transient, v1alpha1.ReasonStoreFailed)
+	expectFault(t, "into no file", begin(false), fault.Transient, v1alpha1.ReasonLibvirtRefused)
+	abort("after it was refused")
+	for range 2 {
+		if err := begin(true); err != nil {
+			t.Fatal(err)
+		}
+		if s.Complete != nil && !s.Complete(id) {
+			t.Error("it has ended by itself")
+		}
+		if err := ends(); err != nil {
+			t.Errorf("its end: %v", err)
+		}
+	}
+	abort("after its end")
+	if err := begin(true); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.AbortBackup(t.Context(), id) // it may be faster, and end right before
+	_ = ends()
+	abort("twice")
+	s.expect(t, id, libvirtd.Paused, libvirtd.PausedByUser)
+	if err := begin(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Destroy(t.Context(), id); err != nil { // it ends with its domain
+		t.Error(err)
+	}
+	expectFault(t, "without its domain", ends(), fault.Transient, v1alpha1.ReasonNotRunning)
 }
 
 func (s LibvirtSetup) testRefusals(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"path"
 	"regexp"
 	"slices"
@@ -41,6 +42,7 @@ type guest struct {
 	disks    map[string]store.GuestDisk
 	media    map[string]store.GuestDisk
 	tools    bool          // it has the disk with the guest program
+	copy     string        // what a disk of it is copied to, "" if there is none
 	kernel   store.Content // that it keeps
 }
 
@@ -84,7 +86,7 @@ func (h *Host) AddImage(c store.Content, size int64) store.Image {
 	defer h.mu.Unlock()
 	i := store.Image{Content: c, Dir: imagesDir + strings.TrimPrefix(c.Digest, "sha256:")}
 	if c.Kernel == "" && c.Initrd == "" {
-		i.Format, i.VirtualSize = diskformat.Raw, size
+		i.Format, i.VirtualSize, i.Allocated = diskformat.Raw, size, size
 	} else {
 		i.BootSize = size
 		i.Dir += "-kernel" + strings.ReplaceAll(c.Kernel+"-"+c.Initrd, "/", "-")
@@ -241,6 +243,9 @@ func (s *Store) Remove(uid string) error {
 		s.h.removed(uid, d.Path)
 	}
 	delete(s.h.guests, uid)
+	if g.copy != "" { // whoever writes it does so on, and loses nothing
+		return os.Remove(g.copy)
+	}
 	return nil
 }
 

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -62,6 +64,12 @@ type FirstStarts interface {
 	LinkTools(uid string, t store.Tools) (path string, err error)
 }
 
+// Commits is what TestStore asks a store.Store of copies of guests' disks.
+type Commits interface {
+	CreateCommit(uid string, size, needs int64, user int) (path string, err error)
+	EndCommit(uid string, free func() error) error
+}
+
 // StoreSetup is a store to be tested.
 type StoreSetup struct {
 	Guests
@@ -70,6 +78,7 @@ type StoreSetup struct {
 	Images
 	Seeds
 	FirstStarts
+	Commits
 	// AddImage puts a raw disk of size bytes, or a kernel, into the store.
 	AddImage func(t *testing.T, c store.Content, size int64)
 }
@@ -98,6 +107,7 @@ func TestStore(t *testing.T, open func(t *testing.T) StoreSetup) {
 		"a disk is removed":                               testRemoveDisk,
 		"what guests need stays":                          testKeep,
 		"a seed comes and goes":                           testSeed,
+		"a copy of a disk comes and goes":                 testCommit,
 		"nothing is left of a guest":                      testRemove,
 		"what is no UID is refused":                       testUIDs,
 	} {
@@ -481,6 +491,53 @@ func testSeed(t *testing.T, s StoreSetup) {
 	has(false)
 }
 
+func testCommit(t *testing.T, s StoreSetup) {
+	uid, user := s.claim(t)
+	calls, busy := 0, error(nil)
+	end := func(wantCalls int, want error) {
+		t.Helper()
+		calls = 0
+		err := s.EndCommit(uid, func() error { calls++; return busy })
+		if !errors.Is(err, want) || calls != wantCalls {
+			t.Errorf("its end: %v, after %d calls, want %v and %d", err, calls, want, wantCalls)
+		}
+	}
+	end(0, nil)
+	file, err := s.CreateCommit(uid, 64*mib, 1, user)
+	if err != nil || !filepath.IsAbs(file) {
+		t.Fatalf("%q, %v", file, err)
+	}
+	if raw, err := os.ReadFile(file); err != nil || !strings.HasPrefix(string(raw), "QFI\xfb") {
+		t.Errorf("it has %d bytes, %v", len(raw), err)
+	}
+	s.expectDisks(t, uid)
+	busy = errors.New("QEMU has it")
+	for range 2 {
+		end(1, busy)
+		if st, err := os.Stat(file); err != nil || st.Size() > 0 {
+			t.Errorf("while it is used: %v, %v", st, err)
+		}
+	}
+	busy = nil
+	end(1, nil)
+	end(0, nil)
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
+	}
+	if again, err := s.CreateCommit(uid, 64*mib, 1, user); again != file || err != nil {
+		t.Errorf("another: %q, %v, want %q", again, err, file)
+	}
+	if err := s.Remove(uid); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it outlives the guest: %v", err)
+	}
+	end(0, nil)
+	_, err = s.CreateCommit(uuid.NewString(), mib, 1, user)
+	expectAbsence(t, "one of no guest", err)
+}
+
 func testRemove(t *testing.T, s StoreSetup) {
 	other, otherUser := s.claim(t)
 	stays := s.make(t, s.Overlay, other, store.Overlay{Name: "root", Base: small, User: otherUser}, mib)
@@ -523,13 +580,14 @@ func testUIDs(t *testing.T, s StoreSetup) {
 		_, toolsErr := s.LinkTools(uid, toolsOf("version 2"))
 		_, hasSeedErr := s.HasSeed(uid)
 		_, ignitionErr := s.WriteIgnition(uid, nil, store.FirstUser)
+		_, commitErr := s.CreateCommit(uid, mib, 1, store.FirstUser)
 		for doing, err := range map[string]error{
 			"claiming": claimErr, "its hardware": hardwareErr, "looking for it": hasErr, "its disks": disksErr, "making a disk": overlayErr,
 			"making a disk anew": recreateErr, "keeping its kernel": s.PinKernel(uid, kernel), "its medium": s.SetMedium(uid, "root", "a", small),
 			"removing a disk": s.RemoveDisk(uid, "root"), "removing it": s.Remove(uid),
 			"making its seed": seedErr, "looking for its seed": hasSeedErr, "writing its seed": s.WriteSeed(uid, nil),
 			"its first start": withoutErr, "recording that": s.RecordSeed(uid, true), "its tools": toolsErr, "removing its seed": s.RemoveSeed(uid),
-			"its Ignition": ignitionErr,
+			"its Ignition": ignitionErr, "copying a disk": commitErr, "the copy's end": s.EndCommit(uid, func() error { return nil }),
 		} {
 			if err == nil || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("UID %q, %s: %v", uid, doing, err)

@@ -492,3 +492,133 @@ func BenchmarkLook(b *testing.B) {
 		}
 	}
 }
+
+func TestABackupGoesOnUntilItsEnd(t *testing.T) {
+	for name, tt := range map[string]struct {
+		ends   func(*hosttest.Host) bool
+		reason v1alpha1.Reason // of the error that tells so
+	}{
+		"it is complete":   {func(h *hosttest.Host) bool { return h.CompleteBackup(web) }, ""},
+		"QEMU gives it up": {func(h *hosttest.Host) bool { return h.FailBackup(web, "no space") }, v1alpha1.ReasonStoreFailed},
+		"it is given up":   {func(h *hosttest.Host) bool { return h.Libvirt.AbortBackup(t.Context(), web) == nil }, v1alpha1.ReasonStoreFailed},
+		"the guest ends":   {func(h *hosttest.Host) bool { return h.PowerOff(web) }, v1alpha1.ReasonNotRunning},
+		"QEMU is killed":   {func(h *hosttest.Host) bool { return h.KillQEMU(web) }, v1alpha1.ReasonLibvirtRefused},
+		"its file is emptied": {func(h *hosttest.Host) bool {
+			_ = h.Store.EndCommit(web, func() error { return errors.New("not yet") })
+			return h.FailBackup(web, "it is no qcow2")
+		}, v1alpha1.ReasonStoreFailed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := hosttest.New()
+			h.CopiesIn(t.TempDir())
+			if err := h.Libvirt.CreatePaused(t.Context(), disked(h, web, "default_web")); err != nil {
+				t.Fatal(err)
+			}
+			user, err := h.Store.EnsureGuest(store.Identity{UID: web})
+			if err != nil || h.Libvirt.Resume(t.Context(), web) != nil {
+				t.Fatal(err)
+			}
+			file, err := h.Store.CreateCommit(web, 1<<20, 1, user)
+			if err != nil || !h.HasCopy(web) {
+				t.Fatal(err)
+			}
+			h.ConnectAgent(web, h.FreezingAgent(web))
+			agent, err := h.OpenGuestAgent(only(t, h).PID, int(look(t, h).ID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			say := func(command string, frozen bool) {
+				t.Helper()
+				if answer, err := agent.AgentCommand(t.Context(), `{"execute":"`+command+`"}`); answer != `{"return":1}` || err != nil || h.Frozen(web) != frozen {
+					t.Errorf("%s: %s, %v, frozen: %t", command, answer, err, h.Frozen(web))
+				}
+			}
+			say("guest-fsfreeze-freeze", true)
+			if err := h.Libvirt.BeginBackup(t.Context(), web, backup("vdb", file)); err == nil {
+				t.Error("a disk is copied that is not there")
+			}
+			if err := h.Libvirt.BeginBackup(t.Context(), web, backup("vda", file)); err != nil {
+				t.Fatal(err)
+			}
+			if err := h.Libvirt.BeginBackup(t.Context(), web, backup("vda", file)); err == nil {
+				t.Error("two backups go on")
+			}
+			say("guest-fsfreeze-thaw", false)
+			h.AdvanceBackup(web, 1, 2)
+			if b, goesOn := h.Backup(web); !goesOn || !b.Frozen || b.File != file || b.Done != 1 || b.Total != 2 {
+				t.Errorf("%+v, %t", b, goesOn)
+			}
+			if done, total, goesOn, err := h.Libvirt.BackupProgress(t.Context(), web); done != 1 || total != 2 || !goesOn || err != nil {
+				t.Errorf("%d of %d, it goes on: %t, %v", done, total, goesOn, err)
+			}
+			if !tt.ends(h) {
+				t.Error("it had ended")
+			}
+			if _, goesOn := h.Backup(web); goesOn || h.CompleteBackup(web) || h.AdvanceBackup(web, 2, 2) {
+				t.Error("it goes on")
+			}
+			_, _, goesOn, err := h.Libvirt.BackupProgress(t.Context(), web)
+			if goesOn || (err == nil) != (tt.reason == "") || err != nil && fault.ReasonOf(err) != tt.reason {
+				t.Errorf("it goes on: %t, %v", goesOn, err)
+			}
+			if err := h.Store.EndCommit(web, func() error { return nil }); err != nil || h.HasCopy(web) || len(h.Breaches()) > 0 {
+				t.Errorf("it is not removed: %v, %v", err, h.Breaches())
+			}
+		})
+	}
+}
+
+func TestACopyIsRemovedUnderAQEMU(t *testing.T) {
+	h := hosttest.New()
+	if _, err := h.Store.CreateCommit(web, 1<<20, 1, 0); err == nil {
+		t.Error("one of no guest, in no directory, is made")
+	}
+	h.CopiesIn(t.TempDir())
+	h.LimitCopies(10)
+	if err := h.Libvirt.CreatePaused(t.Context(), disked(h, web, "default_web")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Store.EnsureGuest(store.Identity{UID: web}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Store.CreateCommit(web, 1<<20, 11, 0); fault.ReasonOf(err) != v1alpha1.ReasonStoreFull {
+		t.Errorf("one that is too large: %v", err)
+	}
+	file, err := h.Store.CreateCommit(web, 1<<20, 10, 0)
+	if err != nil || h.Libvirt.BeginBackup(t.Context(), web, backup("vda", file)) != nil {
+		t.Fatal(err)
+	}
+	if err := h.Store.EndCommit(web, func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+	expectBreach(t, h, "was removed while a QEMU copied a disk")
+}
+
+// TestADiskIsLocked by the QEMU that has it: no other can start with it.
+func TestADiskIsLocked(t *testing.T) {
+	h := hosttest.New()
+	user, err := h.Store.EnsureGuest(store.Identity{UID: web})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := h.Store.Overlay(web, store.Overlay{Name: "root", Size: 1 << 20, User: user})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const other = "99999999-2222-3333-4444-555555555555"
+	doc := func(id string) string {
+		return strings.Replace(xml(h, id, id), "<devices>", `<devices><disk><source file="`+d.Path+`"/></disk>`, 1)
+	}
+	if err := h.Libvirt.CreatePaused(t.Context(), doc(other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Libvirt.CreatePaused(t.Context(), doc(web)); fault.ReasonOf(err) != v1alpha1.ReasonLibvirtRefused {
+		t.Errorf("a second QEMU has it: %v", err)
+	}
+	if err := h.Libvirt.Destroy(t.Context(), other); err != nil {
+		t.Error(err)
+	}
+	if err := h.Libvirt.CreatePaused(t.Context(), doc(web)); err != nil {
+		t.Error(err)
+	}
+}

@@ -171,7 +171,18 @@ func TestContract(t *testing.T) {
 		libvirtd.CauseSignalled:  {signal: syscall.SIGTERM},
 	}
 	hosttest.TestLibvirt(t, hosttest.LibvirtSetup{
-		Domains: c, Power: c, Buttons: c, Resizer: c, Plugger: c, Annotator: c,
+		Domains: c, Power: c, Buttons: c, Resizer: c, Plugger: c, Annotator: c, Backups: c,
+		Backup: func(t *testing.T, id string, there bool) string {
+			file, disk := filepath.Join(l.Dir, uuid.NewString()+".part"), factsOf(t, c, id).Disks[0]
+			if there {
+				env.EmptyDiskLike(t, file, disk.Path, l.UID, l.GID)
+			}
+			doc, err := domain.BackupXML(disk, file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return doc
+		},
 		Disk: func(t *testing.T) string {
 			path := filepath.Join(l.Dir, "data.qcow2")
 			env.EmptyDisk(t, path, l.UID, l.GID)

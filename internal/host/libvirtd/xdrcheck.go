@@ -51,6 +51,7 @@ var (
 		{remoteProgram, 70}:           reflect.TypeFor[golibvirt.AuthPolkitRet](),
 		{remoteProgram, 157}:          reflect.TypeFor[golibvirt.ConnectGetLibVersionRet](),
 		{remoteProgram, 160}:          noResult, // domain attach device flags
+		{remoteProgram, 164}:          noResult, // domain abort job
 		{remoteProgram, 174}:          noResult, // domain update device flags
 		{remoteProgram, 210}:          noResult, // domain inject NMI
 		{remoteProgram, 212}:          reflect.TypeFor[golibvirt.DomainGetStateRet](),
@@ -61,11 +62,13 @@ var (
 		{remoteProgram, 258}:          noResult, // domain shutdown flags
 		{remoteProgram, 264}:          noResult, // domain set metadata
 		{remoteProgram, 273}:          reflect.TypeFor[golibvirt.ConnectListAllDomainsRet](),
+		{remoteProgram, 298}:          reflect.TypeFor[golibvirt.DomainGetJobStatsRet](),
 		{remoteProgram, procRegister}: reflect.TypeFor[golibvirt.ConnectDomainEventCallbackRegisterAnyRet](),
 		{remoteProgram, 317}:          noResult, // domain event callback deregister, at the end of a connection
 		{remoteProgram, 342}:          reflect.TypeFor[golibvirt.ConnectGetDomainCapabilitiesRet](),
 		{remoteProgram, 344}:          reflect.TypeFor[golibvirt.ConnectGetAllDomainStatsRet](),
 		{remoteProgram, 392}:          noResult, // domain detach device alias
+		{remoteProgram, 421}:          noResult, // domain backup begin
 	}
 	events = map[procedure]reflect.Type{
 		{remoteProgram, procLifecycle}:      reflect.TypeFor[golibvirt.DomainEventCallbackLifecycleMsg](),

@@ -52,7 +52,7 @@ func Ask(ctx context.Context, c Commander) (Info, error) {
 		Kernel   text `json:"kernel-release"`
 	}
 	for _, command := range []string{"guest-get-host-name", "guest-get-osinfo"} {
-		if err := call(ctx, c, request{Execute: command}, &guest); err != nil && !errors.Is(err, errRefused) {
+		if err := call(ctx, c, request{Execute: command}, &guest); err != nil && !errors.Is(err, ErrRefused) {
 			return Info{}, err
 		}
 	}
@@ -72,8 +72,23 @@ func RunShell(ctx context.Context, c Commander, command string) error {
 	return call(ctx, c, request{"guest-exec", map[string]any{"path": "/bin/sh", "arg": []string{"-c", command}}}, &started)
 }
 
-// errRefused says that the agent answered, and that it will not do this.
-var errRefused = errors.New("the guest agent refused")
+// Freeze has a guest write out what its file systems have in memory, and hold all writes until Thaw; see fsfreeze(8).
+func Freeze(ctx context.Context, c Commander) error {
+	var frozen int // file systems
+	if err := call(ctx, c, request{Execute: "guest-fsfreeze-freeze"}, &frozen); err != nil || frozen > 0 {
+		return err
+	}
+	return notConnected(fmt.Errorf("%w: it has no file system that it can freeze", ErrRefused))
+}
+
+// Thaw lets a guest write again. That it was not frozen is no error.
+func Thaw(ctx context.Context, c Commander) error {
+	var thawed int
+	return call(ctx, c, request{Execute: "guest-fsfreeze-thaw"}, &thawed)
+}
+
+// ErrRefused says that the agent answered, and that it will not do this.
+var ErrRefused = errors.New("the guest agent refused")
 
 // request is a command to a guest agent.
 type request struct {
@@ -103,10 +118,10 @@ func parse(reply string, into any) error {
 		return notConnected(errors.New("a reply that is not JSON"))
 	}
 	if len(envelope.Error) > 0 || len(envelope.Return) == 0 || bytes.Equal(envelope.Return, []byte("null")) {
-		return notConnected(errRefused)
+		return notConnected(ErrRefused)
 	}
 	if err := json.Unmarshal(envelope.Return, into); err != nil {
-		return notConnected(fmt.Errorf("%w: its reply has another shape", errRefused))
+		return notConnected(fmt.Errorf("%w: its reply has another shape", ErrRefused))
 	}
 	return nil
 }

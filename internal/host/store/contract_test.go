@@ -25,7 +25,7 @@ func TestContract(t *testing.T) {
 			t.Fatal(err)
 		}
 		return hosttest.StoreSetup{
-			Guests: s, Disks: s, LiveDisks: s, Images: s, Seeds: s, FirstStarts: s,
+			Guests: s, Disks: s, LiveDisks: s, Images: s, Seeds: s, FirstStarts: s, Commits: s,
 			AddImage: func(t *testing.T, c store.Content, size int64) {
 				t.Helper()
 				names := []string{store.Disk}
