@@ -47,16 +47,6 @@ func onNodes(w scenario, digest, other string) {
 		}
 		return &pods.Items[0]
 	}
-	ends := func(pod *corev1.Pod, phase corev1.PodPhase, message string) {
-		t.Helper()
-		pod.Status.Phase = phase
-		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: berth.Container, State: corev1.ContainerState{
-			Terminated: &corev1.ContainerStateTerminated{Message: message, FinishedAt: metav1.Now()},
-		}}}
-		if err := w.Status().Update(t.Context(), pod); err != nil {
-			t.Fatal(err)
-		}
-	}
 	has := func(node string, digests ...string) {
 		t.Helper()
 		status := v1alpha1.VirtualMachineHostStatus{
@@ -71,11 +61,11 @@ func onNodes(w scenario, digest, other string) {
 
 	first := porter("n1", "")
 	until("a node to be asked", v1alpha1.ReasonPullingImage, "", 0)
-	ends(first, corev1.PodSucceeded, digest)
+	ends(w, first, corev1.PodSucceeded, digest)
 	has("n1", digest)
 	second := porter("n2", digest)
 	until("one node to have it", v1alpha1.ReasonPullingImage, digest, 1)
-	ends(second, corev1.PodFailed, "RegistryUnreachable: no route to host")
+	ends(w, second, corev1.PodFailed, "RegistryUnreachable: no route to host")
 	until("the failure to be told", v1alpha1.ReasonRegistryUnreachable, digest, 1)
 	has("n2", digest)
 	until("both nodes to have it", v1alpha1.ReasonImageReady, digest, 2)
@@ -84,7 +74,7 @@ func onNodes(w scenario, digest, other string) {
 	if err := w.Update(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}
-	ends(porter("n1", ""), corev1.PodSucceeded, other)
+	ends(w, porter("n1", ""), corev1.PodSucceeded, other)
 	has("n1", digest, other)
 	has("n2", digest, other)
 	until("what it is now to be on both nodes", v1alpha1.ReasonImageReady, other, 2)
@@ -94,5 +84,17 @@ func onNodes(w scenario, digest, other string) {
 	})
 	if err := w.Delete(t.Context(), image); err != nil { // or it wants porters as soon as hosts tell of other images
 		t.Fatal(err)
+	}
+}
+
+// ends has a pod end with a termination message.
+func ends(w scenario, pod *corev1.Pod, phase corev1.PodPhase, message string) {
+	w.T.Helper()
+	pod.Status.Phase = phase
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: berth.Container, State: corev1.ContainerState{
+		Terminated: &corev1.ContainerStateTerminated{Message: message, FinishedAt: metav1.Now()},
+	}}}
+	if err := w.Status().Update(w.T.Context(), pod); err != nil {
+		w.T.Fatal(err)
 	}
 }

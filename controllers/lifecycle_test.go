@@ -133,6 +133,10 @@ func TestOperator(t *testing.T) {
 		startOperator(t, config, "one").setKillOnWrite(true)
 		onNodes(scenario{env.NewWorld(t, c)}, "sha256:"+strings.Repeat("c", 64), "sha256:"+strings.Repeat("d", 64))
 	})
+	t.Run("may be killed after every write for a commit", func(t *testing.T) {
+		startOperator(t, config, "one").setKillOnWrite(true)
+		commits(scenario{env.NewWorld(t, c)})
+	})
 	t.Run("creates one berth though it learns late that it exists", func(t *testing.T) {
 		o := startOperator(t, config, "one")
 		o.setDelayPods(true)
@@ -421,7 +425,7 @@ func guest(running bool, reason v1alpha1.Reason) v1alpha1.VirtualMachineStatus {
 			env.Condition(v1alpha1.ConditionDisksReady, true, v1alpha1.ReasonDisksReady),
 			env.Condition(v1alpha1.ConditionRunning, running, reason),
 		},
-		Disks:         []v1alpha1.DiskStatus{{Name: "root"}},
+		Disks:         []v1alpha1.DiskStatus{{Name: "root", Size: resource.NewQuantity(1<<30, resource.BinarySI)}},
 		ReleasedBerth: types.UID(""),
 	}
 }

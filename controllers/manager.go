@@ -113,7 +113,7 @@ func Run(ctx context.Context, config *rest.Config, o Options) error {
 	}
 	hosts := &host.Reconciler{Client: mgr.GetClient()}
 	images := &image.Reconciler{Client: mgr.GetClient(), Status: vms.Status, Options: o.Berth, Now: time.Now}
-	if err := errors.Join(vms.Setup(ctx, mgr), hosts.Setup(mgr), images.Setup(ctx, mgr)); err != nil {
+	if err := errors.Join(vms.Setup(ctx, mgr), hosts.Setup(mgr), images.Setup(ctx, mgr), (*image.Commits)(images).Setup(mgr)); err != nil {
 		return fmt.Errorf("setting up the controllers: %w", err)
 	}
 	return mgr.Start(ctx)

@@ -68,7 +68,7 @@ func decide(s seen) (n next) {
 			continue
 		}
 		node := targets[at]
-		reason, message, ended := end(p)
+		reason, message, ended := end(p, v1alpha1.ReasonPullingImage)
 		failed := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded && !digest.MatchString(message) // which has another's
 		if p.Status.Phase == corev1.PodSucceeded && !failed && !s.isResolved(&n.status) {
 			n.status.Digest, n.status.Image, n.status.RefreshedAt = message, spec.Image, spec.RefreshedAt
@@ -162,8 +162,9 @@ func (s *seen) find(node, digest string) *v1alpha1.HostImage {
 	return nil
 }
 
-// end is how a porter ended, as its container's termination message tells: a reason with a message, or the digest.
-func end(p *corev1.Pod) (reason v1alpha1.Reason, message string, at time.Time) {
+// end is how a porter ended, as its container's termination message tells: a reason with a message, or the digest. One that was
+// evicted, or killed, has the reason other.
+func end(p *corev1.Pod, other v1alpha1.Reason) (reason v1alpha1.Reason, message string, at time.Time) {
 	at = p.CreationTimestamp.Time
 	message = p.Status.Message
 	if t := berth.ContainerStatus(p).State.Terminated; t != nil {
@@ -173,7 +174,7 @@ func end(p *corev1.Pod) (reason v1alpha1.Reason, message string, at time.Time) {
 	if reason = v1alpha1.Reason(word); slices.Contains(v1alpha1.Reasons(), reason) {
 		return reason, rest, at
 	}
-	return v1alpha1.ReasonPullingImage, message, at // it was evicted, or killed
+	return other, message, at
 }
 
 // conditions are Ready and Resolved.

@@ -129,10 +129,11 @@ func wire(ctx context.Context, mgr ctrl.Manager, o Options) (*wiring, error) {
 		Node:   o.Node,
 		Guests: machine.Host{Acceleration: o.Acceleration, GuestSubnet: o.GuestSubnet, MaxUnsizedDisk: o.MaxUnsizedDisk},
 		Host: virtualmachine.Host{
-			Libvirt: w.libvirt, Processes: process.Table{}, Cgroups: w.cgroups, Store: images, Consoles: consoles, Network: podnet.Pods{},
+			Libvirt: w.libvirt, Backups: w.libvirt, Processes: process.Table{}, Cgroups: w.cgroups, Store: images, Consoles: consoles, Network: podnet.Pods{},
 			OpenGuestAgent: func(ctx context.Context, pid, pts int) (virtualmachine.GuestAgent, error) {
 				return qga.OpenPort(ctx, pid, pts)
 			},
+			Push: registry.Push,
 			Volumes: volumes.New(ctx, volumes.Options{
 				Host: attachments, Disks: attachments, Run: sandbox.Run, Wake: w.enqueue, Now: time.Now,
 			}),

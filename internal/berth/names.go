@@ -1,6 +1,7 @@
 package berth
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"net"
@@ -83,8 +84,10 @@ func digest(vm types.UID, network string) []byte {
 // pod's own name says nothing. Only together with that VirtualMachine's status is the claim a proof.
 func Owner(pod metav1.Object) *metav1.OwnerReference { return owner(pod, "VirtualMachine") }
 
-// PorterOwner is Owner of a porter, by its VirtualMachineImage.
-func PorterOwner(pod metav1.Object) *metav1.OwnerReference { return owner(pod, "VirtualMachineImage") }
+// PorterOwner is Owner of a porter, by its VirtualMachineImage or VirtualMachineCommit.
+func PorterOwner(pod metav1.Object) *metav1.OwnerReference {
+	return cmp.Or(owner(pod, "VirtualMachineImage"), owner(pod, "VirtualMachineCommit"))
+}
 
 func owner(pod metav1.Object, kind string) *metav1.OwnerReference {
 	ref := metav1.GetControllerOf(pod)

@@ -187,7 +187,7 @@ func (w whyWriter) explain(reason v1alpha1.Reason, message string) {
 
 // installed is what the chart makes.
 var installed = map[metav1.TypeMeta][]string{
-	{APIVersion: "apiextensions.k8s.io/v1", Kind: "CustomResourceDefinition"}: {"virtualmachines.berth.dev", "virtualmachineimages.berth.dev", "virtualmachinehosts.berth.dev"},
+	{APIVersion: "apiextensions.k8s.io/v1", Kind: "CustomResourceDefinition"}: {"virtualmachines.berth.dev", "virtualmachineimages.berth.dev", "virtualmachinecommits.berth.dev", "virtualmachinehosts.berth.dev"},
 	{APIVersion: "admissionregistration.k8s.io/v1", Kind: "ValidatingAdmissionPolicyBinding"}: {
 		"berth-agent-guests", "berth-agent-host", "berth-agent-events", "berth-berths", "berth-disks", "berth-disks-finalizer",
 	},

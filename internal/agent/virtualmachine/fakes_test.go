@@ -369,7 +369,7 @@ func (n *node) startAgent() {
 	n.agent = New(context.Background(), Options{
 		Node: n.name, Guests: n.world.guests,
 		Host: Host{
-			Libvirt: libvirt{n.host.Libvirt, n}, Processes: n.host.Processes, Cgroups: n.host.Cgroups, Store: disk{n.host.Store, n}, Consoles: n.host.Consoles,
+			Libvirt: libvirt{n.host.Libvirt, n}, Backups: libvirt{n.host.Libvirt, n}, Processes: n.host.Processes, Cgroups: n.host.Cgroups, Store: disk{n.host.Store, n}, Consoles: n.host.Consoles,
 			Network: n.host.Network, Volumes: claims{n.host.Volumes}, ReadFile: n.host.ReadFile, Shims: n, Images: n, Facts: facts{},
 			OpenGuestAgent: func(_ context.Context, pid, pts int) (GuestAgent, error) { return n.host.OpenGuestAgent(pid, pts) },
 		},

@@ -86,7 +86,7 @@ func (r *Reconciler) observeGuestAgent(g *target, o *observed) {
 // askGuestAgent asks a guest who it is, and has the guest looked at if the answer is new.
 func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
 	var told qga.Info
-	err := r.converse(uid, pts, "Guest agent does not answer", func(ctx context.Context, agent GuestAgent) (err error) {
+	err := r.converse(uid, pts, infoTimeout, "Guest agent does not answer", func(ctx context.Context, agent GuestAgent) (err error) {
 		told, err = qga.Ask(ctx, agent)
 		return err
 	})
@@ -100,7 +100,7 @@ func (r *Reconciler) askGuestAgent(uid types.UID, pts int, into *agentInfo) {
 
 // startTools has a guest agent start the guest program. One that refuses is as good as any: there are other ways.
 func (r *Reconciler) startTools(uid types.UID, pts int) {
-	_ = r.converse(uid, pts, "Guest agent does not start the guest program", func(ctx context.Context, agent GuestAgent) error {
+	_ = r.converse(uid, pts, infoTimeout, "Guest agent does not start the guest program", func(ctx context.Context, agent GuestAgent) error {
 		return qga.RunShell(ctx, agent, seed.StartTools)
 	})
 }
@@ -111,12 +111,12 @@ func (r *Reconciler) powerDown(uid types.UID, pts int) {
 		return
 	}
 	defer r.poweringDown.Delete(uid)
-	_ = r.converse(uid, pts, "Guest agent does not power off", func(ctx context.Context, agent GuestAgent) error { return agent.PowerDown(ctx) })
+	_ = r.converse(uid, pts, infoTimeout, "Guest agent does not power off", func(ctx context.Context, agent GuestAgent) error { return agent.PowerDown(ctx) })
 }
 
-// converse has one conversation with a guest agent, and logs if nothing comes of it. The guest decides how long that takes.
-func (r *Reconciler) converse(uid types.UID, pts int, failed string, say func(context.Context, GuestAgent) error) error {
-	ctx, cancel := context.WithTimeout(r.life, infoTimeout)
+// converse has one conversation with a guest agent, and logs if nothing comes of it within that time, which the guest decides.
+func (r *Reconciler) converse(uid types.UID, pts int, within time.Duration, failed string, say func(context.Context, GuestAgent) error) error {
+	ctx, cancel := context.WithTimeout(r.life, within)
 	defer cancel()
 	agent, err := r.openGuestAgent(ctx, uid, pts)
 	if err == nil {

@@ -33,6 +33,7 @@ type Host struct {
 		Buttons
 		LiveDisks
 	}
+	Backups   Backups
 	Processes interface {
 		Processes
 		Helpers
@@ -58,6 +59,9 @@ type Host struct {
 	OpenGuestAgent func(ctx context.Context, pid, pts int) (GuestAgent, error)
 	// ReadFile reads a file, of limit bytes at most, in the mount namespace of a process.
 	ReadFile func(pid int, path string, limit int64) ([]byte, error)
+
+	// Push makes an image of a qcow2 disk, and pushes it; see image.Client.
+	Push func(ctx context.Context, ref image.Reference, keys image.Keychain, disk *os.File, at time.Time, sent func(bytes, of int64)) (digest string, size int64, err error)
 
 	Shims  Shims
 	Images Images
@@ -100,6 +104,13 @@ type LiveDisks interface {
 	DetachDisk(ctx context.Context, uuid, alias string) error
 	ChangeMedium(ctx context.Context, uuid, xml string, force bool) error
 	SetDiskLimits(ctx context.Context, uuid, target string, l libvirtd.DiskLimits) error
+}
+
+// Backups are copies of disks that QEMU makes.
+type Backups interface {
+	BeginBackup(ctx context.Context, uuid, xml string) error
+	BackupProgress(ctx context.Context, uuid string) (done, total uint64, goesOn bool, err error)
+	AbortBackup(ctx context.Context, uuid string) error
 }
 
 // Attachments are the claims' volumes of guests on the host.
@@ -164,6 +175,8 @@ type ChangingDisks interface {
 	SetMedium(uid, name, reference string, c store.Content) error
 	RemoveDisk(uid, name string) error
 	TakesDirectIO(path string) bool
+	CreateCommit(uid string, size, needs int64, user int) (path string, err error)
+	EndCommit(uid string, free func() error) error
 }
 
 // Seeds are guests' cloud-init data in the store.

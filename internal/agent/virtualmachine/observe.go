@@ -112,6 +112,9 @@ func (r *Reconciler) observeStart(g *target, o *observed) (err error) {
 			return err
 		}
 	}
+	if c, _ := r.commits.Load(g.uid); c != nil && c.(*commit).reading.Load() { //nolint:forcetypeassert // nothing else is in there
+		return fault.NewTransient(v1alpha1.ReasonCommitting, errors.New("a disk is copied for a VirtualMachineCommit: the guest can start once it is"))
+	}
 	return r.observeDisks(g, o)
 }
 

@@ -39,15 +39,17 @@ func (r *Reconciler) porter(ctx context.Context, uid types.UID) (*corev1.Pod, er
 		}
 	}
 	r.forget(uid)
+	r.dropCommit(uid)
 	return nil, nil
 }
 
-// carry has the image pulled that a porter is for, with the Secrets that the porter has mounted, and ends the porter with what
-// has come of it: the digest, or why there is none. A pull ends with its porter.
+// carry has the image pulled that a porter is for, or a disk committed, with the Secrets that the porter has mounted, and ends
+// the porter with what has come of it: the digest, or why there is none. Either ends with its porter.
 func (r *Reconciler) carry(ctx context.Context, p *corev1.Pod) (wake time.Duration, err error) {
 	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || !p.DeletionTimestamp.IsZero() {
 		r.Host.Images.Retain(p.UID, nil)
 		r.forget(p.UID)
+		r.dropCommit(p.UID)
 		return 0, nil
 	}
 	session, _, err := r.Host.Shims.Connect(ctx, p.UID, p.UID)
@@ -76,12 +78,14 @@ func (r *Reconciler) carry(ctx context.Context, p *corev1.Pod) (wake time.Durati
 			return 0, err
 		}
 		r.carried.Store(p.UID, log)
-		r.Host.Images.Start(p.UID, p.Namespace, i, keys) // the registry is asked, whatever the node knows of the name
-		return progressPeriod, nil
 	}
-	state, err := r.Host.Images.State(p.UID, i, keys)
-	if err != nil {
-		return 0, err
+	doing, state := "pulling", plan.Image{} // the registry is asked first, whatever the node knows of the name
+	if errand.Commit != nil {
+		doing, state = "committing disk "+errand.Commit.Disk+" to", r.carryCommit(p.UID, errand, session, keys) //nolint:contextcheck // it outlives the look
+	} else if begun {
+		if state, err = r.Host.Images.State(p.UID, i, keys); err != nil {
+			return 0, err
+		}
 	}
 	switch state.State {
 	case plan.ImageReady:
@@ -96,7 +100,7 @@ func (r *Reconciler) carry(ctx context.Context, p *corev1.Pod) (wake time.Durati
 	case plan.ImagePulling:
 		file := log.(*os.File) //nolint:errcheck,forcetypeassert // nothing else is in there
 		_ = file.SetWriteDeadline(time.Now().Add(time.Millisecond))
-		_, _ = fmt.Fprintf(file, "pulling %s: %s\r\n", errand.Image, state.Progress) // who does not read it misses it
+		_, _ = fmt.Fprintf(file, "%s %s: %s\r\n", doing, errand.Image, state.Progress) // who does not read it misses it
 	}
 	return progressPeriod, nil
 }

@@ -182,7 +182,7 @@ func TestPorterIsDeletedByForce(t *testing.T) {
 
 func TestPorterOfANewerOperator(t *testing.T) {
 	r, pod, shim, pulls := newPorter(t)
-	raw, err := json.Marshal(map[string]any{"version": 2, "image": "registry/debian:12"})
+	raw, err := json.Marshal(map[string]any{"version": 3, "image": "registry/debian:12"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,7 @@ type Reconciler struct {
 	watched      sync.Map        // by process ID, the QEMUs whose end is waited for
 	poweringDown sync.Map        // by types.UID, the guests whose agents are being asked to power off
 	carried      sync.Map        // by types.UID of porters whose pulls have begun, the *os.File that is their log
+	commits      sync.Map        // by types.UID of VMs, the *commit that makes an image of a disk
 	life         context.Context // ends with the agent: what is asked of a guest outlives a sync
 }
 
@@ -95,6 +96,7 @@ func (r *Reconciler) sync(ctx context.Context, uid types.UID) (time.Duration, er
 	} else {
 		r.Host.Images.Retain(uid, g.Images())
 	}
+	r.cleanCommit(ctx, uid)
 	have := r.observe(ctx, g)
 	var next plan.Next
 	var failure error
