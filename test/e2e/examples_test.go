@@ -90,6 +90,10 @@ func useLabImages(o *unstructured.Unstructured) {
 	case ok && o.GetKind() == "VirtualMachineImage":
 		spec["image"] = os.Getenv("LAB_IMAGE_CLOUD")
 		return
+	case ok && o.GetKind() == "VirtualMachineCommit":
+		spec["image"] = os.Getenv("LAB_REGISTRY") + "/examples/" + o.GetName() + ":1"
+		delete(spec, "pushSecretName")
+		return
 	case !ok || o.GetKind() != "VirtualMachine":
 		return
 	}
@@ -112,6 +116,8 @@ func awaitExample(l *lab, o *unstructured.Unstructured) {
 		l.vm(o.GetName(), "to be as its spec asks", asAsked)
 	case "VirtualMachineImage":
 		l.kubectl("", "wait", "--for=condition=Ready", "--timeout=10m", "vmimage/"+o.GetName())
+	case "VirtualMachineCommit":
+		l.kubectl("", "wait", "--for=condition=Complete", "--timeout=10m", "vmcommit/"+o.GetName())
 	case "Service":
 		l.kubectl("", "wait", "--for=jsonpath={.endpoints[0].conditions.ready}=true", "--timeout=2m",
 			"endpointslice", "-l", "kubernetes.io/service-name="+o.GetName())

@@ -45,7 +45,7 @@ func TestUninstall(t *testing.T) {
 	counted(l, l.kubectl("", "logs", "tiny"))
 
 	t.Log("the CRDs go, and with them all guests")
-	l.kubectl("", "delete", "crd", "virtualmachines.berth.dev", "virtualmachineimages.berth.dev", "virtualmachinehosts.berth.dev", "--timeout=2m")
+	l.kubectl("", "delete", "crd", "virtualmachines.berth.dev", "virtualmachineimages.berth.dev", "virtualmachinecommits.berth.dev", "virtualmachinehosts.berth.dev", "--timeout=2m")
 	l.pod("tiny", "to be gone", isGone)
 	nothingLeft(l, string(vm.UID))
 
