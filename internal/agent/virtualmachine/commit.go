@@ -39,7 +39,8 @@ const (
 // commit makes an image of a disk in the background. A guest has one at a time.
 type commit struct {
 	berth.Commit
-	image  string
+	image, namespace string
+
 	porter types.UID
 	in     Container
 	keys   Keys
@@ -56,9 +57,9 @@ func (c *commit) tell(format string, args ...any) {
 }
 
 // carryCommit begins the commit that a porter is for, once no other of its guest goes on, and tells how far it is.
-func (r *Reconciler) carryCommit(porter types.UID, e berth.Errand, in Container, keys Keys) plan.Image {
+func (r *Reconciler) carryCommit(porter types.UID, namespace string, e berth.Errand, in Container, keys Keys) plan.Image {
 	ctx, stop := context.WithCancel(r.life)
-	c := &commit{Commit: *e.Commit, image: e.Image, porter: porter, in: in, keys: keys, stop: stop}
+	c := &commit{Commit: *e.Commit, image: e.Image, namespace: namespace, porter: porter, in: in, keys: keys, stop: stop}
 	c.tell("it begins")
 	other, goesOn := r.commits.LoadOrStore(e.Commit.VM, c)
 	if !goesOn {
@@ -86,8 +87,8 @@ func (r *Reconciler) dropCommit(porter types.UID) {
 	}
 }
 
-// awaited are reasons for which a commit begins anew: libvirtd, or we, have just begun.
-var awaited = []v1alpha1.Reason{v1alpha1.ReasonLibvirtUnreachable, v1alpha1.ReasonLibvirtBusy, v1alpha1.ReasonStarting}
+// awaited are reasons for which a commit begins anew: libvirtd, or we, have just begun, or others have what it needs.
+var awaited = []v1alpha1.Reason{v1alpha1.ReasonLibvirtUnreachable, v1alpha1.ReasonLibvirtBusy, v1alpha1.ReasonStarting, v1alpha1.ReasonCommitting}
 
 func (r *Reconciler) runCommit(ctx context.Context, c *commit) {
 	made, err := r.commit(ctx, c)
@@ -125,6 +126,10 @@ func (r *Reconciler) commit(ctx context.Context, c *commit) (made v1alpha1.Virtu
 	if err != nil {
 		return made, err
 	}
+	if !r.making.begin(c.VM, c.namespace) {
+		return made, fault.NewTransient(v1alpha1.ReasonCommitting, fmt.Errorf("waiting for one of node %s's %d slots for commits", r.Node, maxStarts))
+	}
+	defer r.making.end(c.namespace)
 	err = r.endCommit(ctx, c.VM, true) // of an agent before this one; a guest agent that does not answer is asked again at the end
 	if err != nil && fault.ReasonOf(err) != v1alpha1.ReasonGuestAgentNotConnected {
 		return made, err

@@ -326,6 +326,30 @@ func TestACommitFails(t *testing.T) {
 	}
 }
 
+// TestCommitsAreMadeInTurn, few at once.
+func TestCommitsAreMadeInTurn(t *testing.T) {
+	inBubble(t, running, func(c *committing) {
+		for range maxStarts {
+			if !c.n.agent.making.begin("another", "another") {
+				t.Fatal("there are fewer slots")
+			}
+		}
+		p := c.porter(nil)
+		c.until("it to wait", func() bool {
+			made, _ := c.n.agent.commits.Load(vmUID)
+			return made != nil && strings.Contains(made.(*commit).state.Load().Progress, "4 slots for commits")
+		})
+		if c.n.host.HasCopy(string(vmUID)) {
+			t.Error("it takes space meanwhile")
+		}
+		c.n.agent.making.end("another")
+		c.copying(string(vmUID))
+		c.n.host.CompleteBackup(string(vmUID))
+		c.made(p)
+		c.clean()
+	})
+}
+
 // TestLibvirtdGoesAmidACommit, which begins anew with it.
 func TestLibvirtdGoesAmidACommit(t *testing.T) {
 	inBubble(t, running, func(c *committing) {

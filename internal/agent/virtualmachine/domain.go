@@ -177,13 +177,13 @@ func provides(node string, facts libvirtd.HostFacts, h domain.Hardware) error {
 
 const (
 	// maxStarts is how many domains are started at once: as many as libvirtd takes calls for, and few enough that other
-	// guests have workers left.
+	// guests have workers left. So many commits are made at once, too, each of which takes some MiB of memory.
 	maxStarts = 4
 	// startTurn is how long a guest that waits keeps others from going first. Longer than the backoff of its loop.
 	startTurn = 15 * time.Second
 )
 
-// starts are the domains being started. Namespaces share them: one whose guests start slowly has a slot less as soon as
+// starts are the domains being started, or the commits being made. Namespaces share them: one whose guests start slowly has a slot less as soon as
 // another's guest waits.
 type starts struct {
 	wake func(vm types.UID)

@@ -81,7 +81,7 @@ func (r *Reconciler) carry(ctx context.Context, p *corev1.Pod) (wake time.Durati
 	}
 	doing, state := "pulling", plan.Image{} // the registry is asked first, whatever the node knows of the name
 	if errand.Commit != nil {
-		doing, state = "committing disk "+errand.Commit.Disk+" to", r.carryCommit(p.UID, errand, session, keys) //nolint:contextcheck // it outlives the look
+		doing, state = "committing disk "+errand.Commit.Disk+" to", r.carryCommit(p.UID, p.Namespace, errand, session, keys) //nolint:contextcheck // it outlives the look
 	} else if begun {
 		if state, err = r.Host.Images.State(p.UID, i, keys); err != nil {
 			return 0, err

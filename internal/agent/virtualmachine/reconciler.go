@@ -63,6 +63,7 @@ type Reconciler struct {
 	Options
 	guests       *guestCache
 	starts       *starts
+	making       *starts         // of images, by commits
 	watched      sync.Map        // by process ID, the QEMUs whose end is waited for
 	poweringDown sync.Map        // by types.UID, the guests whose agents are being asked to power off
 	carried      sync.Map        // by types.UID of porters whose pulls have begun, the *os.File that is their log
@@ -72,7 +73,11 @@ type Reconciler struct {
 
 // New makes a Reconciler. What it does in the background ends with ctx.
 func New(ctx context.Context, o Options) *Reconciler {
-	return &Reconciler{Options: o, guests: newGuestCache(), starts: &starts{wake: o.Enqueue, now: o.Now, running: map[string]int{}}, life: ctx}
+	return &Reconciler{
+		Options: o, guests: newGuestCache(), life: ctx,
+		starts: &starts{wake: o.Enqueue, now: o.Now, running: map[string]int{}},
+		making: &starts{wake: func(types.UID) {}, now: o.Now, running: map[string]int{}}, // they look again by themselves
+	}
 }
 
 // Reconcile brings one guest to what the API wants, by the UID of its VirtualMachine, or a porter, by its own.

@@ -32,7 +32,7 @@ func (c *Client) Push(ctx context.Context, ref Reference, keys Keychain, disk *o
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	sum, compressed := digest.Canonical.Digester(), &counter{ctx: ctx}
-	plain, err := writeLayer(io.MultiWriter(sum.Hash(), compressed), disk)
+	plain, err := c.writeLayer(io.MultiWriter(sum.Hash(), compressed), disk)
 	if err != nil {
 		return "", 0, fmt.Errorf("compressing the disk: %w", err)
 	}
@@ -48,18 +48,21 @@ func (c *Client) Push(ctx context.Context, ref Reference, keys Keychain, disk *o
 		Client: c.repository(ref, ref, keys.candidates(ref)[0]).auth, PlainHTTP: slices.Contains(c.options.PlainHTTP, ref.host()),
 		Reference: registry.Reference{Registry: ref.Registry, Repository: ref.Repository},
 	}
-	limit := c.options.ThroughputWindow
-	stall := time.AfterFunc(limit, func() { cancel(stallError{limit}) })
+	window, counted := c.options.ThroughputWindow, int64(0)
+	stall := time.AfterFunc(window, func() { cancel(fmt.Errorf("it takes less than %d bytes a second", c.options.MinThroughput)) })
 	defer stall.Stop()
 	from, into := io.Pipe()
 	defer from.Close() // and whoever writes ends
 	go func() {
-		_, err := writeLayer(into, disk)
+		_, err := c.writeLayer(into, disk)
 		into.CloseWithError(err)
 	}()
 	made := ocispec.Descriptor{}
 	err = to.Push(ctx, layer, io.TeeReader(from, &counter{ctx: ctx, each: func(bytes int64) {
-		stall.Reset(limit)
+		if float64(bytes-counted) >= float64(c.options.MinThroughput)*window.Seconds() {
+			counted = bytes
+			stall.Reset(window)
+		}
 		sent(bytes, layer.Size)
 	}}))
 	if err == nil {
@@ -74,13 +77,31 @@ func (c *Client) Push(ctx context.Context, ref Reference, keys Keychain, disk *o
 	return made.Digest.String(), layer.Size, ref.pushFailed(ctx, err)
 }
 
+// packing writes in its turn what is to be compressed. What is sent then waits out of turn.
+type packing struct {
+	*turn
+	w    io.Writer
+	sent bool
+}
+
+func (p packing) Write(b []byte) (n int, err error) {
+	if p.sent {
+		p.wait(func() { n, err = p.w.Write(b) })
+		return n, err
+	}
+	p.take()
+	defer p.give()
+	return p.w.Write(b)
+}
+
 // writeLayer writes a layer that holds the disk, the same each time, and returns the digest of what is compressed in it.
-func writeLayer(w io.Writer, disk *os.File) (digest.Digest, error) {
+func (c *Client) writeLayer(w io.Writer, disk *os.File) (digest.Digest, error) {
 	st, err := disk.Stat()
 	if err != nil {
 		return "", err
 	}
-	compressed, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1))
+	t := &turn{turns: c.turns}
+	compressed, err := zstd.NewWriter(packing{t, w, true}, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(1<<20))
 	if err != nil {
 		return "", err
 	}
@@ -88,7 +109,7 @@ func writeLayer(w io.Writer, disk *os.File) (digest.Digest, error) {
 	archive := tar.NewWriter(io.MultiWriter(compressed, plain.Hash()))
 	err = archive.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "disk/disk.qcow2", Mode: 0o444, Size: st.Size()})
 	if err == nil {
-		_, err = io.Copy(archive, io.NewSectionReader(disk, 0, st.Size()))
+		_, err = io.Copy(packing{t, archive, false}, io.NewSectionReader(disk, 0, st.Size()))
 	}
 	return plain.Digest(), errors.Join(err, archive.Close(), compressed.Close())
 }
